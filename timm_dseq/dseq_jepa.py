@@ -8,19 +8,102 @@ its feature, and the final norm before the mean. Images (B, C, H, W) go in, feat
 
 import os
 import re
+import warnings
 from typing import Any
 
 import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.layers import trunc_normal_
-from timm.models import VisionTransformer, build_model_with_cfg, generate_default_cfgs, register_model
-from timm.models import resolve_pretrained_cfg as timm_resolve_pretrained_cfg
+from timm.models import build_model_with_cfg, generate_default_cfgs, register_model, resolve_pretrained_cfg
+from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 from torch import nn
 
+from .checkpoints import check_safetensors, encoder_weights
 from .errors import UserError
 from .positions import sincos_positions
 
-__all__ = ["DSeqVisionTransformer"]
+__all__ = ["ARCHITECTURES", "BACKBONE", "PUBLISHED", "STOCK", "DSeqVisionTransformer", "default_cfgs"]
+
+# What makes a ViT a DSeq-JEPA backbone, as arguments of timm's VisionTransformer.
+BACKBONE = {"class_token": True, "no_embed_class": True, "global_pool": "avg", "fc_norm": False}
+
+ARCHITECTURES = {
+    "dseq_jepa_vit_ti16": {"patch_size": 16, "embed_dim": 192, "depth": 12, "num_heads": 3},
+    "dseq_jepa_vit_s16": {"patch_size": 16, "embed_dim": 384, "depth": 12, "num_heads": 6},
+    "dseq_jepa_vit_b16": {"patch_size": 16, "embed_dim": 768, "depth": 12, "num_heads": 12},
+    "dseq_jepa_vit_l16": {"patch_size": 16, "embed_dim": 1024, "depth": 24, "num_heads": 16},
+    "dseq_jepa_vit_h14": {"patch_size": 14, "embed_dim": 1280, "depth": 32, "num_heads": 16},
+    "dseq_jepa_vit_h16_448": {"patch_size": 16, "embed_dim": 1280, "depth": 32, "num_heads": 16},
+}
+
+# The timm architecture that equals each of ours once BACKBONE is given: what a Hub config names, so that timm and
+# transformers load the weights without this package.
+STOCK = {
+    "dseq_jepa_vit_ti16": "vit_tiny_patch16_224",
+    "dseq_jepa_vit_s16": "vit_small_patch16_224",
+    "dseq_jepa_vit_b16": "vit_base_patch16_224",
+    "dseq_jepa_vit_l16": "vit_large_patch16_224",
+    "dseq_jepa_vit_h14": "vit_huge_patch14_224",
+    "dseq_jepa_vit_h16_448": "vit_huge_patch16_gap_448",
+}
+
+# model.tag → "organisation/repository@revision": the weights that exist, and the only source of `hf_hub_id`.
+PUBLISHED: dict[str, str] = {}
+
+
+def _hub_id(model_tag: str) -> str | None:
+    """Where the weights of `model.tag` are: in the user's own namespace if the environment names one, else PUBLISHED."""
+    namespace = os.environ.get("TIMM_DSEQ_NAMESPACE", "")
+    if not namespace:
+        return PUBLISHED.get(model_tag)
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", namespace):
+        raise UserError(f"TIMM_DSEQ_NAMESPACE={namespace!r} is no organisation or user of the Hub: give its bare name.")
+    return f"{namespace}/{model_tag}"
+
+
+def _cfg(model_tag: str, size: int = 224, **kwargs: Any) -> dict[str, Any]:
+    return {
+        "hf_hub_id": _hub_id(model_tag),
+        "hf_hub_filename": "model.safetensors",
+        "num_classes": 0,
+        "input_size": (3, size, size),
+        "fixed_input_size": True,
+        "interpolation": "bicubic",
+        "crop_pct": 0.875,
+        "mean": IMAGENET_DEFAULT_MEAN,
+        "std": IMAGENET_DEFAULT_STD,
+        "first_conv": "patch_embed.proj",
+        "classifier": "head",
+        "license": "apache-2.0",
+        "origin_url": "https://github.com/SkyShunsuke/DSeq-JEPA",
+        "paper_name": "DSeq-JEPA: Discriminative Sequential Joint-Embedding Predictive Architecture",
+        "paper_ids": "arXiv:2511.17354",
+        **kwargs,
+    }
+
+
+def _tags(architecture: str, official: bool = False, **kwargs: Any) -> dict[str, dict[str, Any]]:
+    """Configurations of an architecture's tags; the first is the default.
+
+    in1k: ours, the paper's recipe. in1k_vicreg: with the contrastive term. in1k_ijepa: I-JEPA on the same ViT.
+    in1k_official: the authors' weights, for the sizes the paper trains.
+    """
+    tags = {"in1k": {}, "in1k_vicreg": {}, "in1k_ijepa": {}}
+    if official:
+        tags["in1k_official"] = {"license": "unknown"}  # the authors' code is MIT; for the weights none is stated
+    return {f"{architecture}.{tag}": _cfg(f"{architecture}.{tag}", **kwargs, **own) for tag, own in tags.items()}
+
+
+default_cfgs = generate_default_cfgs(
+    {
+        **_tags("dseq_jepa_vit_ti16"),
+        **_tags("dseq_jepa_vit_s16"),
+        **_tags("dseq_jepa_vit_b16", official=True),
+        **_tags("dseq_jepa_vit_l16", official=True),
+        **_tags("dseq_jepa_vit_h14"),
+        **_tags("dseq_jepa_vit_h16_448", official=True, size=448),
+    }
+)
 
 
 class DSeqVisionTransformer(VisionTransformer):
@@ -35,11 +118,176 @@ class DSeqVisionTransformer(VisionTransformer):
             return
         if self.pos_embed is not None:
             positions = sincos_positions(self.patch_embed.grid_size, self.embed_dim, self.pos_embed.device)
-            with torch.no_grad():
+            with torch.no_grad():  # prefix tokens that have a position keep timm's
                 self.pos_embed[:, self.pos_embed.shape[1] - len(positions) :] = positions.to(self.pos_embed.dtype)
-        trunc_normal_(self.cls_token, std=0.02)
+        if self.cls_token is not None:
+            trunc_normal_(self.cls_token, std=0.02)
         trunc_normal_(self.patch_embed.proj.weight, std=0.02)
         if self.patch_embed.proj.bias is not None:
             nn.init.zeros_(self.patch_embed.proj.bias)
         if not self.fix_init:  # else timm has already divided
             self.fix_init_weight()
+
+
+def _is_size(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
+def _check_arguments(variant: str, arguments: dict[str, Any]) -> None:
+    """Refuse, in one line, what would fail late, load nothing, or be another model."""
+    if not arguments.get("class_token", True):
+        raise UserError(
+            f"{variant} always has a class token (it asks where to look): leave class_token out, or take timm's "
+            f"{STOCK[variant]} with class_token=False."
+        )
+    if arguments.get("reg_tokens"):
+        raise UserError(
+            f"{variant} has no register tokens and no weights for them: leave reg_tokens out, or take timm's "
+            f"{STOCK[variant]} with reg_tokens={arguments['reg_tokens']}."
+        )
+    if arguments.get("use_naflex"):
+        raise UserError(f"{variant} is a plain ViT: leave use_naflex out, and use dynamic_img_size=True for any size.")
+    num_classes = arguments.get("num_classes", 0)
+    if num_classes != 0 and not _is_size(num_classes):
+        raise UserError(f"{variant}: num_classes={num_classes!r} is no class count: give 0 (no head) or more.")
+    if not _is_size(arguments.get("in_chans", 3)):
+        raise UserError(f"{variant}: in_chans={arguments['in_chans']!r} is no channel count: give 1 or more.")
+
+    img_size, patch_size = arguments.get("img_size", 224), arguments["patch_size"]
+    sides = img_size if isinstance(img_size, (tuple, list)) else (img_size, img_size)
+    patch_sides = patch_size if isinstance(patch_size, (tuple, list)) else (patch_size, patch_size)
+    if len(sides) != 2 or not all(map(_is_size, sides)):
+        raise UserError(f"{variant}: img_size={img_size!r} is no image size: give a whole number or (height, width).")
+    if len(patch_sides) != 2 or not all(map(_is_size, patch_sides)):
+        raise UserError(f"{variant}: patch_size={patch_size!r} is no patch size: give a whole number or a pair.")
+    if not arguments.get("dynamic_img_pad") and any(s % p for s, p in zip(sides, patch_sides, strict=True)):
+        fits = tuple(max(p, round(s / p) * p) for s, p in zip(sides, patch_sides, strict=True))
+        raise UserError(
+            f"{variant}: img_size={tuple(sides)} is not divisible by the patch {tuple(patch_sides)}: take {fits}, "
+            "or pad with dynamic_img_pad=True."
+        )
+
+
+def _locate_weights(variant: str, cfg: dict[str, Any], cache_dir: str | os.PathLike | None) -> str | None:
+    """The file to load, downloaded and checked; None where timm has the weights already or finds them itself."""
+    name = f"{variant}.{cfg['tag']}" if cfg.get("tag") else variant
+    if cfg.get("state_dict") or cfg.get("source"):
+        return None
+    if cfg.get("file"):
+        check_safetensors(cfg["file"])
+        return cfg["file"]
+    if cfg.get("hf_hub_id"):
+        from .hub import download
+
+        return download(cfg["hf_hub_id"], cfg.get("hf_hub_filename") or "model.safetensors", cache_dir)
+    if cfg.get("url"):
+        return None
+    raise UserError(
+        f"No weights of {name} are published: convert a checkpoint (timm-dseq convert CHECKPOINT --out DIR, then "
+        f'timm.create_model("local-dir:DIR", pretrained=True)), or set TIMM_DSEQ_NAMESPACE to the organisation that '
+        f"has published them (timm-dseq push DIR --to ORGANISATION/{name})."
+    )
+
+
+def _filter_weights(state_dict: dict[str, Any], model: VisionTransformer) -> dict[str, torch.Tensor]:
+    """A checkpoint, of whatever kind, → exactly the model's parameters, or an error that names the first that fails.
+
+    A head or attention pool the checkpoint lacks stays fresh, with a warning; all else must be there and fit.
+    """
+    weights = checkpoint_filter_fn(encoder_weights(state_dict), model)
+    parameters = model.state_dict()
+    if "fc_norm.weight" in parameters and "norm.weight" not in parameters:  # fc_norm=True: the same norm, moved
+        weights = {re.sub(r"^norm\.", "fc_norm.", name): tensor for name, tensor in weights.items()}
+    if model.num_classes != model.pretrained_cfg["num_classes"] or model.num_classes == 0:
+        weights = {name: tensor for name, tensor in weights.items() if not name.startswith("head.")}
+
+    missing = [name for name in parameters if name not in weights]
+    fresh = [name for name in missing if name.startswith(("head.", "attn_pool."))]
+    lost = [name for name in missing if name not in fresh]
+    unused = [name for name in weights if name not in parameters]
+    if lost or unused:
+        which = f"have no {lost[0]}" if lost else f"also hold {unused[0]}"
+        more = f" (and {len(lost or unused) - 1} more)" if len(lost or unused) > 1 else ""
+        raise UserError(
+            f"The weights {which}{more}: they are of another architecture than this {type(model).__name__}. Leave out "
+            "the arguments that change the backbone, or build it with pretrained=False."
+        )
+    for name, tensor in weights.items():
+        ours, theirs = tuple(parameters[name].shape), tuple(tensor.shape)
+        if name == "patch_embed.proj.weight":  # timm adapts the input channels
+            ours, theirs = ours[:1] + ours[2:], theirs[:1] + theirs[2:]
+        if ours != theirs:
+            raise UserError(
+                f"The weights do not fit: {name} is {tuple(tensor.shape)} in the file and "
+                f"{tuple(parameters[name].shape)} in the model. Check the model's name and its arguments."
+            )
+    if fresh:
+        warnings.warn(
+            f"Not in the pretrained weights, so freshly initialised: {', '.join(fresh)}. Train before use.",
+            stacklevel=2,
+        )
+    return weights
+
+
+def _create_dseq_jepa(variant: str, pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    arguments = {**BACKBONE, **ARCHITECTURES[variant], **kwargs}
+    source = (arguments.pop("pretrained_cfg", None), arguments.pop("pretrained_cfg_overlay", None) or {})
+    cfg = resolve_pretrained_cfg(variant, *source).to_dict()
+    arguments.setdefault("img_size", cfg["input_size"][1:])
+    _check_arguments(variant, arguments)
+    arguments.pop("use_naflex", None)
+
+    overlay = dict(source[1])
+    file = _locate_weights(variant, cfg, arguments.get("cache_dir")) if pretrained else None
+    if file:
+        overlay["file"] = file
+    model = build_model_with_cfg(
+        DSeqVisionTransformer,
+        variant,
+        pretrained,
+        pretrained_cfg=source[0],
+        pretrained_cfg_overlay=overlay,
+        pretrained_filter_fn=_filter_weights,
+        pretrained_strict=False,  # _filter_weights is stricter, and knows which parameters may be fresh
+        feature_cfg={"out_indices": arguments.pop("out_indices", 3), "feature_cls": "getter"},
+        **arguments,
+    )
+    if file and not source[1].get("file"):  # where the cache lies is nothing the model should remember
+        model.pretrained_cfg.pop("file", None)
+    return model
+
+
+@register_model
+def dseq_jepa_vit_ti16(pretrained: bool = False, **kwargs: Any) -> DSeqVisionTransformer:
+    """DSeq-JEPA ViT-Ti/16 at 224: not in the paper, small enough for a laptop."""
+    return _create_dseq_jepa("dseq_jepa_vit_ti16", pretrained, **kwargs)
+
+
+@register_model
+def dseq_jepa_vit_s16(pretrained: bool = False, **kwargs: Any) -> DSeqVisionTransformer:
+    """DSeq-JEPA ViT-S/16 at 224: not in the paper, the small model to try ideas on."""
+    return _create_dseq_jepa("dseq_jepa_vit_s16", pretrained, **kwargs)
+
+
+@register_model
+def dseq_jepa_vit_b16(pretrained: bool = False, **kwargs: Any) -> DSeqVisionTransformer:
+    """DSeq-JEPA ViT-B/16 at 224: the paper's main model."""
+    return _create_dseq_jepa("dseq_jepa_vit_b16", pretrained, **kwargs)
+
+
+@register_model
+def dseq_jepa_vit_l16(pretrained: bool = False, **kwargs: Any) -> DSeqVisionTransformer:
+    """DSeq-JEPA ViT-L/16 at 224."""
+    return _create_dseq_jepa("dseq_jepa_vit_l16", pretrained, **kwargs)
+
+
+@register_model
+def dseq_jepa_vit_h14(pretrained: bool = False, **kwargs: Any) -> DSeqVisionTransformer:
+    """DSeq-JEPA ViT-H/14 at 224: the size I-JEPA published, not in the paper."""
+    return _create_dseq_jepa("dseq_jepa_vit_h14", pretrained, **kwargs)
+
+
+@register_model
+def dseq_jepa_vit_h16_448(pretrained: bool = False, **kwargs: Any) -> DSeqVisionTransformer:
+    """DSeq-JEPA ViT-H/16 at 448: the paper's largest model."""
+    return _create_dseq_jepa("dseq_jepa_vit_h16_448", pretrained, **kwargs)

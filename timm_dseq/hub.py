@@ -1,0 +1,110 @@
+"""The Hugging Face Hub: weights come down whole or not at all, folders go up in one commit."""
+
+import errno
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from os import PathLike
+from pathlib import Path
+
+import huggingface_hub
+from huggingface_hub import errors as hub_errors
+
+from .checkpoints import check_safetensors
+from .errors import UserError
+
+
+def split_revision(repo: str) -> tuple[str, str | None]:
+    """"organisation/name@revision" → ("organisation/name", "revision" or None)."""
+    repo_id, _, revision = repo.partition("@")
+    return repo_id, revision or None
+
+
+@contextmanager
+def explained(what: str) -> Iterator[None]:
+    """Turn whatever the Hub, the network or the disk answers into one line that names the culprit and the mend."""
+    try:
+        yield
+    except hub_errors.GatedRepoError as error:
+        raise UserError(f"{what} is gated: accept its terms on the Hub, then log in (hf auth login).") from error
+    except hub_errors.RevisionNotFoundError as error:
+        raise UserError(f"{what}: the repository has no such revision: check what stands after the @.") from error
+    except hub_errors.RepositoryNotFoundError as error:
+        raise UserError(
+            f"{what}: no such repository, or a private one: check its name, and log in if it is yours (hf auth login)."
+        ) from error
+    except hub_errors.LocalEntryNotFoundError as error:
+        if huggingface_hub.constants.HF_HUB_OFFLINE:
+            mend = "unset HF_HUB_OFFLINE to download it"
+        else:
+            mend = "the Hub cannot be reached: check the network, HF_ENDPOINT and proxies, then try again"
+        raise UserError(f"{what} is not in the cache, and {mend}.") from error
+    except hub_errors.EntryNotFoundError as error:
+        raise UserError(f"{what}: the repository has no such file: it may not be a timm-dseq export.") from error
+    except hub_errors.HFValidationError as error:
+        raise UserError(f"{what} is no repository of the Hub: write ORGANISATION/NAME.") from error
+    except hub_errors.OfflineModeIsEnabled as error:
+        raise UserError(f"{what} needs the network: unset HF_HUB_OFFLINE.") from error
+    except hub_errors.HfHubHTTPError as error:
+        status = getattr(error.response, "status_code", "no status")
+        if status in (401, 403):
+            raise UserError(f"{what}: your token may not do this: log in with one that may (hf auth login).") from error
+        raise UserError(f"{what}: the Hub answered {status}: try again later.") from error
+    except PermissionError as error:
+        raise UserError(f"No permission to write {error.filename}: mend it, or set HF_HOME or cache_dir.") from error
+    except OSError as error:  # network errors, a download that broke off, the disk
+        if error.errno == errno.ENOSPC:
+            raise UserError(f"{what}: no space left on the disk: free some, or set HF_HOME elsewhere.") from error
+        raise UserError(f"{what} did not arrive whole ({_first_line(error)}): try again.") from error
+    except Exception as error:  # httpx and requests have no common base below Exception
+        if type(error).__module__.split(".")[0] not in ("httpx", "httpx2", "requests", "urllib3", "httpcore"):
+            raise
+        raise UserError(f"{what}: the connection failed ({_first_line(error)}): try again.") from error
+
+
+def download(repo: str, filename: str, cache_dir: str | PathLike | None = None) -> str:
+    """The cached path of a file of "organisation/name@revision", complete and with the checksum the Hub announced."""
+    repo_id, revision = split_revision(repo)
+    what = f"{filename} of {repo}"
+    with explained(what):
+        path = huggingface_hub.hf_hub_download(
+            repo_id, filename, revision=revision, cache_dir=cache_dir, library_name="timm_dseq"
+        )
+    try:
+        _check_digest(Path(path), what)
+        check_safetensors(path)
+    except UserError:
+        Path(path).resolve().unlink(missing_ok=True)  # the next try downloads it anew
+        Path(path).unlink(missing_ok=True)
+        raise
+    return path
+
+
+def _check_digest(path: Path, what: str) -> None:
+    """Compare a cached file with the SHA-256 it is named after, once: no library does.
+
+    Large files lie in the cache as blobs/SHA256, with a link to them. A note of size and time remembers the check.
+    Where the cache has no links (some Windows set-ups) there is no digest to compare with.
+    """
+    blob = path.resolve()
+    if blob.parent.name != "blobs" or len(blob.name) != 64:
+        return
+    seen = f"{blob.stat().st_size} {blob.stat().st_mtime_ns}"
+    note = blob.parent.parent / ".verified" / blob.name
+    if note.is_file() and note.read_text() == seen:
+        return
+    digest = hashlib.sha256()
+    with blob.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    if digest.hexdigest() != blob.name:
+        raise UserError(f"{what} arrived damaged (its SHA-256 is not the announced one), so it was removed: try again.")
+    try:
+        note.parent.mkdir(exist_ok=True)
+        note.write_text(seen)
+    except OSError:  # a cache that others own and we may only read: compare again next time
+        pass
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0].rstrip(".")
