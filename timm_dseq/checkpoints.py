@@ -105,6 +105,18 @@ def encoder_weights(state: dict[str, Any], which: str = "target") -> Weights:
     return parse(state).encoder(which)
 
 
+def misfits(
+    weights: Weights, parameters: Weights
+) -> tuple[list[str], list[str], list[tuple[str, tuple[int, ...], tuple[int, ...]]]]:
+    """Names that the weights lack, names they have beyond the parameters, and (name, wanted, found) of other shapes."""
+    missing = [name for name in parameters if name not in weights]
+    unused = [name for name in weights if name not in parameters]
+    shapes = [
+        (name, tuple(parameters[name].shape), tuple(weights[name].shape)) for name in weights if name in parameters
+    ]
+    return missing, unused, [(name, wanted, found) for name, wanted, found in shapes if wanted != found]
+
+
 def _below(state: dict[str, Any], role: str) -> Weights:
     return {name.removeprefix(f"{role}."): value for name, value in state.items() if name.startswith(f"{role}.")}
 

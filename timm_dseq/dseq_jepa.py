@@ -18,11 +18,11 @@ from timm.models import build_model_with_cfg, generate_default_cfgs, register_mo
 from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 from torch import nn
 
-from .checkpoints import check_safetensors, encoder_weights
+from .checkpoints import check_safetensors, encoder_weights, misfits
 from .errors import UserError
 from .positions import sincos_positions
 
-__all__ = ["ARCHITECTURES", "BACKBONE", "PUBLISHED", "STOCK", "DSeqVisionTransformer", "default_cfgs"]
+__all__ = ["ARCHITECTURES", "BACKBONE", "PUBLISHED", "STOCK", "TAGS", "DSeqVisionTransformer", "default_cfgs"]
 
 # What makes a ViT a DSeq-JEPA backbone, as arguments of timm's VisionTransformer.
 BACKBONE = {"class_token": True, "no_embed_class": True, "global_pool": "avg", "fc_norm": False}
@@ -52,7 +52,7 @@ PUBLISHED: dict[str, str] = {}
 
 
 def _hub_id(model_tag: str) -> str | None:
-    """Where the weights of `model.tag` are: in the user's own namespace if the environment names one, else PUBLISHED."""
+    """Where the weights of `model.tag` are: in the namespace the environment names, else in PUBLISHED."""
     namespace = os.environ.get("TIMM_DSEQ_NAMESPACE", "")
     if not namespace:
         return PUBLISHED.get(model_tag)
@@ -82,26 +82,20 @@ def _cfg(model_tag: str, size: int = 224, **kwargs: Any) -> dict[str, Any]:
     }
 
 
-def _tags(architecture: str, official: bool = False, **kwargs: Any) -> dict[str, dict[str, Any]]:
-    """Configurations of an architecture's tags; the first is the default.
-
-    in1k: ours, the paper's recipe. in1k_vicreg: with the contrastive term. in1k_ijepa: I-JEPA on the same ViT.
-    in1k_official: the authors' weights, for the sizes the paper trains.
-    """
-    tags = {"in1k": {}, "in1k_vicreg": {}, "in1k_ijepa": {}}
-    if official:
-        tags["in1k_official"] = {"license": "unknown"}  # the authors' code is MIT; for the weights none is stated
-    return {f"{architecture}.{tag}": _cfg(f"{architecture}.{tag}", **kwargs, **own) for tag, own in tags.items()}
-
+# in1k: ours, the paper's recipe. in1k_official: the authors' weights, converted; their code is MIT, for the weights no
+# licence is stated. in1k_vicreg: ours with the contrastive term. in1k_ijepa: I-JEPA on the same ViT.
+TAGS = {
+    "in1k": {},
+    "in1k_official": {"license": "unknown"},
+    "in1k_vicreg": {},
+    "in1k_ijepa": {},
+}
 
 default_cfgs = generate_default_cfgs(
     {
-        **_tags("dseq_jepa_vit_ti16"),
-        **_tags("dseq_jepa_vit_s16"),
-        **_tags("dseq_jepa_vit_b16", official=True),
-        **_tags("dseq_jepa_vit_l16", official=True),
-        **_tags("dseq_jepa_vit_h14"),
-        **_tags("dseq_jepa_vit_h16_448", official=True, size=448),
+        f"{architecture}.{tag}": _cfg(f"{architecture}.{tag}", 448 if architecture.endswith("448") else 224, **own)
+        for architecture in ARCHITECTURES
+        for tag, own in TAGS.items()
     }
 )
 
@@ -183,9 +177,9 @@ def _locate_weights(variant: str, cfg: dict[str, Any], cache_dir: str | os.PathL
     if cfg.get("url"):
         return None
     raise UserError(
-        f"No weights of {name} are published: convert a checkpoint (timm-dseq convert CHECKPOINT --out DIR, then "
+        f"No weights of {name} are published: convert a checkpoint (timm-dseq convert CHECKPOINT --output DIR, then "
         f'timm.create_model("local-dir:DIR", pretrained=True)), or set TIMM_DSEQ_NAMESPACE to the organisation that '
-        f"has published them (timm-dseq push DIR --to ORGANISATION/{name})."
+        f"has published them (timm-dseq push DIR ORGANISATION/{name})."
     )
 
 
@@ -201,26 +195,22 @@ def _filter_weights(state_dict: dict[str, Any], model: VisionTransformer) -> dic
     if model.num_classes != model.pretrained_cfg["num_classes"] or model.num_classes == 0:
         weights = {name: tensor for name, tensor in weights.items() if not name.startswith("head.")}
 
-    missing = [name for name in parameters if name not in weights]
+    missing, unused, reshaped = misfits(weights, parameters)
     fresh = [name for name in missing if name.startswith(("head.", "attn_pool."))]
     lost = [name for name in missing if name not in fresh]
-    unused = [name for name in weights if name not in parameters]
     if lost or unused:
         which = f"have no {lost[0]}" if lost else f"also hold {unused[0]}"
-        more = f" (and {len(lost or unused) - 1} more)" if len(lost or unused) > 1 else ""
         raise UserError(
-            f"The weights {which}{more}: they are of another architecture than this {type(model).__name__}. Leave out "
-            "the arguments that change the backbone, or build it with pretrained=False."
+            f"The weights {which}: they are not of this architecture. Leave out the arguments that change the "
+            "backbone, or build it with pretrained=False."
         )
-    for name, tensor in weights.items():
-        ours, theirs = tuple(parameters[name].shape), tuple(tensor.shape)
-        if name == "patch_embed.proj.weight":  # timm adapts the input channels
-            ours, theirs = ours[:1] + ours[2:], theirs[:1] + theirs[2:]
-        if ours != theirs:
-            raise UserError(
-                f"The weights do not fit: {name} is {tuple(tensor.shape)} in the file and "
-                f"{tuple(parameters[name].shape)} in the model. Check the model's name and its arguments."
-            )
+    for name, wanted, found in reshaped:
+        if name == "patch_embed.proj.weight" and wanted[:1] + wanted[2:] == found[:1] + found[2:]:
+            continue  # timm adapts the input channels
+        raise UserError(
+            f"The weights do not fit: {name} is {found} in the file and {wanted} in the model. Check the model's name "
+            "and its arguments."
+        )
     if fresh:
         warnings.warn(
             f"Not in the pretrained weights, so freshly initialised: {', '.join(fresh)}. Train before use.",

@@ -15,7 +15,7 @@ from .errors import UserError
 
 
 def split_revision(repo: str) -> tuple[str, str | None]:
-    """"organisation/name@revision" → ("organisation/name", "revision" or None)."""
+    """organisation/name@revision → ("organisation/name", "revision", or None without one)."""
     repo_id, _, revision = repo.partition("@")
     return repo_id, revision or None
 
