@@ -142,3 +142,11 @@ def check_fit(weights: Weights, backbone: Backbone) -> None:
     if missing or unused:
         key, fault = (missing[0], "is not in the checkpoint") if missing else (unused[0], "has no place in the model")
         raise UserError(f"{key} {fault}, taken as {name}: name its model with --model NAME.")
+
+
+def macs(vit: torch.nn.Module) -> int:
+    """Multiply-accumulates of one image through a plain ViT without a head, products of the attention included."""
+    patches, tokens = vit.patch_embed.num_patches, vit.patch_embed.num_patches + vit.num_prefix_tokens
+    per_token = sum(m.weight.numel() for m in vit.blocks.modules() if isinstance(m, torch.nn.Linear))
+    attention = 2 * len(vit.blocks) * tokens**2 * vit.embed_dim
+    return patches * vit.patch_embed.proj.weight.numel() + tokens * per_token + attention

@@ -119,7 +119,7 @@ def ijepa_card(name: str, backbone: Backbone) -> str:
         with_package="",
         training="Pretrained by Meta with I-JEPA, on [TO BE STATED: the data set of this checkpoint, IN1k or IN22k]; "
         "see the paper for the recipe.",
-        results=f"| task | these weights |\n|---|---|\n| ImageNet-1k, linear probe, top-1 | {_measure('linear probe')} |",
+        results=f"| task | these weights |\n|---|---|\n| ImageNet-1k, linear | {_measure('linear probe')} |",
         licence="CC-BY-NC-4.0, as Meta's release: attribution, no commercial use.",
         citation=_IJEPA_CITATION,
     )

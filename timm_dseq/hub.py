@@ -80,6 +80,13 @@ def download(repo: str, filename: str, cache_dir: str | PathLike | None = None) 
     return path
 
 
+def snapshot(repo: str) -> str:
+    """The cached folder of "organisation/name@revision"."""
+    repo_id, revision = split_revision(repo)
+    with explained(repo):
+        return huggingface_hub.snapshot_download(repo_id, revision=revision, library_name="timm_dseq")
+
+
 def _check_digest(path: Path, what: str) -> None:
     """Compare a cached file with the SHA-256 it is named after, once: no library does.
 

@@ -1,0 +1,196 @@
+"""The `timm-dseq` command: models, convert, verify, push.
+
+Exit codes: 0 done, 1 something the message names is wrong, 2 the command was not understood.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+
+from . import __version__
+from .errors import UserError
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; returns its exit code."""
+    options = _parser().parse_args(arguments)
+    try:
+        result, ok = options.run(options)
+    except UserError as error:
+        if options.json:
+            print(json.dumps({"error": str(error)}))
+        print(f"timm-dseq {options.command}: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(f"timm-dseq {options.command}: stopped", file=sys.stderr)
+        return 130
+    print(json.dumps(result, indent=2) if options.json else options.show(result))
+    return 0 if ok else 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="timm-dseq",
+        description="DSeq-JEPA backbones: see them, make Hub-ready folders of checkpoints, check and publish these.",
+        epilog='In Python: import timm_dseq, timm; timm.create_model("dseq_jepa_vit_b16")',
+    )
+    parser.add_argument("--version", action="version", version=f"timm-dseq {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def command(name: str, run, show, help: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=help, description=help)
+        sub.add_argument("--json", action="store_true", help="print the result as JSON")
+        sub.set_defaults(run=run, show=show)
+        return sub
+
+    command("models", _models, _show_models, "list the backbones: size, cost, weights published or cached here")
+
+    sub = command("convert", _convert, _show_convert, "make a Hub-ready folder of a checkpoint")
+    sub.add_argument("source", metavar="SRC", help="our training checkpoint, Meta's I-JEPA, the authors', any timm ViT")
+    sub.add_argument("-o", "--output", metavar="DIR", help="folder to write (default: ./MODEL.TAG)")
+    sub.add_argument("--encoder", choices=("target", "student"), default="target", help="default: target")
+    sub.add_argument("--model", metavar="NAME[.TAG]", help="what it is, where the file cannot tell")
+    sub.add_argument("--img-size", type=int, nargs=2, metavar=("H", "W"), help="resample the positions to this size")
+    sub.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32", help="default: float32")
+    sub.add_argument("--license", metavar="ID", help="licence of the weights, as the Hub writes it")
+    sub.add_argument("--with-pretraining-state", action="store_true", help="also student and predictor, to train on")
+
+    sub = command("verify", _verify, _show_checks, "load a folder or repository in every way, and compare the outputs")
+    sub.add_argument("source", metavar="DIR|REPO", help="a Hub-ready folder, or ORGANISATION/NAME[@REVISION]")
+
+    sub = command("push", _push, _show_push, "publish a Hub-ready folder in one commit, and load it back")
+    sub.add_argument("folder", metavar="DIR")
+    sub.add_argument("repository", metavar="REPO", nargs="?", help="default: $TIMM_DSEQ_NAMESPACE/MODEL.TAG")
+    sub.add_argument("--private", action="store_true", help="create it private")
+    sub.add_argument("--revision", metavar="BRANCH", help="default: main")
+    sub.add_argument("--dry-run", action="store_true", help="show what would go, send nothing")
+    return parser
+
+
+def _models(options: argparse.Namespace) -> tuple[list[dict], bool]:
+    import huggingface_hub
+
+    from .backbone import macs, registered
+    from .dseq_jepa import ARCHITECTURES, default_cfgs
+
+    def cached(repository: str | None) -> bool:
+        if not repository:
+            return False
+        repo_id, _, revision = repository.partition("@")
+        found = huggingface_hub.try_to_load_from_cache(repo_id, "model.safetensors", revision=revision or None)
+        return isinstance(found, str)
+
+    rows = []
+    for name in ARCHITECTURES:
+        model = registered(name).blueprint
+        rows.append(
+            {
+                "model": name,
+                "image": list(registered(name).img_size),
+                "parameters": sum(parameter.numel() for parameter in model.parameters()),
+                "macs": macs(model),
+                "weights": {
+                    tag: {"published": cfg.hf_hub_id, "cached": cached(cfg.hf_hub_id)}
+                    for tag, cfg in default_cfgs[name].cfgs.items()
+                },
+            }
+        )
+    return rows, True
+
+
+def _show_models(rows: list[dict]) -> str:
+    lines = [f"{'model':24}{'image':>10}{'params':>10}{'GMACs':>9}  weights"]
+    for row in rows:
+        published = [
+            f"{tag} ({'cached' if state['cached'] else state['published']})"
+            for tag, state in row["weights"].items()
+            if state["published"]
+        ]
+        lines.append(
+            f"{row['model']:24}{'×'.join(map(str, row['image'])):>10}{row['parameters'] / 1e6:>8.1f} M"
+            f"{row['macs'] / 1e9:>9.2f}  {', '.join(published) or 'none published'}"
+        )
+    tags = ", ".join(rows[0]["weights"])
+    return "\n".join([*lines, "", f"tags: {tags}", "import timm_dseq before timm.create_model(NAME)"])
+
+
+def _convert(options: argparse.Namespace) -> tuple[dict, bool]:
+    from .convert import convert
+
+    size = tuple(options.img_size) if options.img_size else None
+    return convert(
+        options.source,
+        options.output,
+        encoder=options.encoder,
+        model=options.model,
+        img_size=size,
+        dtype=options.dtype,
+        license=options.license,
+        with_pretraining_state=options.with_pretraining_state,
+    ), True
+
+
+def _show_convert(result: dict) -> str:
+    lines = [
+        f"{result['model']}: a checkpoint of kind {result['kind']}, {result['encoder']} encoder, "
+        f"{result['tensors']} tensors; in stock timm {result['stock']}",
+        *(f"  {name}  {size:,} bytes" for name, size in result["files"].items()),
+    ]
+    if result["left_out"]:
+        lines.append(f"left out: {', '.join(result['left_out'])}")
+    if result["blanks"]:
+        lines.append(f"blanks to fill in {result['output']}/README.md before a push: {result['blanks']}")
+    lines += [
+        f'load it: timm.create_model("local-dir:{result["output"]}", pretrained=True)',
+        f"check it: timm-dseq verify {result['output']}",
+    ]
+    return "\n".join(lines)
+
+
+def _verify(options: argparse.Namespace) -> tuple[dict, bool]:
+    from pathlib import Path
+
+    from .hub import snapshot
+    from .verify import verify
+
+    if Path(options.source).exists() or options.source.count("/") != 1:
+        checks = verify(options.source)
+    else:
+        checks = verify(snapshot(options.source), repository=options.source)
+    return checks, all(check["ok"] for check in checks.values())
+
+
+def _show_checks(checks: dict) -> str:
+    return "\n".join(f"{'ok  ' if check['ok'] else 'FAIL'}  {name}: {check['seen']}" for name, check in checks.items())
+
+
+def _push(options: argparse.Namespace) -> tuple[dict, bool]:
+    from .push import push
+
+    result = push(
+        options.folder,
+        options.repository,
+        private=options.private,
+        revision=options.revision,
+        dry_run=options.dry_run,
+    )
+    if options.dry_run:
+        return result, not result["blanks"]
+    return result, all(check["ok"] for check in result["checks"].values())
+
+
+def _show_push(result: dict) -> str:
+    done = "pushed to" if "commit" in result else "would go to"
+    private = ", private" if result["private"] else ""
+    lines = [f"{done} {result['repository']} ({result['revision']}{private}), in one commit:"]
+    lines += [f"  {name}  {size:,} bytes" for name, size in sorted(result["files"].items())]
+    lines += [f"  stays here: {name}" for name in result["left_behind"]]
+    lines += [f"  blank, push will refuse it: {blank}" for blank in result["blanks"]]
+    if "commit" in result:
+        lines += [result["url"], _show_checks(result["checks"])]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,147 @@
+"""Does a folder load everywhere, and to the same numbers? With this package, in stock timm, in transformers.
+
+The stock loads run in a process of their own that never imports timm_dseq.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from importlib.util import find_spec
+from pathlib import Path
+
+import timm
+import torch
+from safetensors.torch import load_file, save_file
+
+from . import cards
+from .backbone import Backbone, check_fit
+from .checkpoints import check_safetensors
+from .dseq_jepa import STOCK
+from .errors import UserError
+
+TOLERANCE = 1e-5
+
+_STOCK_TIMM = """
+import sys, timm, torch
+from safetensors.torch import load_file, save_file
+model = timm.create_model(sys.argv[1], pretrained=True).float().eval()
+with torch.inference_mode():
+    save_file({"features": model(load_file(sys.argv[2])["image"])}, sys.argv[3])
+assert not any(name.startswith("timm_dseq") for name in sys.modules)
+"""
+_TRANSFORMERS = """
+import sys, torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModel
+model = AutoModel.from_pretrained(sys.argv[1]).float().eval()
+with torch.inference_mode():
+    save_file({"features": model(load_file(sys.argv[2])["image"]).pooler_output.contiguous()}, sys.argv[3])
+assert not any(name.startswith("timm_dseq") for name in sys.modules)
+"""
+
+
+def read_folder(folder: Path) -> tuple[dict, Backbone, str]:
+    """config.json, the encoder it describes, and the card, of a Hub-ready folder whose parts are all there."""
+    if not folder.is_dir():
+        raise UserError(f"{folder} is no folder: name one that timm-dseq convert has written.")
+    for name in ("config.json", "README.md", "model.safetensors"):
+        if not (folder / name).is_file():
+            raise UserError(f"{folder} has no {name}: write the folder with timm-dseq convert.")
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        architecture, backbone = config["architecture"], Backbone.from_config(config)
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{folder / 'config.json'} is no config of timm ({error!r}): convert the weights anew."
+        ) from error
+    if architecture in STOCK:
+        raise UserError(
+            f"{folder / 'config.json'} names {architecture}, which timm does not know without this package: it should "
+            f"name {STOCK[architecture]}."
+        )
+    if not timm.is_model(architecture):
+        raise UserError(f"{folder / 'config.json'} names {architecture}, which is no architecture of timm.")
+    forbidden = {"num_classes", "pretrained"} & set(config.get("model_args", {}))
+    if forbidden:
+        raise UserError(f"{folder / 'config.json'}: model_args holds {forbidden.pop()}, with which transformers fails.")
+    return config, backbone, (folder / "README.md").read_text(encoding="utf-8")
+
+
+def verify(folder: str | os.PathLike, repository: str | None = None) -> dict[str, dict]:
+    """Check a folder, and the repository it came from, if any; one entry a check, with "ok" and what was seen."""
+    folder = Path(folder)
+    config, backbone, card = read_folder(folder)
+    check_safetensors(folder / "model.safetensors")
+    weights = load_file(folder / "model.safetensors")
+    check_fit(weights, backbone)
+
+    checks = {
+        "config": {"ok": True, "seen": f"{backbone.stock}, {config['model_args']}"},
+        "weights": {"ok": True, "seen": f"{len(weights)} tensors, all in place, {_dtypes(weights)}"},
+        "card": _check_card(card),
+    }
+    model = backbone.build().eval()
+    model.load_state_dict(weights)  # 16-bit weights become the float32 model's, as in every check below
+    image = torch.randn(2, backbone.in_chans, *backbone.img_size, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        expected = model(image)
+        pooled = model.forward_head(model.forward_features(image), pre_logits=True)
+
+    with tempfile.TemporaryDirectory() as scratch:
+        save_file({"image": image}, f"{scratch}/image.safetensors")
+        checks["stock timm"] = _in_process(_STOCK_TIMM, f"local-dir:{folder.resolve()}", expected, scratch)
+        if repository:
+            checks["stock timm, hf-hub:"] = _in_process(_STOCK_TIMM, f"hf-hub:{repository}", expected, scratch)
+        if backbone.dseq_name:
+            checks["timm_dseq"] = _with_package(folder, backbone, image, expected)
+        if find_spec("transformers"):
+            checks["transformers"] = _in_process(_TRANSFORMERS, str(folder.resolve()), pooled, scratch)
+        else:
+            checks["transformers"] = {"ok": True, "seen": "not installed, not checked: pip install transformers"}
+    return checks
+
+
+def _dtypes(weights: dict[str, torch.Tensor]) -> str:
+    return ", ".join(sorted({str(tensor.dtype).removeprefix("torch.") for tensor in weights.values()}))
+
+
+def _check_card(card: str) -> dict:
+    head, _, body = card.removeprefix("---\n").partition("\n---\n")
+    lacking = [key for key in ("library_name:", "license:", "pipeline_tag:") if f"\n{key}" not in f"\n{head}"]
+    lacking += [f"## {title}" for title in ("Usage", "Training", "Results", "Licence") if f"\n## {title}" not in body]
+    if lacking:
+        return {"ok": False, "seen": f"the card lacks {', '.join(lacking)}"}
+    blanks = cards.blanks(card)
+    return {"ok": True, "seen": f"complete but for {len(blanks)} blanks" if blanks else "complete", "blanks": blanks}
+
+
+def _compared(features: torch.Tensor, expected: torch.Tensor) -> dict:
+    if features.shape != expected.shape:
+        return {"ok": False, "seen": f"features {tuple(features.shape)} instead of {tuple(expected.shape)}"}
+    difference = (features - expected).abs().max().item()
+    return {"ok": difference <= TOLERANCE, "seen": f"largest difference {difference:.1e}"}
+
+
+def _in_process(script: str, source: str, expected: torch.Tensor, scratch: str) -> dict:
+    paths = f"{scratch}/image.safetensors", f"{scratch}/features.safetensors"
+    command = [sys.executable, "-c", script, source, *paths]
+    run = subprocess.run(command, capture_output=True, text=True)
+    if run.returncode:
+        return {"ok": False, "seen": (run.stderr.strip().splitlines() or ["no message"])[-1]}
+    return _compared(load_file(paths[1])["features"], expected)
+
+
+def _with_package(folder: Path, backbone: Backbone, image: torch.Tensor, expected: torch.Tensor) -> dict:
+    model = timm.create_model(
+        backbone.dseq_name,
+        pretrained=True,
+        pretrained_cfg_overlay={
+            "file": str(folder / "model.safetensors"),
+            "input_size": (backbone.in_chans, *backbone.img_size),
+            "num_classes": backbone.num_classes,
+        },
+    )
+    with torch.inference_mode():
+        return _compared(model.eval()(image), expected)
