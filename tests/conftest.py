@@ -1,13 +1,46 @@
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
-import pytest
+# Before anything imports huggingface_hub, which reads them at import: the whole suite speaks to a Hub on loopback and
+# keeps its cache to itself.
+from .hub_server import HubServer
 
-from . import layouts
+_HUB = HubServer()
+_HOME = tempfile.TemporaryDirectory(prefix="timm-dseq-tests-")
+for _name in [name for name in os.environ if name.startswith(("HF_", "HUGGING", "TIMM_DSEQ"))]:
+    del os.environ[_name]
+os.environ |= {
+    "HF_ENDPOINT": _HUB.url,
+    "HF_HOME": _HOME.name,
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "HF_HUB_DISABLE_XET": "1",  # the loopback Hub stores plain files
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+}
+
+import pytest  # noqa: E402
+
+from . import layouts  # noqa: E402
 
 ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _loopback_hub():
+    with _HUB:
+        yield
+    _HOME.cleanup()
+
+
+@pytest.fixture
+def hub() -> HubServer:
+    """The loopback Hub, empty and without faults."""
+    _HUB.repos.clear()
+    _HUB.requests.clear()
+    _HUB.token, _HUB.fault, _HUB.read_only, _HUB.died = None, None, False, False
+    return _HUB
 
 
 @pytest.fixture(scope="session")
@@ -35,16 +68,9 @@ def exported(roles, tmp_path_factory) -> Path:
 def run_python(tmp_path):
     """Run Python code in a process of its own, with an empty Hub cache: returns the finished process."""
 
-    def run(code: str, *arguments: str, timeout: int = 240, **environment: str) -> subprocess.CompletedProcess:
-        env = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "TIMM_DSEQ"))}
-        env |= {"HF_HOME": str(tmp_path / "hf"), "HF_HUB_DISABLE_TELEMETRY": "1", **environment}
-        return subprocess.run(
-            [sys.executable, "-c", code, *arguments],
-            capture_output=True,
-            text=True,
-            env=env,
-            cwd=tmp_path,
-            timeout=timeout,
-        )
+    def run(code: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess:
+        env = {**os.environ, "HF_HOME": str(tmp_path / "hf"), **environment}
+        command = [sys.executable, "-c", code, *arguments]
+        return subprocess.run(command, capture_output=True, text=True, env=env, cwd=tmp_path, timeout=300)
 
     return run

@@ -111,9 +111,8 @@ def misfits(
     """Names that the weights lack, names they have beyond the parameters, and (name, wanted, found) of other shapes."""
     missing = [name for name in parameters if name not in weights]
     unused = [name for name in weights if name not in parameters]
-    shapes = [
-        (name, tuple(parameters[name].shape), tuple(weights[name].shape)) for name in weights if name in parameters
-    ]
+    shared = [name for name in parameters if name in weights]
+    shapes = [(name, tuple(parameters[name].shape), tuple(weights[name].shape)) for name in shared]
     return missing, unused, [(name, wanted, found) for name, wanted, found in shapes if wanted != found]
 
 

@@ -100,17 +100,21 @@ def _check_digest(path: Path, what: str) -> None:
     note = blob.parent.parent / ".verified" / blob.name
     if note.is_file() and note.read_text() == seen:
         return
-    digest = hashlib.sha256()
-    with blob.open("rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    if digest.hexdigest() != blob.name:
+    if _sha256(blob) != blob.name:
         raise UserError(f"{what} arrived damaged (its SHA-256 is not the announced one), so it was removed: try again.")
     try:
         note.parent.mkdir(exist_ok=True)
         note.write_text(seen)
     except OSError:  # a cache that others own and we may only read: compare again next time
         pass
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
 
 
 def _first_line(error: BaseException) -> str:

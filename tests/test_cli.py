@@ -1,0 +1,213 @@
+"""The command, as a user types it: exit codes, what is printed, and the whole way from a checkpoint to the Hub."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from safetensors.torch import load_file
+from torch.utils.flop_counter import FlopCounterMode
+
+from timm_dseq import cards
+from timm_dseq.backbone import macs, registered
+from timm_dseq.cli import main
+from timm_dseq.dseq_jepa import ARCHITECTURES, TAGS
+
+from . import layouts
+
+NAME = "dseq_jepa_vit_ti16.in1k"
+
+
+@pytest.fixture
+def run(capsys):
+    def run(*arguments) -> tuple[int, str, str]:
+        code = main([str(argument) for argument in arguments])
+        printed = capsys.readouterr()
+        return code, printed.out, printed.err
+
+    return run
+
+
+@pytest.fixture
+def complete(exported, tmp_path) -> Path:
+    """A folder whose card has no blanks left."""
+    folder = tmp_path / "complete"
+    shutil.copytree(exported, folder)
+    card = (folder / "README.md").read_text()
+    (folder / "README.md").write_text(cards.BLANK.sub("12.3 ± 0.4", card))
+    return folder
+
+
+def test_models_lists_all_with_their_size_cost_and_weights(run):
+    code, out, _ = run("models", "--json")
+    rows = {row["model"]: row for row in json.loads(out)}
+    assert code == 0 and rows.keys() == ARCHITECTURES.keys()
+    assert rows["dseq_jepa_vit_b16"]["parameters"] == pytest.approx(85.80e6, rel=1e-3)
+    assert rows["dseq_jepa_vit_h16_448"]["image"] == [448, 448]
+    assert all(row["weights"] == {tag: {"published": None, "cached": False} for tag in TAGS} for row in rows.values())
+    code, out, _ = run("models")
+    assert all(name in out for name in ARCHITECTURES) and out.count("none published") == len(ARCHITECTURES)
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_the_count_of_macs_equals_torchs(name):
+    model = registered(name).blueprint.eval()
+    image = torch.empty(1, 3, *registered(name).img_size, device="meta")
+    with FlopCounterMode(display=False) as counter, torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+        model(image)
+    assert macs(model) == pytest.approx(counter.get_total_flops() / 2, rel=1e-3)
+
+
+def test_models_tells_published_and_cached_weights(hub, exported, run_python):
+    hub.add_repo(f"lab/{NAME}", {path.name: path.read_bytes() for path in exported.iterdir()})
+    code = """
+import timm_dseq, timm
+from timm_dseq.cli import main
+main(["models"])
+timm.create_model("dseq_jepa_vit_ti16", pretrained=True)
+main(["models"])
+"""
+    run = run_python(code, TIMM_DSEQ_NAMESPACE="lab")
+    before, after = (line for line in run.stdout.splitlines() if line.startswith("dseq_jepa_vit_ti16"))
+    assert f"in1k (lab/{NAME})" in before and "in1k (cached)" in after, run.stderr
+
+
+def test_the_whole_way_from_a_checkpoint_to_the_hub_and_back(hub, run, roles, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "hf_writer")
+    hub.token = "hf_writer"
+    source, folder = layouts.save_official(tmp_path / "dseq.pth", **roles), tmp_path / "folder"
+    code, out, _ = run("convert", source, "--output", folder, "--with-pretraining-state")
+    assert code == 0 and "dseq_jepa_vit_ti16.in1k_official" in out and "timm-dseq verify" in out
+    code, out, _ = run("verify", folder)
+    assert code == 0 and "FAIL" not in out and out.count("largest difference") == 3, out
+
+    repository = "lab/dseq_jepa_vit_ti16.in1k_official"
+    code, out, _ = run("push", folder, repository, "--dry-run")
+    assert code == 1 and "would go to" in out and "blank, push will refuse it" in out
+    code, _, err = run("push", folder, repository)
+    assert code == 1 and "README.md has" in err and "[TO BE" in err and err.count("\n") == 1
+    assert hub.repos == {}
+
+    (folder / "README.md").write_text(cards.BLANK.sub("1.0 ± 0.1", (folder / "README.md").read_text()))
+    (folder / "notes.txt").write_text("stays here")
+    code, out, err = run("push", folder, repository, "--private")
+    assert code == 0 and "ok    arrived" in out and "stays here: notes.txt" in out, out + err
+    sent = hub.files(repository)
+    assert sent.keys() == {"README.md", "config.json", "model.safetensors", "pretraining.safetensors"}
+    assert hub.repos[repository].private
+    assert hub.repos[repository].messages == ["initial commit", "Upload dseq_jepa_vit_ti16.in1k_official"]
+    assert b"<namespace>" not in sent["README.md"] and f"hf-hub:{repository}".encode() in sent["README.md"]
+
+    code, out, err = run("verify", repository)
+    assert code == 0 and "stock timm, hf-hub:" in out, out + err
+    overlay = {"hf_hub_id": repository}
+    model = timm.create_model(
+        "dseq_jepa_vit_ti16", pretrained=True, pretrained_cfg_overlay=overlay, cache_dir=tmp_path / "cache"
+    )
+    assert torch.equal(model.norm.weight, roles["target"]["norm.weight"])
+
+
+def test_a_push_updates_in_one_commit_and_knows_branches(hub, run, complete):
+    assert run("push", complete, "lab/x")[0] == 0
+    (complete / "README.md").write_text((complete / "README.md").read_text() + "\nMore.\n")
+    code, out, err = run("push", complete, "lab/x", "--revision", "second", "--json")
+    assert code == 0 and json.loads(out)["revision"] == "second", err
+    assert b"More." in hub.files("lab/x", "second")["README.md"]
+    assert b"More." not in hub.files("lab/x")["README.md"]
+    assert len(hub.repos["lab/x"].messages) == 3
+
+
+@pytest.mark.parametrize("fault", ["read_only", "token"])
+def test_a_push_without_the_right_says_so(hub, run, complete, fault):
+    setattr(hub, fault, "hf_other" if fault == "token" else True)
+    code, _, err = run("push", complete, "lab/x")
+    assert code == 1 and "log in" in err and err.count("\n") == 1, err
+    assert not hub.repos
+
+
+def test_the_repository_comes_from_the_namespace_when_none_is_named(run, complete, monkeypatch):
+    code, _, err = run("push", complete, "--dry-run")
+    assert code == 1 and "Name the repository" in err
+    monkeypatch.setenv("TIMM_DSEQ_NAMESPACE", "lab")
+    code, out, _ = run("push", complete, "--dry-run", "--json")
+    assert code == 0 and json.loads(out)["repository"] == f"lab/{NAME}"
+
+
+def test_verify_sees_each_fault(run, complete, tmp_path):
+    def config(**changes):
+        content = json.loads((complete / "config.json").read_text())
+        return json.dumps({**content, **changes})
+
+    weights = (complete / "model.safetensors").read_bytes()
+    cases = {
+        "names dseq_jepa_vit_ti16, which timm does not know": {
+            "config.json": config(architecture="dseq_jepa_vit_ti16")
+        },
+        "names resnet51, which is no architecture": {"config.json": config(architecture="resnet51")},
+        "and (192, 3, 16, 16)": {"config.json": config(architecture="vit_small_patch16_224")},
+        "model_args holds num_classes": {"config.json": config(model_args={"num_classes": 0})},
+        "is no config of timm": {"config.json": "{"},
+        "has no config.json": {"config.json": None},
+        "has no README.md": {"README.md": None},
+        "truncated or corrupt": {"model.safetensors": weights[:-5000]},
+        "the card lacks": {"README.md": "---\nlicense: mit\n---\nNothing to say."},
+    }
+    cases.pop("and (192, 3, 16, 16)")
+    cases["cls_token is (1, 1, 192) in the checkpoint and (1, 1, 384)"] = {
+        "config.json": config(architecture="vit_small_patch16_224")
+    }
+    for number, (message, changes) in enumerate(cases.items()):
+        folder = tmp_path / str(number)
+        shutil.copytree(complete, folder)
+        for name, content in changes.items():
+            if content is None:
+                (folder / name).unlink()
+            else:
+                (folder / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+        code, out, err = run("verify", folder)
+        assert code == 1 and message in out + err, (message, out, err)
+    code, _, err = run("verify", tmp_path / "nowhere")
+    assert code == 1 and "nowhere is no folder" in err
+
+
+def test_verify_sees_weights_that_load_to_other_numbers(run, complete, monkeypatch):
+    from timm_dseq import verify as module
+
+    monkeypatch.setattr(module, "_STOCK_TIMM", module._STOCK_TIMM.replace("model(load", "1.001 * model(load"))
+    code, out, _ = run("verify", complete, "--json")
+    checks = json.loads(out)
+    assert code == 1 and not checks["stock timm"]["ok"] and checks["transformers"]["ok"]
+
+
+def test_verify_compares_sixteen_bit_storage_with_its_own_weights(run, roles, tmp_path):
+    source = layouts.save_training(tmp_path / "w.safetensors", **roles)
+    assert run("convert", source, "-o", tmp_path / "out", "--dtype", "bfloat16")[0] == 0
+    assert load_file(tmp_path / "out" / "model.safetensors")["norm.weight"].dtype == torch.bfloat16
+    code, out, _ = run("verify", tmp_path / "out")
+    assert code == 0 and "all in place, bfloat16" in out and out.count("largest difference") == 3, out
+
+
+def test_a_converted_ijepa_verifies_and_carries_metas_licence(run, tmp_path):
+    shapes = layouts.encoder_shapes(class_token=False)
+    source = layouts.save_ijepa(tmp_path / "jepa.pth.tar", *[layouts.random_weights(shapes, i) for i in (1, 2)], {})
+    assert run("convert", source, "-o", tmp_path / "out")[0] == 0
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "license: cc-by-nc-4.0" in card and "timm_dseq" not in card.split("## Usage")[1].split("###")[1]
+    code, out, _ = run("verify", tmp_path / "out")
+    assert code == 0 and out.count("largest difference") == 2, out
+
+
+@pytest.mark.parametrize("json_flag", [[], ["--json"]])
+def test_an_error_is_one_line_on_stderr_and_exit_code_1(run, tmp_path, json_flag):
+    code, out, err = run("convert", tmp_path / "nowhere.pth", *json_flag)
+    assert code == 1 and err.startswith("timm-dseq convert: ") and err.count("\n") == 1
+    assert ("error" in json.loads(out)) if json_flag else out == ""
+
+
+def test_a_misspelt_command_is_exit_code_2():
+    run = subprocess.run([sys.executable, "-m", "timm_dseq.cli", "convrt"], capture_output=True, text=True)
+    assert run.returncode == 2 and "convert" in run.stderr
