@@ -6,18 +6,11 @@ Each model is timm's `VisionTransformer` with a class token that carries no posi
 its feature, and the final norm before the mean. Images (B, C, H, W) go in, features (B, D) or logits come out.
 """
 
-import os
-import re
-from typing import Any
-
 import torch
-from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.layers import trunc_normal_
-from timm.models import VisionTransformer, build_model_with_cfg, generate_default_cfgs, register_model
-from timm.models import resolve_pretrained_cfg as timm_resolve_pretrained_cfg
+from timm.models import VisionTransformer
 from torch import nn
 
-from .errors import UserError
 from .positions import sincos_positions
 
 __all__ = ["DSeqVisionTransformer"]
