@@ -145,10 +145,7 @@ def step(model, images, use_regions, blocks, num_regions=5, min_area=0.02):
             errors.append(smooth_l1(prediction, goal))
             means.append((k, prediction.mean(0)))
             wanted.append((k, goal.mean(0)))
-    if model.loss == "token":
-        loss = torch.cat(errors).mean()
-    else:
-        loss = torch.stack([error.mean() for error in errors]).mean()
+    loss = torch.cat(errors if model.loss == "token" else [error.mean()[None] for error in errors]).mean()
     if model.contrastive is not None:
         loss = loss + 0.001 * vicreg(model.contrastive.projector, means, wanted)
     return loss

@@ -49,11 +49,16 @@ def batch(count=3, img_size=(48, 48), dtype=torch.float32, seed=0, patch=8):
     return images, coins, block_masks((img_size[0] // patch, img_size[1] // patch), seeds)
 
 
+def islands(count, h, w, generator) -> torch.Tensor:
+    """Random maps with several regions each: patches that stand out, most of them alone."""
+    standing, height = torch.rand(2, count, h, w, generator=generator)
+    return (standing < 0.2) * (0.6 + 0.4 * height)
+
+
 def plan(kind: str, count: int, grid: tuple[int, int], seed: int = 0) -> Plan:
     """A random plan of one kind over the images of a batch."""
     generator = torch.Generator().manual_seed(seed)
-    maps = torch.rand(count, *grid, generator=generator)
-    maps = torch.nn.functional.avg_pool2d(maps[:, None], 3, 1, 1)[:, 0]
+    maps = islands(count, *grid, generator)
     regions = rank_regions(maps, num_regions=5, min_area=0.01)
     blocks = block_masks(grid, torch.randint(0, 2**40, (count,), generator=generator))
     if kind == "mixed":

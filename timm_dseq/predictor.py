@@ -15,7 +15,7 @@ from .positions import sincos_positions
 
 
 class Predictor(nn.Module):
-    """Linear in, mask tokens at the places to predict, blocks, norm, linear out; each prediction is a set of its own."""
+    """Linear in, mask tokens at the places to predict, blocks, norm, linear out. Each prediction is a set by itself."""
 
     def __init__(self, grid: tuple[int, int], embed_dim: int, num_heads: int, width: int = 384, depth: int = 6) -> None:
         super().__init__()
@@ -50,14 +50,16 @@ class Predictor(nn.Module):
         source = spread(layout, slot, source, empty=len(tokens))
         position = spread(layout, slot, patch, empty=0)
 
-        narrow = self.embed(tokens)
-        table = torch.cat([narrow, self.mask_token])
-        rows = table.index_select(0, source) + self.positions.index_select(0, position)
+        rows = self._table(tokens).index_select(0, source) + self.positions.index_select(0, position)
         rows = rows.view(layout.rows, layout.length, self.width)
         rows = run_blocks(self.blocks, rows, attention_rule(layout, rows.device), self.grad_checkpointing)
         wanted = order_of(targets, slot, sum(target_sizes))
         predictions = self.project(self.norm(rows.flatten(0, 1).index_select(0, wanted)))
         return predictions, layout.fill, sum(sizes)
+
+    def _table(self, tokens: torch.Tensor) -> torch.Tensor:
+        """What rows are made of: every encoded token, then the mask token: (S + 1, width)."""
+        return torch.cat([self.embed(tokens), self.mask_token])
 
 
 @torch.no_grad()
