@@ -242,7 +242,7 @@ def test_autocast_stays_near_full_precision(dtype):
         (lambda: DSeqJEPA(encoder(), query="attention"), "query='attention'"),
         (lambda: DSeqJEPA(encoder(), predictor_width=25), "predictor_width=25"),
         (lambda: jepa()(batch(2)[0]), "blocks are missing"),
-        (lambda: jepa(img_size=(16, 16))(*batch(2, (16, 16))), "too small"),
+        (lambda: jepa("ijepa", (16, 16))(*batch(2, (16, 16))), "too small"),
     ],
 )
 def test_what_cannot_work_is_refused_in_one_line(make, says):
