@@ -48,8 +48,12 @@ def explain(
         (draw_regions(photo, regions), f"{found} region{'s' * (found != 1)} and the remainder"),
         (draw_features(model, x, photo.size), "patch features, 3 principal components"),
     ]
-    bottom = draw_sequence(photo, plan)
-    return _sheet([top, bottom], photo.size)
+    sheet = _sheet([top, draw_sequence(photo, plan)], photo.size)
+    legend = (
+        "visible: the photo · target: stripes · hidden: blank" if found else "no region stands out: nothing to predict"
+    )
+    ImageDraw.Draw(sheet).text((sheet.width - 18, sheet.height - 26), legend, fill=SOFT, font=_font(15), anchor="ra")
+    return sheet
 
 
 def to_tensor(model: VisionTransformer, image: Image.Image) -> torch.Tensor:
@@ -121,7 +125,7 @@ def draw_sequence(photo: Image.Image, plan: Plan, image: int = 0) -> list[tuple[
         draw = ImageDraw.Draw(hidden)
         _outline(draw, target, photo.size, colour)
         _badge(draw, target, photo.size, str(k + 1), colour)
-        before = "1" if k == 1 else f"1–{k}"
+        before = " + ".join(str(i) for i in range(1, k + 1))
         pictures.append((hidden, f"step {k}: from {before} predict {k + 1}{' (remainder)' * last}"))
     return pictures
 
@@ -226,7 +230,7 @@ def _sheet(rows: list[list[tuple[Image.Image, str]]], size: tuple[int, int]) -> 
     gap, caption = 18, 34
     width = gap + max(len(row) for row in rows) * (size[0] + gap)
     rows = [row for row in rows if row]
-    sheet = Image.new("RGB", (width, gap + len(rows) * (size[1] + caption + gap // 2)), PAPER)
+    sheet = Image.new("RGB", (width, gap + len(rows) * (size[1] + caption + gap // 2) + 22), PAPER)
     draw = ImageDraw.Draw(sheet)
     for i, row in enumerate(rows):
         y = gap + i * (size[1] + caption + gap // 2)
