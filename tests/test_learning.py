@@ -16,7 +16,7 @@ from timm_dseq.jepa import DSeqJEPA
 from .tiny import encoder
 
 GRID, PATCH = (4, 6), 8
-STEPS, BATCH = 160, 32
+STEPS, BATCH = 140, 32
 
 
 def draw(count, generator):
@@ -75,12 +75,11 @@ def test_the_next_region_is_learned_and_features_do_not_collapse(monkeypatch):
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
-        model.update_target(0.98)
+        model.update_target(0.95)
         losses.append(facts["loss_by_step"][0])
     after = probe(features(model, train), train_kind, features(model, test), test_kind)
     rank = effective_rank(features(model, test))
-    print(raw, before, after, rank, losses[0], sum(losses[-10:]) / 10)
     assert sum(losses[-10:]) / 10 < 0.7 * losses[0]
     assert raw < 0.6
-    assert after > 0.9 and after > before
+    assert after > 0.95 and after > before + 0.1
     assert rank > 5
