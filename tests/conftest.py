@@ -21,9 +21,11 @@ os.environ |= {
 }
 
 import pytest  # noqa: E402
+import torch  # noqa: E402
 
 from . import layouts  # noqa: E402
 
+torch.set_num_threads(1)  # most tensors here are tiny: threads cost more than they bring
 ROOT = Path(__file__).parent.parent
 
 

@@ -1,0 +1,268 @@
+"""DSeqJEPA: student, EMA target and predictor; images (B, C, H, W) → the loss of one step and facts about it."""
+
+from copy import deepcopy
+
+import timm
+import torch
+import torch.distributed as dist
+from timm.layers import trunc_normal_
+from timm.models import VisionTransformer
+from torch import nn
+from torch.nn import functional as F
+
+from .blocks import Blocks
+from .contrastive import Contrastive
+from .encoder import block_index, check_packable, embed, final_norm, full_precision, grid_of, run_blocks
+from .errors import UserError
+from .packing import attention_rule, order_of, pack, place, spread
+from .plans import Plan, block_area, plan_blocks, plan_regions
+from .positions import sincos_positions
+from .predictor import Predictor, init_weights
+from .regions import check_options, rank_regions
+from .saliency import TRAINING_QUERIES, check_query, saliency_from_tokens
+
+OBJECTIVES = ("dseq", "dseq_causal", "ijepa")
+
+
+class DSeqJEPA(nn.Module):
+    """Everything one pretraining step needs.
+
+    encoder: the name of a timm ViT, or one that exists (it becomes the student itself). pretrained: keep the weights it
+    has, or load those that belong to the name; otherwise all start as I-JEPA's. Regions, their order and the saliency
+    query are those of `rank_regions` and `saliency_map`; `flat` predicts every region from R_1 alone.
+    """
+
+    def __init__(
+        self,
+        encoder: str | VisionTransformer,
+        objective: str = "dseq",
+        *,
+        img_size: int | tuple[int, int] | None = None,
+        pretrained: bool = False,
+        query: str = "cls_param",
+        block: int | float = 11 / 12,
+        num_regions: int = 5,
+        min_area: float = 0.02,
+        order: str = "saliency",
+        regions: str = "components",
+        stop_after: int | None = None,
+        flat: bool = False,
+        loss: str = "token",
+        contrastive: bool = False,
+        predictor_width: int = 384,
+        predictor_depth: int | None = None,
+    ) -> None:
+        super().__init__()
+        if objective not in OBJECTIVES:
+            raise UserError(f"objective={objective!r} is unknown: choose one of {', '.join(OBJECTIVES)}")
+        if loss not in ("token", "step"):
+            raise UserError(f"loss={loss!r} is unknown: choose 'token' or 'step'")
+        if flat and objective == "dseq_causal":
+            raise UserError("flat=True and objective='dseq_causal' exclude each other: use objective='dseq'")
+        check_options(num_regions, min_area, order, regions, stop_after)
+        if isinstance(encoder, str):
+            size = {} if img_size is None else {"img_size": img_size}
+            encoder = timm.create_model(encoder, pretrained=pretrained, num_classes=0, **size)
+        elif img_size is not None:
+            raise UserError("img_size is for an encoder given by name: this one has its size already")
+        check_packable(encoder)
+        if objective != "ijepa":
+            check_query(encoder, query)
+            if query not in TRAINING_QUERIES:
+                raise UserError(f"query={query!r} is for analysis: pretrain with one of {', '.join(TRAINING_QUERIES)}")
+        self.objective, self.loss, self.flat = objective, loss, flat
+        self.query, self.saliency_block = query, block_index(encoder, block)
+        self.region_options = {
+            "num_regions": num_regions,
+            "min_area": min_area,
+            "order": order,
+            "regions": regions,
+            "stop_after": stop_after,
+        }
+        prepare_encoder(encoder, keep_weights=pretrained)
+        self.student = encoder
+        self.target = deepcopy(encoder).requires_grad_(False).eval()
+        depth = predictor_depth or (6 if len(encoder.blocks) <= 12 else 12)
+        heads = encoder.blocks[0].attn.num_heads
+        self.predictor = Predictor(encoder.patch_embed.grid_size, encoder.embed_dim, heads, predictor_width, depth)
+        self.contrastive = Contrastive(encoder.embed_dim) if contrastive else None
+
+    def train(self, mode: bool = True) -> "DSeqJEPA":
+        super().train(mode)
+        self.target.eval()
+        return self
+
+    def forward(
+        self,
+        images: torch.Tensor,
+        use_regions: torch.Tensor | None = None,
+        blocks: Blocks | None = None,
+        plan: Plan | None = None,
+    ) -> tuple[torch.Tensor, dict] | torch.Tensor:
+        """The loss of a batch and facts about it; given a plan, its predictions (T, D) instead (see `predict`).
+
+        use_regions (B,) bool: the curriculum's coin of each image (None: regions for all). blocks: what an image
+        without regions, or whose coin says so, is trained on.
+        """
+        if plan is not None:
+            return self._predictions(images, plan)[0]
+        if blocks is None or len(blocks) != len(images):
+            raise UserError("blocks are missing: give one for each image, by block_masks(grid, seeds)")
+        latents, tokens = self._look(images)
+        plan, facts = self._plan(images, tokens, use_regions, blocks)
+        predictions, run = self._predictions(images, plan)
+        with torch.autocast(images.device.type, enabled=False):
+            loss, by_step = self._loss(full_precision(predictions), latents, plan)
+        return loss, {**facts, **by_step, **run}
+
+    def predict(self, images: torch.Tensor, plan: Plan) -> torch.Tensor:
+        """The student's differentiable predictions, in the order of `plan.targets.nonzero()`: (T, D)."""
+        return self(images, plan=plan)
+
+    @torch.no_grad()
+    def update_target(self, momentum: float) -> None:
+        """target ← momentum · target + (1 − momentum) · student."""
+        torch._foreach_lerp_(list(self.target.parameters()), list(self.student.parameters()), 1 - momentum)
+
+    @torch.no_grad()
+    def _look(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """One pass of the target: latents (B, N, D), normed without parameters, and the tokens that saliency reads."""
+        tokens = embed(self.target, images)
+        for index, block in enumerate(self.target.blocks):
+            tokens = block(tokens)
+            if index == self.saliency_block:
+                seen = tokens
+        latents = final_norm(self.target)(tokens)[:, self.target.num_prefix_tokens :]
+        with torch.autocast(images.device.type, enabled=False):
+            return F.layer_norm(full_precision(latents), latents.shape[-1:]), seen
+
+    @torch.no_grad()
+    def _plan(
+        self, images: torch.Tensor, tokens: torch.Tensor, use_regions: torch.Tensor | None, blocks: Blocks
+    ) -> tuple[Plan, dict]:
+        """Regions where the coin and the map allow, blocks elsewhere. One copy from the device, of the areas."""
+        block_areas = block_area(blocks)
+        wanted = torch.ones(len(images), dtype=torch.bool) if use_regions is None else use_regions
+        if self.objective == "ijepa":
+            area, block_areas = [], block_areas.tolist()
+            on_regions = []
+        else:
+            saliency = saliency_from_tokens(self.target, tokens, self.query, grid=grid_of(self.target, images))
+            regions = rank_regions(saliency, seeds=blocks.seeds, **self.region_options)
+            columns = [regions.area, wanted.long()[:, None], block_areas]
+            here = [c for c in columns if c.device == regions.area.device]  # what comes in one copy
+            area, wanted, block_areas = _to_host(columns, here)
+            on_regions = [i for i, row in enumerate(area) if wanted[i][0] and sum(size > 0 for size in row) > 1]
+        rest = sorted(set(range(len(images))) - set(on_regions))
+        parts = []
+        if on_regions:
+            parts.append(plan_regions(regions, self.flat, self.objective == "dseq_causal", on_regions, area))
+        if rest:
+            parts.append(plan_blocks(blocks.to(images.device), rest, block_areas))
+        plan = Plan.cat(parts)
+        if not len(plan.targets):
+            h, w = grid_of(self.student, images)
+            raise UserError(f"nothing to predict: a grid of {h}×{w} patches is too small for blocks; use larger images")
+        found = [sum(size > 0 for size in row[:-1]) for row in area]
+        facts = {
+            "regions_found": sum(found) / max(1, len(found)),
+            "region_area": [sum(sizes) / len(sizes) / tokens.shape[1] for sizes in zip(*area, strict=True)],
+            "region_share": len(on_regions) / len(images),
+        }
+        return plan, facts
+
+    def _predictions(self, images: torch.Tensor, plan: Plan) -> tuple[torch.Tensor, dict]:
+        """Predictions (T, D) in the order of `plan.targets.nonzero()`."""
+        model = self.student
+        everything = embed(model, images)  # (B, prefix + N, D)
+        length, dim = everything.shape[1:]
+        prefix = model.num_prefix_tokens
+        sizes = [prefix + size for size in plan.sizes[0]]
+        layout = pack(sizes, length, dim)
+        members = F.pad(plan.contexts, (prefix, 0), value=True)  # (E, prefix + N)
+        slots = place(layout, members)
+        source = plan.context_image[:, None] * length + torch.arange(length, device=slots.device)
+        source = spread(layout, slots, source, empty=0)
+        rank = None
+        if plan.context_rank is not None:
+            rank = spread(layout, slots, F.pad(plan.context_rank, (prefix, 0)), empty=0)
+        rows = everything.flatten(0, 1).index_select(0, source).view(layout.rows, layout.length, dim)
+        rule = attention_rule(layout, rows.device, rank)
+        rows = run_blocks(model.blocks, rows, rule, model.grad_checkpointing)
+        encoded = final_norm(model)(rows).flatten(0, 1)
+        predictions, fill, tokens = self.predictor(encoded, slots[:, prefix:], plan)
+        run = {
+            "encoder_tokens": sum(sizes),
+            "predictor_tokens": tokens,
+            "encoder_fill": layout.fill,
+            "predictor_fill": fill,
+        }
+        return predictions, run
+
+    def _loss(self, predictions: torch.Tensor, latents: torch.Tensor, plan: Plan) -> tuple[torch.Tensor, dict]:
+        """Smooth L1 to the target's latents (B, N, D), averaged as `loss` says over all processes."""
+        b, n = latents.shape[:2]
+        sizes = torch.tensor(plan.sizes[2])
+        total, device = int(sizes.sum()), latents.device
+        owner = torch.repeat_interleave(torch.arange(len(sizes)), sizes).to(device, non_blocking=True)  # (T,)
+        sizes = sizes.to(device, non_blocking=True)
+        image = plan.context_image.index_select(0, plan.target_context)  # (P,)
+        patch = image[:, None] * n + torch.arange(n, device=device)
+        target = latents.flatten(0, 1).index_select(0, order_of(plan.targets, patch, total))
+        error = F.smooth_l1_loss(predictions, target, reduction="none").mean(1)  # (T,)
+
+        if self.loss == "token":
+            loss = error.sum() / _mean_over_processes(total, error)
+        else:
+            share = sizes.to(error.dtype).reciprocal().index_select(0, owner)
+            loss = (error * share).sum() / _mean_over_processes(len(sizes), error)
+        steps = max(self.region_options["num_regions"] - 1, 4)
+        step = plan.step.index_select(0, owner) - 1
+        sums = torch.zeros(2, steps, device=device, dtype=error.dtype)
+        both = torch.stack([error.detach(), torch.ones_like(error)])
+        sums = sums.scatter_add(1, step.expand(2, -1), both)
+        facts = {"loss_by_step": sums[0] / sums[1]}  # (K,), nan where no image came so far
+        if self.contrastive is not None:
+            means = [_means(x, owner, sizes) for x in (predictions, target)]
+            term = self.contrastive(*means, plan.step, image, (steps, b))
+            facts["prediction_loss"], facts["contrastive_loss"] = loss.detach(), term.detach()
+            loss = loss + term
+        return loss, facts
+
+
+def prepare_encoder(encoder: VisionTransformer, keep_weights: bool = False) -> None:
+    """Frozen sin-cos positions, I-JEPA's first weights, no head, and nothing trainable that pretraining leaves out."""
+    encoder.reset_classifier(0)
+    for unused in (encoder.attn_pool, encoder.fc_norm if final_norm(encoder) is encoder.norm else None):
+        if unused is not None:
+            unused.requires_grad_(False)
+    if not keep_weights:
+        init_weights(encoder, encoder.blocks)
+        for token in (encoder.cls_token, encoder.reg_token):
+            if token is not None:
+                trunc_normal_(token, std=0.02)
+    positions = sincos_positions(encoder.patch_embed.grid_size, encoder.embed_dim)
+    with torch.no_grad():
+        encoder.pos_embed.zero_()  # prefix tokens have no place
+        encoder.pos_embed[:, encoder.pos_embed.shape[1] - len(positions) :] = positions
+    encoder.pos_embed.requires_grad_(False)
+
+
+def _to_host(columns: list[torch.Tensor], together: list[torch.Tensor]) -> list[list[list[int]]]:
+    """Each of the columns (B, …) as nested lists; those that lie together come in one copy."""
+    split = iter(torch.cat(together, 1).cpu().split([c.shape[1] for c in together], 1))
+    return [(next(split) if any(c is t for t in together) else c).tolist() for c in columns]
+
+
+def _means(x: torch.Tensor, owner: torch.Tensor, sizes: torch.Tensor) -> torch.Tensor:
+    """Mean over the tokens of each prediction: (T, D) → (P, D)."""
+    return x.new_zeros(len(sizes), x.shape[1]).index_add(0, owner, x) / sizes[:, None]
+
+
+def _mean_over_processes(count: int, like: torch.Tensor) -> torch.Tensor:
+    """The mean of a count over processes: with it, the mean of their losses is the loss of the whole batch."""
+    total = torch.tensor(float(count), dtype=like.dtype).to(like.device, non_blocking=True)
+    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        dist.all_reduce(total)
+        total = total / dist.get_world_size()
+    return total
