@@ -211,3 +211,24 @@ def test_an_error_is_one_line_on_stderr_and_exit_code_1(run, tmp_path, json_flag
 def test_a_misspelt_command_is_exit_code_2():
     run = subprocess.run([sys.executable, "-m", "timm_dseq.cli", "convrt"], capture_output=True, text=True)
     assert run.returncode == 2 and "convert" in run.stderr
+
+
+def test_explain_draws_a_picture_and_names_what_is_wrong(run, exported, tmp_path):
+    from PIL import Image
+
+    Image.linear_gradient("L").save(tmp_path / "photo.png")
+    code, out, err = run(
+        "explain", tmp_path / "photo.png", "--model", f"local-dir:{exported}", "--out", tmp_path / "x.png"
+    )
+    assert code == 0 and "x.png" in out, err
+    assert Image.open(tmp_path / "x.png").width > 1000
+    (tmp_path / "text.png").write_text("no image")
+    for image, model, message in [
+        ("text.png", f"local-dir:{exported}", "text.png is no image"),
+        ("nowhere.png", f"local-dir:{exported}", "nowhere.png cannot be opened"),
+        ("photo.png", "dseq_jepa_vit_ti16", "No weights of dseq_jepa_vit_ti16.in1k are published"),
+        ("photo.png", "vit_of_nowhere", "vit_of_nowhere cannot be loaded"),
+        ("photo.png", f"local-dir:{tmp_path}", "cannot be loaded"),
+    ]:
+        code, _, err = run("explain", tmp_path / image, "--model", model)
+        assert code == 1 and message in err and err.count("\n") == 1, err

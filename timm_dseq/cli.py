@@ -1,4 +1,4 @@
-"""The `timm-dseq` command: models, convert, verify, push.
+"""The `timm-dseq` command: models, convert, verify, push, explain.
 
 Exit codes: 0 done, 1 something the message names is wrong, 2 the command was not understood.
 """
@@ -65,6 +65,11 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--private", action="store_true", help="create it private")
     sub.add_argument("--revision", metavar="BRANCH", help="default: main")
     sub.add_argument("--dry-run", action="store_true", help="show what would go, send nothing")
+
+    sub = command("explain", _explain, _show_explain, "draw where a model looks, its ranked regions and their sequence")
+    sub.add_argument("image", metavar="IMAGE")
+    sub.add_argument("--model", required=True, metavar="NAME", help="a timm name, hf-hub:REPO or local-dir:DIR")
+    sub.add_argument("-o", "--output", "--out", metavar="PNG", help="default: IMAGE's name, with .explained.png")
     return parser
 
 
@@ -190,6 +195,44 @@ def _show_push(result: dict) -> str:
     if "commit" in result:
         lines += [result["url"], _show_checks(result["checks"])]
     return "\n".join(lines)
+
+
+def _explain(options: argparse.Namespace) -> tuple[dict, bool]:
+    from pathlib import Path
+
+    import timm
+    from PIL import Image, UnidentifiedImageError
+    from timm.models import VisionTransformer
+
+    from .explain import explain
+
+    output = Path(options.output or Path(options.image).with_suffix(".explained.png").name)
+    try:
+        image = Image.open(options.image).convert("RGB")
+    except UnidentifiedImageError as error:
+        raise UserError(f"{options.image} is no image that can be read: give a JPEG, PNG or WebP.") from error
+    except OSError as error:
+        raise UserError(f"{options.image} cannot be opened ({error.strerror or error}): check the file.") from error
+    try:
+        model = timm.create_model(options.model, pretrained=True)
+    except UserError:
+        raise
+    except (RuntimeError, ValueError, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{options.model} cannot be loaded ({reason}): see timm-dseq models.") from error
+    if not isinstance(model, VisionTransformer):
+        raise UserError(
+            f"{options.model} is a {type(model).__name__}: only plain ViTs with a class token are explained."
+        )
+    try:
+        explain(model, image).save(output)
+    except OSError as error:
+        raise UserError(f"{output} cannot be written ({error.strerror or error}): name another --output.") from error
+    return {"output": str(output)}, True
+
+
+def _show_explain(result: dict) -> str:
+    return f"drawn: {result['output']}"
 
 
 if __name__ == "__main__":
