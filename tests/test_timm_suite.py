@@ -35,6 +35,7 @@ def timm_source(request) -> Path:
 
 
 @pytest.mark.timm_suite
+@pytest.mark.xdist_group("timm_suite")  # one process fetches the source
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize(
     ("names", "but", "skipped_for_size"),
