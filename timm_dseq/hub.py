@@ -45,14 +45,14 @@ def explained(what: str) -> Iterator[None]:
         raise UserError(f"{what} is no repository of the Hub: write ORGANISATION/NAME.") from error
     except hub_errors.OfflineModeIsEnabled as error:
         raise UserError(f"{what} needs the network: unset HF_HUB_OFFLINE.") from error
-    except hub_errors.HfHubHTTPError as error:
-        status = getattr(error.response, "status_code", "no status")
-        if status in (401, 403):
-            raise UserError(f"{what}: your token may not do this: log in with one that may (hf auth login).") from error
-        raise UserError(f"{what}: the Hub answered {status}: try again later.") from error
     except PermissionError as error:
         raise UserError(f"No permission to write {error.filename}: mend it, or set HF_HOME or cache_dir.") from error
-    except OSError as error:  # network errors, a download that broke off, the disk
+    except OSError as error:  # the Hub's refusals, network errors, a download that broke off, the disk
+        status = getattr(getattr(error, "response", None), "status_code", None)
+        if status in (401, 403):
+            raise UserError(f"{what}: your token may not do this: log in with one that may (hf auth login).") from error
+        if status:
+            raise UserError(f"{what}: the Hub answered {status}: try again later.") from error
         if error.errno == errno.ENOSPC:
             raise UserError(f"{what}: no space left on the disk: free some, or set HF_HOME elsewhere.") from error
         raise UserError(f"{what} did not arrive whole ({_first_line(error)}): try again.") from error
