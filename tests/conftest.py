@@ -1,4 +1,5 @@
 import os
+import socket
 import subprocess
 import sys
 import tempfile
@@ -43,6 +44,13 @@ def hub() -> HubServer:
     _HUB.requests.clear()
     _HUB.token, _HUB.fault, _HUB.read_only, _HUB.died = None, None, False, False
     return _HUB
+
+
+@pytest.fixture
+def unused_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
 
 
 @pytest.fixture(scope="session")

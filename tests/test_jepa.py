@@ -249,3 +249,27 @@ def test_what_cannot_work_is_refused_in_one_line(make, says):
     with pytest.raises(UserError, match=re.escape(says)) as error:
         make()
     assert "\n" not in str(error.value)
+
+
+def test_compiled_blocks_keep_the_loss_and_make_no_graph_after_the_second_batch():
+    from torch._dynamo.utils import counters
+
+    model, plain = jepa(), jepa()
+    torch._dynamo.reset()
+    model.compile(backend="aot_eager")
+    graphs = []
+    for count, seed in ((4, 0), (5, 1), (3, 2), (6, 3), (4, 4), (7, 5)):
+        inputs = batch(count, seed=seed)
+        loss, theirs = model(*inputs)[0], plain(*inputs)[0]
+        assert_same_gradients(gradients(model, loss), gradients(plain, theirs), 1e-5)
+        graphs.append(counters["stats"]["unique_graphs"])
+    assert graphs[0] > 0
+    assert graphs[1:] == graphs[1:2] * 5
+
+
+def test_gradient_checkpointing_changes_no_gradient():
+    model, plain = jepa(), jepa()
+    model.student.set_grad_checkpointing()
+    model.predictor.grad_checkpointing = True
+    inputs = batch(4)
+    assert_same_gradients(gradients(model, model(*inputs)[0]), gradients(plain, plain(*inputs)[0]), 1e-6)

@@ -34,6 +34,10 @@ def run_blocks(
 ) -> torch.Tensor:
     """Rows of tokens (R, L, D) through blocks, under one attention rule (R, 1, L, L) bool."""
     for block in blocks:
+        # compilers else take the first batch's rows and length for constants
+        for x, dims in ((tokens, (0, 1)), (rule, (0, 2, 3))):
+            for dim in dims:
+                torch._dynamo.maybe_mark_dynamic(x, dim)
         if checkpointing:
             tokens = checkpoint(block, tokens, rule, use_reentrant=False)
         else:

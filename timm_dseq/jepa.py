@@ -92,6 +92,13 @@ class DSeqJEPA(nn.Module):
         self.target.eval()
         return self
 
+    def compile(self, **options) -> None:
+        """torch.compile the blocks of the three transformers, in place: nearly all of the work, and the same few graphs
+        for every batch. The rest follows the sizes of each batch's regions and runs as it is."""
+        for block in (*self.student.blocks, *self.target.blocks, *self.predictor.blocks):
+            block.compile(**options)
+
+    @torch.compiler.disable  # torch.compile(model) would make a new graph of every batch's sizes
     def forward(
         self,
         images: torch.Tensor,
@@ -212,16 +219,18 @@ class DSeqJEPA(nn.Module):
         error = F.smooth_l1_loss(predictions, target, reduction="none").mean(1)  # (T,)
 
         if self.loss == "token":
-            loss = error.sum() / _mean_over_processes(total, error)
+            weight, summed = _mean_over_processes(total, error), error.sum()
         else:
-            share = sizes.to(error.dtype).reciprocal().index_select(0, owner)
-            loss = (error * share).sum() / _mean_over_processes(len(sizes), error)
+            weight = _mean_over_processes(len(sizes), error)
+            summed = (error * sizes.to(error.dtype).reciprocal().index_select(0, owner)).sum()
+        loss = summed / weight
         steps = max(self.region_options["num_regions"] - 1, 4)
         step = plan.step.index_select(0, owner) - 1
         sums = torch.zeros(2, steps, device=device, dtype=error.dtype)
         both = torch.stack([error.detach(), torch.ones_like(error)])
         sums = sums.scatter_add(1, step.expand(2, -1), both)
-        facts = {"loss_by_step": sums[0] / sums[1]}  # (K,), nan where no image came so far
+        # weight: what loss times it is a sum again, so that micro-batches can be joined
+        facts = {"loss_by_step": sums[0] / sums[1], "weight": weight}  # (K,), nan where no image came so far; ()
         if self.contrastive is not None:
             means = [_means(x, owner, sizes) for x in (predictions, target)]
             term = self.contrastive(*means, plan.step, image, (steps, b))
