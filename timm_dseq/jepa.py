@@ -105,14 +105,17 @@ class DSeqJEPA(nn.Module):
         use_regions: torch.Tensor | None = None,
         blocks: Blocks | None = None,
         plan: Plan | None = None,
-    ) -> tuple[torch.Tensor, dict] | torch.Tensor:
-        """The loss of a batch and facts about it; given a plan, its predictions (T, D) instead (see `predict`).
+        look: bool = False,
+    ) -> tuple[torch.Tensor, dict] | tuple[torch.Tensor, torch.Tensor] | torch.Tensor:
+        """The loss of a batch and facts about it. Given a plan: its predictions (see `predict`). With look: see `look`.
 
         use_regions (B,) bool: the curriculum's coin of each image (None: regions for all). blocks: what an image
         without regions, or whose coin says so, is trained on.
         """
         if plan is not None:
             return self._predictions(images, plan)[0]
+        if look:
+            return self._features(images)
         if blocks is None or len(blocks) != len(images):
             raise UserError("blocks are missing: give one for each image, by block_masks(grid, seeds)")
         latents, tokens = self._look(images)
@@ -126,22 +129,34 @@ class DSeqJEPA(nn.Module):
         """The student's differentiable predictions, in the order of `plan.targets.nonzero()`: (T, D)."""
         return self(images, plan=plan)
 
+    def look(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """What the target makes of images: patch features behind the final norm (B, N, D), and saliency (B, h, w)."""
+        return self(images, look=True)
+
     @torch.no_grad()
     def update_target(self, momentum: float) -> None:
         """target ← momentum · target + (1 − momentum) · student."""
         torch._foreach_lerp_(list(self.target.parameters()), list(self.student.parameters()), 1 - momentum)
 
     @torch.no_grad()
-    def _look(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """One pass of the target: latents (B, N, D), normed without parameters, and the tokens that saliency reads."""
+    def _run_target(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """One pass of the target: its patch features (B, N, D), and the tokens that saliency reads."""
         tokens = embed(self.target, images)
         for index, block in enumerate(self.target.blocks):
             tokens = block(tokens)
             if index == self.saliency_block:
                 seen = tokens
-        latents = final_norm(self.target)(tokens)[:, self.target.num_prefix_tokens :]
+        return final_norm(self.target)(tokens)[:, self.target.num_prefix_tokens :], seen
+
+    def _look(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The latents to predict (B, N, D), normed without parameters, and the tokens that saliency reads."""
+        features, seen = self._run_target(images)
         with torch.autocast(images.device.type, enabled=False):
-            return F.layer_norm(full_precision(latents), latents.shape[-1:]), seen
+            return F.layer_norm(full_precision(features), features.shape[-1:]), seen
+
+    def _features(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        features, seen = self._run_target(images)
+        return features, saliency_from_tokens(self.target, seen, self.query, grid=grid_of(self.target, images))
 
     @torch.no_grad()
     def _plan(
@@ -173,6 +188,7 @@ class DSeqJEPA(nn.Module):
         found = [sum(size > 0 for size in row[:-1]) for row in area]
         facts = {
             "regions_found": sum(found) / max(1, len(found)),
+            "region_counts": [found.count(number) for number in range(self.region_options["num_regions"])],
             "region_area": [sum(sizes) / len(sizes) / tokens.shape[1] for sizes in zip(*area, strict=True)],
             "region_share": len(on_regions) / len(images),
         }
@@ -229,8 +245,11 @@ class DSeqJEPA(nn.Module):
         sums = torch.zeros(2, steps, device=device, dtype=error.dtype)
         both = torch.stack([error.detach(), torch.ones_like(error)])
         sums = sums.scatter_add(1, step.expand(2, -1), both)
-        # weight: what loss times it is a sum again, so that micro-batches can be joined
-        facts = {"loss_by_step": sums[0] / sums[1], "weight": weight}  # (K,), nan where no image came so far; ()
+        facts = {
+            "loss_by_step": sums[0] / sums[1],  # (K,), nan where no image came so far
+            "tokens_by_step": sums[1],
+            "weight": weight,  # the loss times it is a sum again, so that micro-batches can be joined
+        }
         if self.contrastive is not None:
             means = [_means(x, owner, sizes) for x in (predictions, target)]
             term = self.contrastive(*means, plan.step, image, (steps, b))

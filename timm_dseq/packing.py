@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-STRIDE = 16  # row lengths are multiples of this, which attention kernels like
+STRIDE = 8  # row lengths are multiples of this: attention kernels want masks so aligned
 LONGEST = 2.6  # times the longest of the sets or of the usual row
 
 

@@ -1,0 +1,1 @@
+"""What the recipes share: order and randomness, data, schedules, checkpoints, monitors, pictures."""

@@ -1,0 +1,189 @@
+"""Images by number: a data set of the Hub, Parquet, a folder, or scenes → random crops, uint8 (3, S, S).
+
+Whatever format an image has, it becomes 8-bit RGB, upright, its first frame. One that cannot be read is replaced by
+the next and reported.
+"""
+
+import hashlib
+import io
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import datasets
+import torch
+from PIL import Image, ImageOps
+from timm.data import IMAGENET_DEFAULT_MEAN as IMAGENET_MEAN
+from timm.data import IMAGENET_DEFAULT_STD as IMAGENET_STD
+from torch.utils.data import Dataset
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.v2 import PILToTensor, RandomResizedCrop
+
+from timm_dseq import UserError
+
+from .config import Config, Data
+from .order import sample_seed, seeded
+from .scenes import LABELS as SCENE_LABELS
+from .scenes import LENGTHS, Scenes
+
+LABELS = ("label", "labels", "cls", "class", "fine_label", "target")
+IMAGES = ("image", "img", "jpg", "png", "webp", "jpeg")
+_TRIES = 100  # unreadable images in a row that end a run
+
+warnings.filterwarnings("ignore", message="Palette images with Transparency", module="PIL")
+
+
+@dataclass(frozen=True)
+class Source:
+    """One split of a data set, by number."""
+
+    name: str
+    rows: Sequence[dict[str, Any]]  # images as {"bytes", "path"} or PIL images
+    image: str
+    label: str | None
+    classes: int
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def picture(self, index: int) -> Image.Image:
+        """Upright 8-bit RGB; raises what PIL raises where it cannot be read."""
+        return decode(self.rows[index][self.image])
+
+    def labels(self, indices: Sequence[int]) -> torch.Tensor:
+        return torch.tensor([int(self.rows[i][self.label]) for i in indices])
+
+    def where(self, index: int) -> str:
+        """Where a user finds the image."""
+        value = self.rows[index][self.image]
+        path = value.get("path") if isinstance(value, dict) else None
+        return f"{path} (row {index})" if path else f"row {index}"
+
+    def fingerprint(self) -> str:
+        """The data set in a few digits: its length and some of its images. It tells when a resume reads others."""
+        digest = hashlib.blake2b(str(len(self)).encode(), digest_size=8)
+        for index in range(0, len(self), max(1, len(self) // 16)):
+            value = self.rows[index][self.image]
+            if isinstance(value, dict):
+                digest.update(value["bytes"] or Path(value["path"]).read_bytes())
+            else:
+                digest.update(value.tobytes())
+        return digest.hexdigest()
+
+
+def open_source(data: Data, split: str | None = None) -> Source:
+    """A split of the data set that the settings name (default: the training split), or one line that says what fails."""
+    split = split or data.split
+    if data.path == "scenes":
+        if split not in LENGTHS:
+            raise UserError(f"scenes has no split {split!r}: choose train or test.")
+        label = data.label or "label"
+        if label not in SCENE_LABELS:
+            raise UserError(f"scenes has no label {label!r}: choose one of {', '.join(SCENE_LABELS)}.")
+        return Source("scenes", Scenes(split), "image", label, SCENE_LABELS[label])
+    rows = load(data, split)
+    image = _image_column(rows, data)
+    label, classes = _label_column(rows, data)
+    if not len(rows):
+        raise UserError(f"{data.path}, split {split}, is empty: check data.path and data.split.")
+    rows = rows.cast_column(image, datasets.Image(decode=False))
+    return Source(Path(data.path).name, rows.select_columns([c for c in (image, label) if c]), image, label, classes)
+
+
+def load(data: Data, split: str, streaming: bool = False) -> Any:
+    """The data set as `datasets` gives it."""
+    path = Path(data.path)
+    if path.is_file() and path.suffix == ".parquet":
+        source = {"path": "parquet", "data_files": {split: str(path)}}
+    elif path.exists() and not path.is_dir():
+        raise UserError(f"{path} is no data set: give a folder, a .parquet file, or a name on the Hub.")
+    elif path.is_dir() or not (path.is_absolute() or data.path.startswith(".") or path.suffix):
+        source = {"path": data.path, "name": data.config}
+    else:
+        raise UserError(f"{path} does not exist: check data.path.")
+    try:
+        return datasets.load_dataset(**source, split=split, streaming=streaming)
+    except (ValueError, OSError, RuntimeError, datasets.exceptions.DatasetsError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{data.path}, split {split}, cannot be opened ({reason}): check data.path.") from error
+
+
+def _image_column(rows: Any, data: Data) -> str:
+    features = rows.features or {}
+    if data.image:
+        if data.image not in features:
+            raise UserError(f"{data.path} has no column {data.image!r}: data.image is one of {', '.join(features)}.")
+        return data.image
+    found = [name for name, kind in features.items() if isinstance(kind, datasets.Image)]
+    found = found or [name for name in IMAGES if name in features]
+    preferred = [name for name in IMAGES if name in found] or found
+    if not preferred:
+        raise UserError(f"{data.path} has no image column: name one with data.image, of {', '.join(features)}.")
+    return preferred[0]
+
+
+def _label_column(rows: Any, data: Data) -> tuple[str | None, int]:
+    features = rows.features or {}
+    if data.label and data.label not in features:
+        raise UserError(f"{data.path} has no column {data.label!r}: data.label is one of {', '.join(features)}.")
+    name = data.label or next((name for name in LABELS if name in features), None)
+    if name is None:
+        return None, 0
+    kind = features[name]
+    if isinstance(kind, datasets.ClassLabel):
+        return name, kind.num_classes
+    if isinstance(kind, datasets.Value) and "int" in kind.dtype:
+        return name, max(rows[name]) + 1
+    if data.label:
+        raise UserError(f"{data.path}: column {name!r} holds no classes: data.label has to name whole numbers.")
+    return None, 0
+
+
+def decode(value: Any) -> Image.Image:
+    """An encoded image, {"bytes", "path"}, or a PIL image → 8-bit RGB, upright, its first frame."""
+    if isinstance(value, dict):
+        value = Image.open(io.BytesIO(value["bytes"]) if value["bytes"] else value["path"])
+    image = ImageOps.exif_transpose(value)
+    if image.mode in ("I", "I;16", "I;16B", "I;16L"):  # 16 bits, which convert() would clip
+        image = image.convert("I").point(lambda x: x / 257).convert("L")
+    return image.convert("RGB")
+
+
+class Crops(Dataset):
+    """`crops[epoch, index]`: the crop (3, S, S) uint8 of an image in an epoch, and the images that could not be read."""
+
+    def __init__(self, source: Source, size: int, scale: tuple[float, float], seed: int) -> None:
+        self.source, self.seed = source, seed
+        self.crop = RandomResizedCrop(size, scale, interpolation=InterpolationMode.BICUBIC, antialias=True)
+        self.to_tensor = PILToTensor()
+
+    def __getitem__(self, sample: tuple[int, int]) -> tuple[torch.Tensor, tuple[int, int], list[str]]:
+        epoch, index = sample
+        broken = []
+        for step in range(_TRIES):
+            at = (index + step) % len(self.source)
+            try:
+                picture = self.source.picture(at)
+            except Exception as error:  # PIL's readers raise almost anything on damaged files
+                broken.append(f"{self.source.where(at)}: {type(error).__name__}: {error}")
+                continue
+            with seeded(sample_seed(self.seed, epoch, index)):
+                return self.to_tensor(self.crop(picture)), sample, broken
+        return torch.zeros(0), sample, broken
+
+
+def collate(items: list) -> tuple[torch.Tensor, torch.Tensor, list[str]]:
+    """Images (B, 3, S, S) uint8, their (epoch, index) (B, 2), and what could not be read."""
+    images, samples, broken = zip(*items, strict=True)
+    if any(not image.numel() for image in images):
+        raise UserError(f"{_TRIES} images in a row cannot be read, the first {broken[0][0]}: is this an image column?")
+    return torch.stack(images), torch.tensor(samples), [where for some in broken for where in some]
+
+
+def normalised(images: torch.Tensor, config: Config) -> torch.Tensor:
+    """uint8 (B, 3, H, W) → ImageNet's mean and standard deviation, in the precision of the run."""
+    dtype = torch.float64 if config.system.precision == "float64" else torch.float32
+    mean, std = (torch.tensor(x, dtype=dtype, device=images.device) for x in (IMAGENET_MEAN, IMAGENET_STD))
+    return (images.to(dtype) / 255 - mean[:, None, None]) / std[:, None, None]

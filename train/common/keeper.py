@@ -1,0 +1,136 @@
+"""A run's checkpoints: when one is due, what is in it, and whether a run may go on from it."""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+
+from timm_dseq import DSeqJEPA, UserError
+
+from . import checkpoints
+from .config import Config
+from .data import Source
+from .state import collect, restore
+
+# Settings that may differ when a run goes on: none of them changes what is computed.
+FREE = ("data.path", "data.workers", "data.max_broken", "data.probe_split", "optim.accumulation", "optim.max_skipped")
+FREE += ("system.compile", "system.checkpointing", "checkpoint.", "watch.", "hub.", "output_dir", "resume", "max_steps")
+FREE += ("dry_run", "model.init")
+
+
+@dataclass
+class Done:
+    """How far a run is."""
+
+    step: int = 0
+    samples: int = 0
+    broken: int = 0  # images that could not be read
+    skipped: int = 0  # steps in a row that were not finite
+
+
+class Keeper:
+    """Saves and restores one run."""
+
+    def __init__(self, config: Config, text: str, source: Source, accelerator: Accelerator) -> None:
+        self.config, self.source, self.accelerator = config, source, accelerator
+        self.output = Path(config.output_dir)
+        self.folder = self.output / "checkpoints"
+        self.text = text
+        self.fingerprint = source.fingerprint()
+
+    def due(self, step: int) -> bool:
+        return step % self.config.checkpoint.every == 0 and not self.config.dry_run
+
+    def newest(self) -> Path:
+        return checkpoints.steps(self.folder)[-1]
+
+    def save(self, model: DSeqJEPA, optimizer: torch.optim.Optimizer, done: Done) -> None:
+        """Write a checkpoint of this step, and remove those that are too old."""
+        if self.config.dry_run:
+            return
+        main = self.accelerator.is_main_process
+        weights, moments = collect(model, optimizer, keep=main)
+        if main:
+            state = {"done": asdict(done), "config": asdict(self.config), "data": self.fingerprint}
+            checkpoints.save(self.folder, done.step, checkpoints.Saved(weights, moments, state))
+            checkpoints.prune(self.folder, self.config.checkpoint.keep, self.config.checkpoint.keep_every)
+        self.accelerator.wait_for_everyone()
+
+    def resume(self, model: DSeqJEPA, optimizer: torch.optim.Optimizer) -> Done:
+        """Go on from where the settings say; a run that begins leaves its configuration behind."""
+        choice: list[Any] = [None]
+        if self.accelerator.is_main_process:
+            choice = [self._choose()]
+        broadcast_object_list(choice)
+        path, wrong = choice[0]
+        if wrong:
+            raise UserError(wrong)
+        if path is None:
+            if self.accelerator.is_main_process and not self.config.dry_run:
+                self._begin()
+            return Done()
+        saved = checkpoints.load(Path(path))
+        self._check(saved.state, path)
+        restore(model, optimizer, saved.model, saved.optimizer)
+        return Done(**saved.state["done"])
+
+    def _choose(self) -> tuple[str | None, str | None]:
+        """The checkpoint to go on from, if any, or what is wrong."""
+        asked = self.config.resume
+        if asked == "never":
+            return None, None
+        if asked == "auto":
+            path, skipped = checkpoints.newest(self.folder)
+            for line in skipped:
+                print(f"passed over {line}", flush=True)
+            if skipped and path is None:
+                return None, (
+                    f"no checkpoint in {self.folder} is whole: start anew with --resume never, or restore one."
+                )
+            return (str(path) if path else None), None
+        if not (Path(asked) / checkpoints.MANIFEST).is_file():
+            return None, f"--resume {asked} is no checkpoint: give auto, never, or a folder …/checkpoints/step-…."
+        wrong = checkpoints.fault(Path(asked))
+        return asked, f"--resume {asked}: {wrong}. Take another checkpoint." if wrong else None
+
+    def _begin(self) -> None:
+        """Leave an earlier run in peace, and write down the settings of this one."""
+        if self.folder.exists() or (self.output / "log.jsonl").exists():
+            number = 1 + len(list(self.output.glob("earlier-*")))
+            earlier = self.output / f"earlier-{number}"
+            earlier.mkdir()
+            for path in [p for p in self.output.iterdir() if not p.name.startswith("earlier-")]:
+                path.rename(earlier / path.name)
+            print(f"the run that was in {self.output} is now in {earlier}", flush=True)
+        try:
+            self.output.mkdir(parents=True, exist_ok=True)
+            (self.output / "config.yaml").write_text(self.text)
+        except OSError as error:
+            raise UserError(f"output_dir={self.output} cannot be written ({error.strerror}): name another.") from error
+
+    def _check(self, state: dict[str, Any], path: str) -> None:
+        """Refuse to go on with other settings or other images."""
+        before, now = _flat(state["config"]), _flat(json.loads(json.dumps(asdict(self.config))))
+        for name in sorted({*before, *now}):
+            if before.get(name) != now.get(name) and not name.startswith(FREE):
+                raise UserError(
+                    f"{name} was {before.get(name)} in {path} and is {now.get(name)} now: change it back, or start "
+                    "anew with --resume never or another output_dir."
+                )
+        if state["data"] != self.fingerprint:
+            raise UserError(
+                f"data.path={self.config.data.path} holds other images than when {path} was written: bring those "
+                "back, or start anew with --resume never."
+            )
+
+
+def _flat(tree: dict[str, Any], above: str = "") -> dict[str, Any]:
+    """{"a": {"b": 1}} → {"a.b": 1}."""
+    flat = {}
+    for name, value in tree.items():
+        flat |= _flat(value, f"{above}{name}.") if isinstance(value, dict) else {above + name: value}
+    return flat

@@ -1,0 +1,70 @@
+"""Order and randomness of map-style data: the number of samples seen says everything.
+
+Sample number p of a run is image `order(seed, p // n)[p % n]` of epoch p // n; its crop, coin and blocks are drawn from
+`sample_seed(seed, epoch, index)`. No batch is cut at the end of an epoch, none is padded, and neither workers,
+processes nor restarts change what a sample is.
+"""
+
+import hashlib
+import random
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+
+import torch
+from torch.utils.data import Sampler
+
+
+def sample_seed(seed: int, epoch: int, index: int) -> int:
+    """63 random bits for one image in one epoch."""
+    digest = hashlib.blake2b(struct.pack("<3q", seed, epoch, index), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
+
+
+@lru_cache(maxsize=2)  # a batch may straddle two epochs
+def order(seed: int, epoch: int, length: int) -> torch.Tensor:
+    """The images of one epoch in their order: (length,) int64."""
+    generator = torch.Generator().manual_seed(sample_seed(seed, epoch, -1))
+    return torch.randperm(length, generator=generator)
+
+
+def sample_at(seed: int, position: int, length: int) -> tuple[int, int]:
+    """Sample number `position` of a run over `length` images: (epoch, index)."""
+    epoch, place = divmod(position, length)
+    return epoch, int(order(seed, epoch, length)[place])
+
+
+class Share(Sampler[list[tuple[int, int]]]):
+    """The micro-batches of one process, from a number of samples seen on: lists of (epoch, index).
+
+    A step of the whole run takes `batch` samples in a row; they are dealt to accumulation rounds first, then to
+    processes, so that the samples of a step do not depend on either.
+    """
+
+    def __init__(
+        self, seed: int, length: int, batch: int, micro_batch: int, rank: int, processes: int, start: int = 0
+    ) -> None:
+        self.seed, self.length, self.batch, self.micro_batch = seed, length, batch, micro_batch
+        self.rank, self.processes = rank, processes
+        self.start = start  # samples the whole run has seen
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        together = self.micro_batch * self.processes
+        first = self.start
+        while True:
+            for round_start in range(first, first + self.batch, together):
+                own = round_start + self.rank * self.micro_batch
+                yield [sample_at(self.seed, own + i, self.length) for i in range(self.micro_batch)]
+            first += self.batch
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Everything random inside comes from the seed, whatever was drawn before; afterwards all is as it was."""
+    state = random.getstate()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        random.seed(seed)
+        yield
+    random.setstate(state)

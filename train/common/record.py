@@ -1,0 +1,209 @@
+"""What a run says: one JSON line a step on the disk, a progress bar or plain lines for whoever watches."""
+
+import json
+import math
+import os
+import resource
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from timm_dseq import UserError
+
+from .config import Config
+from .keeper import Done
+from .schedules import Now
+
+
+@dataclass
+class Figures:
+    """Sums over the rounds of one step, in this process; tensors stay on the device."""
+
+    weight: torch.Tensor | float = 0.0  # of all rounds, the same in every process
+    loss: torch.Tensor | float = 0.0  # times weight
+    by_step: torch.Tensor | float = 0.0  # (2, K): sum of losses, and tokens
+    counts: list[float] = field(default_factory=list)  # images with 0, 1, … regions, then images on regions, and all
+    fill: list[float] = field(default_factory=list)
+    samples: list[list[int]] = field(default_factory=list)
+    broken: list[str] = field(default_factory=list)
+    gradient_norm: torch.Tensor | None = None
+
+    def add(self, loss: torch.Tensor, facts: dict[str, Any], samples: torch.Tensor, broken: list[str]) -> None:
+        """Take in one round."""
+        tokens = facts["tokens_by_step"]
+        self.weight = self.weight + facts["weight"]
+        self.loss = self.loss + loss.detach() * facts["weight"]
+        self.by_step = self.by_step + torch.stack([facts["loss_by_step"].nan_to_num(0.0) * tokens, tokens])
+        images = len(samples)
+        counts = [*facts["region_counts"], facts["region_share"] * images, images]
+        self.counts = [a + b for a, b in zip(self.counts or [0.0] * len(counts), counts, strict=True)]
+        self.fill += [facts["encoder_fill"], facts["predictor_fill"]]
+        self.samples += samples.tolist()
+        self.broken += broken
+
+
+class Recorder:
+    """Steps → lines of `log.jsonl`, in order, each once.
+
+    A step's figures are read when the next one is under way, so that nobody waits for them.
+    """
+
+    def __init__(self, config: Config, accelerator: Accelerator, done: Done, screen: "Screen") -> None:
+        self.config, self.accelerator, self.done, self.screen = config, accelerator, done, screen
+        self.folder = Path(config.output_dir)
+        self.stopping = False
+        self.waiting: tuple | None = None
+        self.clock = time.perf_counter()
+        self.file = None
+        if accelerator.is_main_process and not config.dry_run:
+            self.file = _cut(self.folder / "log.jsonl", done.step)
+
+    def add(self, done: Done, now: Now, figures: Figures, stop: bool) -> None:
+        """Take a step's figures; write those of the step before."""
+        local = [*figures.counts, len(figures.broken), float(stop)]
+        parts = [figures.loss.reshape(1), figures.by_step.flatten(), torch.tensor(local).to(figures.by_step)]
+        total = self.accelerator.reduce(torch.cat([part.to(figures.by_step.dtype) for part in parts]), "sum")
+        ready = torch.cat([total, figures.weight.reshape(1).to(total), figures.gradient_norm.reshape(1).to(total)])
+        self.flush()
+        self.waiting = (done.step, done.samples, now, figures, ready)
+
+    def flush(self, more: dict[str, Any] | None = None) -> None:
+        """Write what waits; `more` joins its line."""
+        if not self.waiting:
+            return
+        step, samples, now, figures, ready = self.waiting
+        self.waiting = None
+        loss, *rest = ready.tolist()
+        places = figures.by_step.shape[1]
+        sums, tokens, rest = rest[:places], rest[places : 2 * places], rest[2 * places :]
+        *regions, on_regions, images, broken, stop, weight, norm = rest
+        skipped = not math.isfinite(norm)
+        self.done.broken += int(broken)
+        self.done.skipped = self.done.skipped + 1 if skipped else 0
+        self.stopping = self.stopping or stop > 0
+        seconds = time.perf_counter() - self.clock
+        self.clock = time.perf_counter()
+        record = {
+            "step": step,
+            "samples": samples,
+            "loss": loss / (weight * self.accelerator.num_processes),
+            "loss_by_step": [s / t if t else None for s, t in zip(sums, tokens, strict=True)],
+            "lr": now.lr,
+            "weight_decay": now.weight_decay,
+            "momentum": now.momentum,
+            "lambda": now.regions,
+            "region_share": on_regions / images,
+            "region_counts": [int(count) for count in regions],
+            "regions_found": sum(i * count for i, count in enumerate(regions)) / max(1.0, sum(regions)),
+            "gradient_norm": norm if not skipped else None,
+            "skipped": skipped,
+            "broken": self.done.broken,
+            "encoder_fill": sum(figures.fill[::2]) / len(figures.fill[::2]),
+            "predictor_fill": sum(figures.fill[1::2]) / len(figures.fill[1::2]),
+            "seconds": seconds,
+            "images_per_second": images / seconds,
+            "memory_mib": memory(),
+            **(more or {}),
+        }
+        record["loss"] = record["loss"] if math.isfinite(record["loss"]) else None
+        if self.file:
+            self.file.write(json.dumps(record) + "\n")
+            self.file.flush()  # a killed process loses no line
+        if self.config.watch.trackers:
+            self.accelerator.log({k: v for k, v in record.items() if isinstance(v, (int, float))}, step=step)
+        self.screen.step(record)
+        self._judge(figures, samples)
+
+    def _judge(self, figures: Figures, samples: int) -> None:
+        """Stop a run that reads or learns nothing any more."""
+        if figures.broken and not self.config.dry_run:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with (self.folder / "unreadable.txt").open("a") as file:
+                file.writelines(f"{line}\n" for line in figures.broken)
+        if self.done.broken > self.config.data.max_broken * max(samples, 1000):
+            raise UserError(
+                f"{self.done.broken} of {samples} images cannot be read, more than data.max_broken="
+                f"{self.config.data.max_broken}: see {self.folder / 'unreadable.txt'}."
+            )
+        if self.done.skipped >= self.config.optim.max_skipped:
+            file = self.folder / f"not_finite-{self.accelerator.process_index}.json"
+            file.write_text(json.dumps({"step": self.done.step, "epoch_and_index": figures.samples}))
+            raise UserError(
+                f"the loss or its gradient was not finite for {self.done.skipped} steps in a row: look at the images "
+                f"named in {file}, lower optim.lr, or go on from an earlier checkpoint with --resume PATH."
+            )
+
+
+class Screen:
+    """A progress bar on a terminal, a line every few seconds elsewhere; silent but in the main process."""
+
+    def __init__(self, total: int, done: int, shown: bool, seconds: float = 20) -> None:
+        self.total, self.shown, self.seconds = total, shown, seconds
+        self.begun, self.first, self.last = time.monotonic(), done, 0.0
+        self.bar = None
+        if shown and sys.stdout.isatty():
+            columns = [TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}")]
+            self.bar = Progress(*columns, TimeRemainingColumn(), TextColumn("left"))
+            self.task = self.bar.add_task("", total=total, completed=done)
+            self.bar.start()
+
+    def step(self, record: dict[str, Any]) -> None:
+        """Show one line of the log."""
+        if not self.shown:
+            return
+        done = record["step"]
+        loss = "not finite" if record["loss"] is None else f"{record['loss']:.4f}"
+        text = (
+            f"loss {loss}  lambda {record['lambda']:.2f}  regions {record['regions_found']:.1f}"
+            f"  {record['images_per_second']:.0f} images/s"
+        )
+        if self.bar:
+            self.bar.update(self.task, completed=done, description=text)
+        elif time.monotonic() - self.last > self.seconds or done == self.total:
+            self.last = time.monotonic()
+            left = (self.last - self.begun) / max(1, done - self.first) * (self.total - done)
+            hours, rest = divmod(round(left), 3600)
+            print(f"step {done}/{self.total}  {text}  {hours}:{rest // 60:02d}:{rest % 60:02d} left", flush=True)
+
+    def say(self, text: str) -> None:
+        if self.shown:
+            print(text, flush=True)  # rich prints it above the bar
+
+    def close(self) -> None:
+        if self.bar:
+            self.bar.stop()
+
+
+def records(path: Path) -> list[dict[str, Any]]:
+    """The lines of a log; one that was cut off by a kill is left out, with all behind it."""
+    lines = []
+    for line in path.read_text().splitlines():
+        try:
+            lines.append(json.loads(line))
+        except ValueError:
+            break
+    return lines
+
+
+def memory() -> float:
+    """Most memory that was in use so far, in MiB: of the GPU, or of the process."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**20
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most / 2**20 if sys.platform == "darwin" else most / 2**10
+
+
+def _cut(path: Path, last_step: int):
+    """The log, open for more, without the lines of steps that will be done again."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    kept = [line for line in records(path) if line["step"] <= last_step] if path.exists() else []
+    fresh = path.with_suffix(".new")
+    fresh.write_text("".join(json.dumps(line) + "\n" for line in kept))
+    os.replace(fresh, path)
+    return path.open("a")

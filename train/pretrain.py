@@ -1,0 +1,202 @@
+"""Pretrain a ViT with DSeq-JEPA: `accelerate launch train/pretrain.py`.
+
+With nothing else, a tiny model on scenes drawn on the spot, in minutes on a laptop. `--config train/configs/….yaml` for
+the paper's rows, `--help` for every setting. A run that was stopped, killed or crashed goes on where it was when the
+same command is given again.
+"""
+
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+import torch
+from accelerate import Accelerator
+from common import schedules
+from common.config import Config, parse
+from common.data import Crops, Source, collate, normalised, open_source
+from common.finish import finish
+from common.keeper import Done, Keeper
+from common.model import build, optimizer_of
+from common.order import Share, sample_seed
+from common.record import Figures, Recorder, Screen
+from common.watch import Watch
+from torch.utils.data import DataLoader
+
+from timm_dseq import DSeqJEPA, UserError, block_masks
+from timm_dseq.draws import uniform
+
+STOPPED = 75  # exit code of a run that was asked to stop, and has saved: the same command goes on
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run; returns the exit code: 0 done, 1 something the message names is wrong, 2 misspelt, 75 stopped and saved."""
+    try:
+        return run(*parse(arguments))
+    except UserError as error:
+        print(f"pretrain.py: {error}", file=sys.stderr)
+        return 1
+
+
+def run(config: Config, text: str) -> int:
+    """Data, model, loop, hand-over."""
+    accelerator = Accelerator(
+        mixed_precision="bf16" if config.system.precision == "bf16" else "no",
+        log_with=config.watch.trackers or None,
+        project_dir=config.output_dir,
+    )
+    source = open_source(config.data)
+    length = Length.of(config, len(source), accelerator.num_processes)
+    model = build(config)
+    whole = accelerator.prepare(model)  # in DDP or FSDP2, as accelerate was launched
+    optimizer = optimizer_of(whole, config.optim)
+    keeper = Keeper(config, text, source, accelerator)
+    done = keeper.resume(model, optimizer)
+    last = min(length.steps, config.max_steps or length.steps)
+    if config.dry_run:
+        last = min(last, done.step + 2)
+
+    screen = Screen(last, done.step, accelerator.is_main_process)
+    screen.say(length.describe(config, source.name, model, done))
+    watch = Watch(config, accelerator, whole, screen)
+    recorder = Recorder(config, accelerator, done, screen)
+    if done.step == 0:
+        watch.look(0)
+    batches = batches_from(config, source, length, done.samples, accelerator)
+    stop = Stop()
+    started = time.monotonic()
+    for step in range(done.step + 1, last + 1):
+        now = schedules.at(config, done.samples, len(source), length.samples)
+        figures = train_step(whole, model, optimizer, batches, now, config, accelerator)
+        done.step, done.samples = step, step * length.batch
+        recorder.add(done, now, figures, stop.asked)
+        if watch.due(step) or keeper.due(step) or step == last or recorder.stopping:
+            recorder.flush(watch.look(step) if watch.due(step) or step == last else {})
+        if keeper.due(step) or step == last or recorder.stopping:
+            keeper.save(model, optimizer, done)
+        if recorder.stopping:
+            break
+    screen.close()
+    if config.dry_run:
+        screen.say(length.estimate((time.monotonic() - started) / 2, accelerator.device))
+        return 0
+    if done.step < last:
+        screen.say(f"stopped after step {done.step} and saved: the same command goes on from there")
+        return STOPPED
+    if accelerator.is_main_process:
+        finish(config, keeper.newest(), screen)
+    accelerator.wait_for_everyone()
+    accelerator.end_training()
+    return 0
+
+
+def train_step(
+    whole: torch.nn.Module,
+    model: DSeqJEPA,
+    optimizer: torch.optim.Optimizer,
+    batches: Iterator,
+    now: schedules.Now,
+    config: Config,
+    accelerator: Accelerator,
+) -> Figures:
+    """One optimiser step over all processes and accumulation rounds; nothing waits for the device.
+
+    The backward runs on sums, and gradients are divided once by the number of target tokens of the whole batch: how it
+    is dealt to processes and rounds changes nothing.
+    """
+    figures = Figures()
+    for last_round in [False] * (config.optim.accumulation - 1) + [True]:
+        images, samples, broken = next(batches)
+        seeds = torch.tensor([sample_seed(config.seed, *sample) for sample in samples.tolist()])
+        coins = uniform(seeds, 1, stream=1)[:, 0] < now.regions
+        inputs = normalised(images.to(accelerator.device, non_blocking=True), config)
+        blocks = block_masks(model.student.patch_embed.grid_size, seeds.to(accelerator.device))
+        with nullcontext() if last_round else accelerator.no_sync(whole):
+            loss, facts = whole(inputs, coins, blocks)
+            (loss * facts["weight"]).backward()
+        figures.add(loss, facts, samples, broken)
+
+    gradients = [parameter.grad for parameter in whole.parameters() if parameter.grad is not None]
+    torch._foreach_div_(gradients, figures.weight)
+    norm = torch.nn.utils.get_total_norm(gradients)
+    norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+    if config.optim.clip:
+        torch.nn.utils.clip_grads_with_norm_(list(whole.parameters()), config.optim.clip, norm)
+    figures.gradient_norm = norm
+    optimizer.found_inf = (~norm.isfinite()).float()  # AdamW leaves such a step out, on the device
+    optimizer.grad_scale = None
+    for group in optimizer.param_groups:
+        group["lr"] = now.lr
+        group["weight_decay"] = now.weight_decay if group["decays"] else 0.0
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    model.update_target(now.momentum)
+    return figures
+
+
+def batches_from(config: Config, source: Source, length: "Length", samples: int, accelerator: Accelerator) -> Iterator:
+    """This process's micro-batches, from a number of samples seen on, without end."""
+    rank, processes = accelerator.process_index, accelerator.num_processes
+    share = Share(config.seed, len(source), length.batch, length.micro_batch, rank, processes, samples)
+    crops = Crops(source, config.model.img_size, config.data.crop_scale, config.seed)
+    pinned = accelerator.device.type == "cuda"
+    return iter(
+        DataLoader(crops, batch_sampler=share, num_workers=config.data.workers, collate_fn=collate, pin_memory=pinned)
+    )
+
+
+@dataclass(frozen=True)
+class Length:
+    """How long the run is: steps of `batch` images, dealt to processes in micro-batches."""
+
+    steps: int
+    batch: int
+    micro_batch: int
+
+    @classmethod
+    def of(cls, config: Config, images: int, processes: int) -> "Length":
+        batch, parts = config.optim.batch_size, config.optim.accumulation * processes
+        if batch % parts:
+            raise UserError(
+                f"optim.batch_size={batch} is no multiple of {processes} processes × optim.accumulation="
+                f"{config.optim.accumulation}: take {max(1, round(batch / parts)) * parts}."
+            )
+        return cls(max(1, round(config.optim.epochs * images / batch)), batch, batch // parts)
+
+    @property
+    def samples(self) -> int:
+        return self.steps * self.batch
+
+    def describe(self, config: Config, data: str, model: DSeqJEPA, done: Done) -> str:
+        size = sum(parameter.numel() for parameter in model.student.parameters()) / 1e6
+        begin = f"going on after step {done.step}" if done.step else "from the start"
+        return (
+            f"{config.model.objective}: {config.model.name} ({size:.1f} M parameters) at {config.model.img_size} px on "
+            f"{data}, {self.steps} steps of {self.batch} images, {begin}, in {config.output_dir}"
+        )
+
+    def estimate(self, seconds: float, device: torch.device) -> str:
+        memory = f", {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB" if device.type == "cuda" else ""
+        return (
+            f"dry run: {seconds:.2f} s a step ({self.batch / seconds:.0f} images/s, the first steps are slow){memory}; "
+            f"the whole run of {self.steps} steps would take about {self.steps * seconds / 3600:.1f} h"
+        )
+
+
+class Stop:
+    """SIGTERM and SIGINT ask for an end behind the current step; a second one ends at once."""
+
+    def __init__(self) -> None:
+        self.asked = False
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._ask)
+
+    def _ask(self, number: int, _frame) -> None:
+        self.asked = True
+        signal.signal(number, signal.SIG_DFL)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
