@@ -5,11 +5,12 @@ the paper's rows, `--help` for every setting. A run that was stopped, killed or 
 same command is given again.
 """
 
+import os
 import signal
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -23,6 +24,10 @@ from common.model import build, optimizer_of
 from common.order import Share, sample_seed
 from common.record import Figures, Recorder, Screen
 from common.watch import Watch
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
 from timm_dseq import DSeqJEPA, UserError, block_masks
@@ -50,8 +55,8 @@ def run(config: Config, text: str) -> int:
     source = open_source(config.data)
     length = Length.of(config, len(source), accelerator.num_processes)
     model = build(config)
-    whole = accelerator.prepare(model)  # in DDP or FSDP2, as accelerate was launched
-    optimizer = optimizer_of(whole, config.optim)
+    whole = spread(model, config, accelerator)
+    optimizer = optimizer_of(model, config.optim)
     keeper = Keeper(config, text, source, accelerator)
     done = keeper.resume(model, optimizer)
     last = min(length.steps, config.max_steps or length.steps)
@@ -72,8 +77,9 @@ def run(config: Config, text: str) -> int:
         figures = train_step(whole, model, optimizer, batches, now, config, accelerator)
         done.step, done.samples = step, step * length.batch
         recorder.add(done, now, figures, stop.asked)
-        if watch.due(step) or keeper.due(step) or step == last or recorder.stopping:
-            recorder.flush(watch.look(step) if watch.due(step) or step == last else {})
+        look = watch.due(step) or step == length.steps
+        if look or keeper.due(step) or step == last or recorder.stopping:
+            recorder.flush(watch.look(step) if look else {})
         if keeper.due(step) or step == last or recorder.stopping:
             keeper.save(model, optimizer, done)
         if recorder.stopping:
@@ -113,17 +119,18 @@ def train_step(
         coins = uniform(seeds, 1, stream=1)[:, 0] < now.regions
         inputs = normalised(images.to(accelerator.device, non_blocking=True), config)
         blocks = block_masks(model.student.patch_embed.grid_size, seeds.to(accelerator.device))
-        with nullcontext() if last_round else accelerator.no_sync(whole):
+        with gathering(whole, last_round), accelerator.autocast():
             loss, facts = whole(inputs, coins, blocks)
             (loss * facts["weight"]).backward()
         figures.add(loss, facts, samples, broken)
 
     gradients = [parameter.grad for parameter in whole.parameters() if parameter.grad is not None]
-    torch._foreach_div_(gradients, figures.weight)
+    own = [gradient.to_local() if isinstance(gradient, DTensor) else gradient for gradient in gradients]
+    torch._foreach_div_(own, figures.weight)
     norm = torch.nn.utils.get_total_norm(gradients)
-    norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+    norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
     if config.optim.clip:
-        torch.nn.utils.clip_grads_with_norm_(list(whole.parameters()), config.optim.clip, norm)
+        torch._foreach_mul_(own, (config.optim.clip / (norm + 1e-6)).clamp(max=1.0))
     figures.gradient_norm = norm
     optimizer.found_inf = (~norm.isfinite()).float()  # AdamW leaves such a step out, on the device
     optimizer.grad_scale = None
@@ -134,6 +141,31 @@ def train_step(
     optimizer.zero_grad(set_to_none=True)
     model.update_target(now.momentum)
     return figures
+
+
+def spread(model: DSeqJEPA, config: Config, accelerator: Accelerator) -> torch.nn.Module:
+    """The model over all processes: whole in each (DDP), or sharded (FSDP2)."""
+    if os.environ.get("ACCELERATE_USE_FSDP", "false") == "true":
+        raise UserError("FSDP is a setting of this script: launch without --use_fsdp, and give --system.fsdp=true.")
+    if not config.system.fsdp or accelerator.num_processes == 1:
+        return accelerator.prepare(model)
+    mesh = init_device_mesh(accelerator.device.type, (accelerator.num_processes,))
+    model.to(accelerator.device)
+    for block in (*model.student.blocks, *model.target.blocks, *model.predictor.blocks):
+        fully_shard(block, mesh=mesh)
+    return fully_shard(model, mesh=mesh)
+
+
+@contextmanager
+def gathering(whole: torch.nn.Module, now: bool) -> Iterator[None]:
+    """Gradients meet over the processes in the last round of a step only."""
+    if isinstance(whole, FSDPModule):
+        whole.set_requires_gradient_sync(now)
+    elif isinstance(whole, DistributedDataParallel) and not now:
+        with whole.no_sync():
+            yield
+        return
+    yield
 
 
 def batches_from(config: Config, source: Source, length: "Length", samples: int, accelerator: Accelerator) -> Iterator:

@@ -132,15 +132,17 @@ class Optim:
 
 @dataclass
 class System:
-    """How it is computed. The number of processes, nodes and FSDP are accelerate's: `accelerate launch --help`.
+    """How it is computed. Processes and nodes are accelerate's: `accelerate launch --help`.
 
     Args:
         precision: no (float32), bf16 autocast, or float64, which the equality tests use
+        fsdp: shard weights, gradients and optimiser over the processes (FSDP2), for models too large for one device
         compile: torch.compile the blocks
         checkpointing: recompute activations instead of keeping them
     """
 
     precision: Literal["no", "bf16", "float64"] = "no"
+    fsdp: bool = False
     compile: bool = False
     checkpointing: bool = False
 

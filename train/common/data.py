@@ -107,6 +107,8 @@ def load(data: Data, split: str, streaming: bool = False) -> Any:
         return datasets.load_dataset(**source, split=split, streaming=streaming)
     except (ValueError, OSError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         reason = " ".join(str(error).split())[:200]
+        if "corresponds to no data" in reason:
+            raise UserError(f"{data.path}, split {split}, is empty: check data.path and data.split.") from error
         raise UserError(f"{data.path}, split {split}, cannot be opened ({reason}): check data.path.") from error
 
 

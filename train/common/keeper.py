@@ -18,8 +18,8 @@ from .state import collect, restore
 
 # Settings that may differ when a run goes on: none of them changes what is computed.
 FREE = ("data.path", "data.workers", "data.max_broken", "data.probe_split", "optim.accumulation", "optim.max_skipped")
-FREE += ("system.compile", "system.checkpointing", "checkpoint.", "watch.", "hub.", "output_dir", "resume", "max_steps")
-FREE += ("dry_run", "model.init")
+FREE += ("system.compile", "system.checkpointing", "system.fsdp", "checkpoint.", "watch.", "hub.", "output_dir")
+FREE += ("resume", "max_steps", "dry_run", "model.init")
 
 
 @dataclass

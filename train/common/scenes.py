@@ -1,10 +1,11 @@
-"""A data set drawn on the spot: scenes of coloured shapes, with labels that a good encoder can read.
+"""A data set drawn on the spot: scenes of patterned shapes, with labels that a good encoder can read.
 
-Scene i of a split is a pure function of i, so there is nothing to download or to store. Each has 1 to 5 shapes of one
-class on a textured ground; colours, sizes, places and turns are free, so neither mean colour nor raw pixels give the
-class away.
+Scene i of a split is a pure function of i, so there is nothing to download or to store. Each has 1 to 5 shapes on a soft
+ground, all of one pattern, which is the class. Forms, colours, places and the phase of the pattern are free, so no mean
+colour and no single pixel gives the class away: what does is the structure that one shape shares with the next.
 """
 
+import itertools
 import math
 import random
 from typing import Any
@@ -13,9 +14,11 @@ from PIL import Image, ImageDraw
 
 from .order import sample_seed
 
-CLASSES = ("disc", "square", "triangle", "star", "ring", "cross", "crescent", "bars")
+CLASSES = ("level", "upright", "rising", "falling", "checks", "dots")
+FORMS = ("disc", "square", "triangle", "star", "ring", "cross")
+RADII = {1: 0.32, 2: 0.26, 3: 0.21, 4: 0.19, 5: 0.17}  # largest of so many shapes, in sides of the image
 COUNTS = (1, 2, 3, 4, 5)
-DISTANCES = (0.27, 0.33, 0.42)  # edges of the bins of the nearest pair's distance, in sides of the image
+DISTANCES = (0.34, 0.40, 0.48)  # edges of the bins of the nearest pair's distance, in sides of the image
 LABELS = {"label": len(CLASSES), "count": len(COUNTS), "distance": 4}  # and how many classes each has
 LENGTHS = {"train": 8192, "test": 2048}
 _SIDE = 80
@@ -37,13 +40,18 @@ class Scenes:
         side = _SIDE * _FINER
         picture = _ground(draw, side)
         discs: list[tuple[float, float, float]] = []
-        while len(discs) < count:
-            radius = draw.uniform(0.09, 0.17) * side
+        for attempt in itertools.count():
+            if len(discs) == count:
+                break
+            if attempt % 50 == 49:  # some beginnings leave no place for the rest
+                discs.clear()
+            radius = draw.uniform(0.75, 1) * RADII[count] * side
             x, y = (draw.uniform(radius, side - radius) for _ in range(2))
             if all(math.hypot(x - a, y - b) > radius + r for a, b, r in discs):
                 discs.append((x, y, radius))
         for x, y, radius in discs:
-            picture.paste(_ink(draw), (0, 0), _shape(CLASSES[label], x, y, radius, draw.uniform(0, 2 * math.pi), side))
+            form = _form(draw.choice(FORMS), x, y, radius, draw.uniform(0, 2 * math.pi), side)
+            picture.paste(_pattern(CLASSES[label], draw, side), (0, 0), form)
         gaps = [math.hypot(x - a, y - b) for i, (x, y, _) in enumerate(discs) for a, b, _ in discs[:i]]
         distance = sum(min(gaps, default=side) / side > edge for edge in DISTANCES)  # a lone shape is far
         image = picture.resize((_SIDE, _SIDE), Image.Resampling.LANCZOS)
@@ -55,52 +63,61 @@ def _ink(draw: random.Random) -> tuple[int, int, int]:
 
 
 def _ground(draw: random.Random, side: int) -> Image.Image:
-    """A soft texture between two muted colours."""
-    cells = draw.choice((2, 4, 8, 16))
+    """A soft change between two muted colours."""
+    cells = draw.choice((2, 3, 4))
     noise = Image.frombytes("L", (cells, cells), bytes(draw.randrange(256) for _ in range(cells * cells)))
-    tones = [Image.new("RGB", (side, side), tuple(90 + c // 3 for c in _ink(draw))) for _ in range(2)]
+    tones = [Image.new("RGB", (side, side), tuple(85 + c // 3 for c in _ink(draw))) for _ in range(2)]
     return Image.composite(*tones, noise.resize((side, side), Image.Resampling.BICUBIC))
 
 
-def _shape(kind: str, x: float, y: float, radius: float, turn: float, side: int) -> Image.Image:
+def _pattern(kind: str, draw: random.Random, side: int) -> Image.Image:
+    """A dark and a light ink in stripes, checks or dots of a random phase, over a whole picture."""
+    dark, light = (tuple(base + c // 3 for c in _ink(draw)) for base in (0, 170))
+    picture = Image.new("RGB", (side, side), dark)
+    pen = ImageDraw.Draw(picture)
+    period = side * draw.uniform(0.09, 0.12)
+    a, b = (draw.uniform(0, period) for _ in range(2))
+    starts = range(-1, round(side / period) + 2)
+    if kind in ("checks", "dots"):
+        for i in starts:
+            for j in starts:
+                x, y = i * period - a, j * period - b
+                if kind == "dots":
+                    pen.ellipse([x, y, x + 0.6 * period, y + 0.6 * period], fill=light)
+                elif (i + j) % 2:
+                    pen.rectangle([x, y, x + period - 1, y + period - 1], fill=light)
+        return picture
+    slope = {"level": 0, "upright": None, "rising": -1, "falling": 1}[kind]
+    step = period * (math.sqrt(2) if slope else 1)
+    for i in range(-round(side / step) - 2, 2 * round(side / step) + 2):
+        at = i * step - a
+        if slope is None:
+            ends = [(at, 0), (at, side)]
+        else:
+            ends = [(0, at), (side, at + slope * side)]
+        pen.line(ends, fill=light, width=round(period / 2))
+    return picture
+
+
+def _form(kind: str, x: float, y: float, radius: float, turn: float, side: int) -> Image.Image:
     """The stencil of one shape."""
     stencil = Image.new("L", (side, side))
     draw = ImageDraw.Draw(stencil)
 
-    def at(angle: float, reach: float) -> tuple[float, float]:
-        return x + radius * reach * math.cos(turn + angle), y + radius * reach * math.sin(turn + angle)
-
     def corners(count: int, *reach: float) -> list[tuple[float, float]]:
-        return [at(2 * math.pi * i / count, reach[i % len(reach)]) for i in range(count)]
+        angles = [turn + 2 * math.pi * i / count for i in range(count)]
+        far = [radius * reach[i % len(reach)] for i in range(count)]
+        return [(x + r * math.cos(angle), y + r * math.sin(angle)) for r, angle in zip(far, angles, strict=True)]
 
-    def disc(centre: tuple[float, float], reach: float, fill: int) -> None:
-        a, b = centre
+    def disc(reach: float, fill: int) -> None:
         r = radius * reach
-        draw.ellipse([a - r, b - r, a + r, b + r], fill=fill)
+        draw.ellipse([x - r, y - r, x + r, y + r], fill=fill)
 
-    def beam(width: float, shift: float, length: float = 1.0, across: bool = False) -> None:
-        ends = [(-length, shift - width), (length, shift - width), (length, shift + width), (-length, shift + width)]
-        points = [(b, a) if across else (a, b) for a, b in ends]
-        draw.polygon([at(math.atan2(b, a), math.hypot(a, b)) for a, b in points], fill=255)
-
-    if kind == "disc":
-        disc((x, y), 0.85, 255)
-    elif kind == "square":
-        draw.polygon(corners(4, 1.0), fill=255)
-    elif kind == "triangle":
-        draw.polygon(corners(3, 1.0), fill=255)
-    elif kind == "star":
-        draw.polygon(corners(10, 1.0, 0.42), fill=255)
-    elif kind == "ring":
-        disc((x, y), 0.95, 255)
-        disc((x, y), 0.55, 0)
-    elif kind == "cross":
-        beam(0.28, 0.0)
-        beam(0.28, 0.0, across=True)
-    elif kind == "crescent":
-        disc((x, y), 0.95, 255)
-        disc(at(0.0, 0.5), 0.75, 0)
+    if kind in ("disc", "ring"):
+        disc(0.95, 255)
+        if kind == "ring":
+            disc(0.4, 0)
     else:
-        for shift in (-0.65, 0.0, 0.65):
-            beam(0.18, shift, 0.8)
+        reach = {"square": (4, 1.0), "triangle": (3, 1.0), "star": (10, 1.0, 0.55), "cross": (12, 1.0, 1.0, 0.45)}[kind]
+        draw.polygon(corners(*reach), fill=255)
     return stencil

@@ -54,6 +54,10 @@ class Watch:
         if not self.learned:
             return {}
         features, labels, tested, truth = (x for part in (self.learned, self.tested) for x in self._features(*part))
+        if not features.isfinite().all():
+            self.screen.say(f"after step {step}: the features are not finite. See docs/pretraining.md.")
+            nothing = dict.fromkeys(("knn", "linear", "rank_me", "feature_std"))
+            return {"probe": {**nothing, "collapse": "the features are not finite"}}
         found = {
             "knn": knn(features, labels, tested, truth),
             "linear": linear(features, labels, tested, truth),
@@ -65,7 +69,7 @@ class Watch:
             f"feature std {found['feature_std']:.3f}"
         )
         if sign := collapse(found):
-            self.screen.say(f"after step {step}: the features have collapsed: {sign}. See docs/pretraining.md.")
+            self.screen.say(f"after step {step}: {sign}: a collapse. See docs/pretraining.md.")
             found["collapse"] = sign
         return {"probe": found}
 

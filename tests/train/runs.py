@@ -1,0 +1,112 @@
+"""Training runs of a few seconds: settings, processes that can be killed, and what is left of them."""
+
+import contextlib
+import json
+import multiprocessing
+import os
+import sys
+from pathlib import Path
+
+from safetensors.torch import load_file
+
+TRAIN = Path(__file__).parents[2] / "train"
+sys.path.insert(0, str(TRAIN))  # as `python train/pretrain.py` has it
+
+CLOCKS = ("seconds", "images_per_second", "memory_mib")
+TINY = {
+    "model.img_size": 48,
+    "model.args": '{"patch_size": 8, "depth": 2}',
+    "model.predictor_width": 48,
+    "model.predictor_depth": 1,
+    "optim.batch_size": 8,
+    "optim.epochs": 0.02,  # 20 steps
+    "optim.warmup_epochs": 0.005,
+    "optim.regions": 0.5,
+    "optim.momentum": 0.9,
+    "data.workers": 0,
+    "checkpoint.every": 3,
+    "watch.probe_every": 7,
+    "watch.probe_images": 16,
+    "watch.pictures_every": 0,
+}
+
+# One process with everything imported, of which each run is a fork: starting a run takes no time.
+_context = multiprocessing.get_context("forkserver")
+_context.set_forkserver_preload(["tests.train.runs", "pretrain"])
+
+
+def options(output: Path, **settings) -> list[str]:
+    """Arguments of a tiny run; `model__name` stands for model.name."""
+    chosen = {**TINY, **{name.replace("__", "."): value for name, value in settings.items()}}
+    return [f"--{name}={value}" for name, value in {**chosen, "output_dir": output}.items()]
+
+
+def _child(arguments: list[str], said: Path, environment: dict[str, str]) -> None:
+    os.environ |= environment
+    import torch
+    from pretrain import main
+
+    torch.set_num_threads(1)
+    with said.open("a") as file, contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
+        code = main(arguments)
+    os._exit(code)
+
+
+def start(output: Path, environment: dict[str, str] | None = None, **settings) -> multiprocessing.Process:
+    """A run under way in a process of its own."""
+    output.parent.mkdir(parents=True, exist_ok=True)
+    process = _context.Process(target=_child, args=(options(output, **settings), said_of(output), environment or {}))
+    process.start()
+    return process
+
+
+def train(output: Path, **settings) -> tuple[int, str]:
+    """A run from its start to its end: its exit code and all it said."""
+    output.parent.mkdir(parents=True, exist_ok=True)
+    said_of(output).unlink(missing_ok=True)
+    process = start(output, **settings)
+    process.join(300)
+    return process.exitcode, said_of(output).read_text()
+
+
+def train_together(output: Path, port: int, processes: int = 2, **settings) -> tuple[list[int], str]:
+    """A run of several processes, as accelerate or torchrun starts them."""
+    runs = [
+        start(
+            output,
+            {
+                "RANK": str(rank),
+                "LOCAL_RANK": str(rank),
+                "WORLD_SIZE": str(processes),
+                "LOCAL_WORLD_SIZE": str(processes),
+                "MASTER_ADDR": "127.0.0.1",
+                "MASTER_PORT": str(port),
+                "ACCELERATE_USE_CPU": "true",
+            },
+            **settings,
+        )
+        for rank in range(processes)
+    ]
+    for run in runs:
+        run.join(300)
+    return [run.exitcode for run in runs], said_of(output).read_text()
+
+
+def said_of(output: Path) -> Path:
+    return output.with_name(output.name + ".said")
+
+
+def log_of(output: Path) -> list[dict]:
+    """The log without clocks."""
+    lines = [json.loads(line) for line in (output / "log.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in line.items() if name not in CLOCKS} for line in lines]
+
+
+def tensors_of(output: Path) -> dict:
+    """Every tensor of the newest checkpoint."""
+    newest = max((output / "checkpoints").glob("step-*"))
+    return {
+        f"{file}: {name}": tensor
+        for file in ("model", "optimizer")
+        for name, tensor in load_file(newest / f"{file}.safetensors").items()
+    }

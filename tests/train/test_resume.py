@@ -1,0 +1,160 @@
+"""Going on from a checkpoint: what may change, what may not, and what is said."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from .runs import log_of, tensors_of, train
+from .test_data import parquet_of
+
+pytestmark = pytest.mark.xdist_group("runs")
+
+
+@pytest.fixture(scope="module")
+def half(tmp_path_factory):
+    """A run stopped after 6 of its 20 steps."""
+    output = tmp_path_factory.mktemp("half") / "run"
+    code, said = train(output, max_steps=6)
+    assert code == 0, said
+    return output
+
+
+@pytest.fixture
+def own(half, tmp_path):
+    """A copy of it to spoil."""
+    shutil.copytree(half, tmp_path / "run")
+    return tmp_path / "run"
+
+
+def test_max_steps_stops_early_and_leaves_the_schedules_alone(half, tmp_path):
+    code, said = train(tmp_path / "run", max_steps=12)
+    assert code == 0, said
+    assert log_of(half) == log_of(tmp_path / "run")[:6]
+    assert (half / "export" / "model.safetensors").is_file()
+
+
+def test_a_finished_run_exports_again_and_exits_with_0(own):
+    shutil.rmtree(own / "export")
+    code, said = train(own, max_steps=6)
+    assert code == 0, said
+    assert load_file(own / "export" / "model.safetensors").keys()
+    assert len(log_of(own)) == 6
+
+
+def test_never_starts_anew_and_keeps_the_earlier_run(own):
+    before = log_of(own)
+    code, said = train(own, max_steps=2, resume="never")
+    assert code == 0, said
+    assert len(log_of(own)) == 2
+    assert log_of(own / "earlier-1") == before
+    assert "is now in" in said
+
+
+def test_a_path_goes_on_from_that_checkpoint(own):
+    code, said = train(own, max_steps=6, resume=own / "checkpoints" / "step-00000003", checkpoint__every=2)
+    assert code == 0, said
+    assert [line["step"] for line in log_of(own)] == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_damaged_checkpoint_is_passed_over_with_the_reason(own, half):
+    file = own / "checkpoints" / "step-00000006" / "optimizer.safetensors"
+    file.write_bytes(file.read_bytes()[:-1])
+    code, said = train(own, max_steps=6)
+    assert code == 0, said
+    assert "passed over step-00000006: optimizer.safetensors has" in said
+    assert log_of(own) == log_of(half)
+    assert all(torch.equal(a, b) for a, b in zip(tensors_of(own).values(), tensors_of(half).values(), strict=True))
+
+
+def test_no_whole_checkpoint_left_is_no_silent_fresh_start(own):
+    for file in own.rglob("manifest.json"):
+        file.unlink()
+    code, said = train(own)
+    assert code == 1
+    assert "no checkpoint in" in said and "--resume never" in said
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"optim__lr": 5e-4}, "optim.lr was 0.001"),
+        ({"model__min_area": 0.1}, "model.min_area was 0.02"),
+        ({"seed": 4}, "seed was 0"),
+        ({"optim__batch_size": 16}, "optim.batch_size was 8"),
+        ({"resume": "nowhere"}, "--resume nowhere is no checkpoint"),
+    ],
+)
+def test_settings_that_change_the_run_are_refused_by_name(settings, says, own):
+    code, said = train(own, **settings)
+    assert code == 1
+    assert says in said and "Traceback" not in said
+
+
+def test_another_data_set_is_refused(tmp_path):
+    settings = {"optim__epochs": 4, "watch__probe_every": 0, "data__path": tmp_path / "x.parquet"}
+    parquet_of(tmp_path / "x.parquet", count=16)
+    assert train(tmp_path / "run", max_steps=3, **settings)[0] == 0
+    parquet_of(tmp_path / "x.parquet", count=15)
+    code, said = train(tmp_path / "run", **{**settings, "optim__epochs": 4})
+    assert code == 1
+    assert "holds other images than when" in said
+
+
+def spoil(own, value):
+    """A checkpoint whose student has one weight that is not finite."""
+    import hashlib
+
+    folder = own / "checkpoints" / "step-00000006"
+    weights = load_file(folder / "model.safetensors")
+    weights["student.blocks.0.mlp.fc1.weight"][0, 0] = value
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    manifest = json.loads((folder / "manifest.json").read_text())
+    content = (folder / "model.safetensors").read_bytes()
+    manifest["model.safetensors"] = {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+
+
+def test_steps_that_are_not_finite_are_left_out_counted_and_end_the_run(own):
+    spoil(own, float("nan"))
+    before = tensors_of(own)
+    code, said = train(own, optim__max_skipped=3)
+    assert code == 1
+    assert "not finite for 3 steps in a row" in said and "--resume PATH" in said
+    assert [line["skipped"] for line in log_of(own)] == [False] * 6 + [True] * 3
+    ids = json.loads((own / "not_finite-0.json").read_text())
+    assert len(ids["epoch_and_index"]) == 8
+    after = tensors_of(own)
+    moved = [name for name in before if not torch.equal(before[name].nan_to_num(7), after[name].nan_to_num(7))]
+    assert [name for name in moved if "target." not in name] == []
+
+
+def test_one_step_that_is_not_finite_is_skipped_and_the_run_goes_on(own, tmp_path):
+    code, said = train(own, max_steps=20)
+    assert code == 0, said
+    assert not any(line["skipped"] for line in log_of(own))
+
+
+def test_an_exported_folder_is_a_start_for_another_run(half, tmp_path):
+    code, said = train(tmp_path / "next", model__init=half / "export", max_steps=1, optim__lr_start=1e-12)
+    assert code == 0, said
+    ours, theirs = tensors_of(tmp_path / "next"), tensors_of(half)
+    for name in theirs:
+        if name.startswith("model: predictor."):
+            torch.testing.assert_close(ours[name], theirs[name], rtol=0, atol=1e-9)
+
+
+def test_dry_run_writes_nothing_and_tells_the_time(tmp_path):
+    code, said = train(tmp_path / "run", dry_run="true")
+    assert code == 0, said
+    assert "dry run:" in said and "the whole run of 20 steps" in said
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_output_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    code, said = train(tmp_path / "file")
+    assert code == 1
+    assert "output_dir=" in said and "Traceback" not in said
