@@ -37,9 +37,7 @@ def test_the_log_of_a_run_follows_the_schedules(tmp_path):
     code, said = runs.train(tmp_path / "run", checkpoint__every=100, optim__regions=0.0)
     assert code == 0, said
     lines = runs.log_of(tmp_path / "run")
-    settings = Config(
-        optim=Optim(epochs=0.02, batch_size=8, warmup_epochs=0.005, momentum=0.9, regions=0.0)
-    )
+    settings = Config(optim=Optim(epochs=0.02, batch_size=8, warmup_epochs=0.005, momentum=0.9))
     assert [line["step"] for line in lines] == list(range(1, 21))
     for line in lines:
         now = schedules.at(settings, (line["step"] - 1) * 8, 8192, 160)

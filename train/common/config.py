@@ -1,4 +1,5 @@
-"""Every setting of a run, typed. The defaults are the small run a laptop does in minutes; configs/ holds the paper's."""
+"""Every setting of a run, typed. The defaults are the paper's ViT-B/16; without a file of settings, configs/demo.yaml is
+taken, which a laptop runs in minutes."""
 
 from __future__ import annotations
 
@@ -7,12 +8,16 @@ import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal, NoReturn
 
 from jsonargparse import ArgumentParser
 from jsonargparse.typing import ClosedUnitInterval, NonNegativeInt, PositiveFloat, PositiveInt
 
 from timm_dseq import UserError
+
+
+DEMO = Path(__file__).parents[1] / "configs" / "demo.yaml"
 
 
 @dataclass
@@ -32,14 +37,14 @@ class Data:
         probe_split: the split the probes are tested on (default: validation or test, else images held out)
     """
 
-    path: str = "scenes"
+    path: str = "ILSVRC/imagenet-1k"
     config: str | None = None
     split: str = "train"
     image: str | None = None
     label: str | None = None
     streaming: bool = False
     crop_scale: tuple[ClosedUnitInterval, ClosedUnitInterval] = (0.3, 1.0)
-    workers: NonNegativeInt = 1
+    workers: NonNegativeInt = 12
     max_broken: ClosedUnitInterval = 0.01
     probe_split: str | None = None
 
@@ -68,9 +73,9 @@ class Model:
         predictor_depth: its blocks (default: 6 up to a depth of 12, else 12)
     """
 
-    name: str = "dseq_jepa_vit_ti16"
-    img_size: PositiveInt = 64
-    args: dict[str, Any] = field(default_factory=lambda: {"patch_size": 8, "depth": 6})
+    name: str = "dseq_jepa_vit_b16"
+    img_size: PositiveInt = 224
+    args: dict[str, Any] = field(default_factory=dict)
     init: str | None = None
     objective: Literal["dseq", "dseq_causal", "ijepa"] = "dseq"
     query: Literal["cls_param", "cls_out", "norm"] = "cls_param"
@@ -83,8 +88,8 @@ class Model:
     flat: bool = False
     loss: Literal["token", "step"] = "token"
     contrastive: bool = False
-    predictor_width: PositiveInt = 192
-    predictor_depth: PositiveInt | None = 3
+    predictor_width: PositiveInt = 384
+    predictor_depth: PositiveInt | None = None
 
 
 @dataclass
@@ -111,13 +116,13 @@ class Optim:
         max_skipped: the run stops after so many steps in a row whose loss or gradient is not finite
     """
 
-    epochs: PositiveFloat = 30
-    batch_size: PositiveInt = 64
+    epochs: PositiveFloat = 600
+    batch_size: PositiveInt = 2048
     accumulation: PositiveInt = 1
     lr_start: PositiveFloat = 1e-4
     lr: PositiveFloat = 1e-3
     lr_end: PositiveFloat = 1e-6
-    warmup_epochs: float = 2
+    warmup_epochs: float = 15
     weight_decay: float = 0.04
     weight_decay_end: float = 0.4
     decay_class_token: bool = False
@@ -157,7 +162,7 @@ class Checkpoint:
         keep_every: checkpoints whose step is a multiple of this stay for ever
     """
 
-    every: PositiveInt = 100
+    every: PositiveInt = 625
     keep: PositiveInt = 2
     keep_every: PositiveInt | None = None
 
@@ -175,9 +180,9 @@ class Watch:
         project: the trackers' project
     """
 
-    probe_every: NonNegativeInt = 150
-    probe_images: PositiveInt = 1000
-    pictures_every: NonNegativeInt = 150
+    probe_every: NonNegativeInt = 6250
+    probe_images: PositiveInt = 5000
+    pictures_every: NonNegativeInt = 6250
     pictures: PositiveInt = 6
     trackers: list[Literal["tensorboard", "wandb", "trackio"]] = field(default_factory=list)
     project: str = "dseq-jepa"
@@ -246,7 +251,7 @@ class _Parser(ArgumentParser):
 def parser() -> ArgumentParser:
     """Of `train/pretrain.py`: YAML files by --config (later ones win), then options."""
     parser = _Parser(prog="pretrain.py", description="Pretrain a ViT with DSeq-JEPA.")
-    parser.add_argument("--config", action="config", help="a YAML file of settings; several may be given, in turn")
+    parser.add_argument("--config", action="config", help="a YAML file of settings; later ones win (none: configs/demo.yaml)")
     parser.add_class_arguments(Config)
     return parser
 
@@ -254,7 +259,10 @@ def parser() -> ArgumentParser:
 def parse(arguments: Sequence[str] | None = None) -> tuple[Config, str]:
     """The run's configuration, and the same as YAML."""
     its_parser = parser()
-    arguments = ["--dry_run=true" if a in ("--dry-run", "--dry_run") else a for a in arguments or sys.argv[1:]]
+    arguments = sys.argv[1:] if arguments is None else arguments
+    arguments = ["--dry_run=true" if a in ("--dry-run", "--dry_run") else a for a in arguments]
+    if not any(a.split("=")[0] == "--config" for a in arguments):
+        arguments = [f"--config={DEMO}", *arguments]
     namespace = its_parser.parse_args(arguments)
     text = its_parser.dump(namespace)
     namespace.pop("config", None)

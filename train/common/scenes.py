@@ -21,7 +21,7 @@ COUNTS = (1, 2, 3, 4, 5)
 DISTANCES = (0.34, 0.40, 0.48)  # edges of the bins of the nearest pair's distance, in sides of the image
 LABELS = {"label": len(CLASSES), "count": len(COUNTS), "distance": 4}  # and how many classes each has
 LENGTHS = {"train": 8192, "test": 2048}
-_SIDE = 80
+_SIDE = 128
 _FINER = 2  # drawn so many times larger, then shrunk: smooth edges
 
 
