@@ -23,6 +23,7 @@ from common.keeper import Done, Keeper
 from common.model import build, optimizer_of
 from common.order import Share, sample_seed
 from common.record import Figures, Recorder, Screen
+from common.stream import Stream, images_in
 from common.watch import Watch
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
@@ -52,28 +53,29 @@ def run(config: Config, text: str) -> int:
         log_with=config.watch.trackers or None,
         project_dir=config.output_dir,
     )
-    source = open_source(config.data)
-    length = Length.of(config, len(source), accelerator.num_processes)
+    source = None if config.data.streaming else open_source(config.data)
+    images = images_in(config) if source is None else len(source)
+    length = Length.of(config, images, accelerator.num_processes)
     model = build(config)
     whole = spread(model, config, accelerator)
     optimizer = optimizer_of(model, config.optim)
-    keeper = Keeper(config, text, source, accelerator)
+    keeper = Keeper(config, text, source.fingerprint() if source else f"a stream of {images}", accelerator)
     done = keeper.resume(model, optimizer)
     last = min(length.steps, config.max_steps or length.steps)
     if config.dry_run:
         last = min(last, done.step + 2)
 
     screen = Screen(last, done.step, accelerator.is_main_process)
-    screen.say(length.describe(config, source.name, model, done))
+    screen.say(length.describe(config, model, done))
     watch = Watch(config, accelerator, whole, screen)
     recorder = Recorder(config, accelerator, done, screen)
     if done.step == 0:
         watch.look(0)
-    batches = batches_from(config, source, length, done.samples, accelerator)
+    batches = batches_from(config, source, length, done, accelerator)
     stop = Stop()
     started = time.monotonic()
     for step in range(done.step + 1, last + 1):
-        now = schedules.at(config, done.samples, len(source), length.samples)
+        now = schedules.at(config, done.samples, images, length.samples)
         figures = train_step(whole, model, optimizer, batches, now, config, accelerator)
         done.step, done.samples = step, step * length.batch
         recorder.add(done, now, figures, stop.asked)
@@ -81,7 +83,7 @@ def run(config: Config, text: str) -> int:
         if look or keeper.due(step) or step == last or recorder.stopping:
             recorder.flush(watch.look(step) if look else {})
         if keeper.due(step) or step == last or recorder.stopping:
-            keeper.save(model, optimizer, done)
+            keeper.save(model, optimizer, done, batches.state if source is None else None)
         if recorder.stopping:
             break
     screen.close()
@@ -168,10 +170,15 @@ def gathering(whole: torch.nn.Module, now: bool) -> Iterator[None]:
     yield
 
 
-def batches_from(config: Config, source: Source, length: "Length", samples: int, accelerator: Accelerator) -> Iterator:
-    """This process's micro-batches, from a number of samples seen on, without end."""
+def batches_from(
+    config: Config, source: Source | None, length: "Length", done: Done, accelerator: Accelerator
+) -> Iterator[tuple[torch.Tensor, torch.Tensor, list[str]]]:
+    """This process's micro-batches behind those that are done, without end: images, (epoch, index), what is broken."""
     rank, processes = accelerator.process_index, accelerator.num_processes
-    share = Share(config.seed, len(source), length.batch, length.micro_batch, rank, processes, samples)
+    if source is None:
+        state = done.streams[rank] if done.streams else None
+        return Stream(config, rank, processes, length.micro_batch, state)
+    share = Share(config.seed, len(source), length.batch, length.micro_batch, rank, processes, done.samples)
     crops = Crops(source, config.model.img_size, config.data.crop_scale, config.seed)
     pinned = accelerator.device.type == "cuda"
     return iter(
@@ -201,12 +208,12 @@ class Length:
     def samples(self) -> int:
         return self.steps * self.batch
 
-    def describe(self, config: Config, data: str, model: DSeqJEPA, done: Done) -> str:
+    def describe(self, config: Config, model: DSeqJEPA, done: Done) -> str:
         size = sum(parameter.numel() for parameter in model.student.parameters()) / 1e6
         begin = f"going on after step {done.step}" if done.step else "from the start"
         return (
             f"{config.model.objective}: {config.model.name} ({size:.1f} M parameters) at {config.model.img_size} px on "
-            f"{data}, {self.steps} steps of {self.batch} images, {begin}, in {config.output_dir}"
+            f"{config.data.path}, {self.steps} steps of {self.batch} images, {begin}, in {config.output_dir}"
         )
 
     def estimate(self, seconds: float, device: torch.device) -> str:

@@ -158,3 +158,36 @@ def test_an_output_that_cannot_be_written_is_named(tmp_path):
     code, said = train(tmp_path / "file")
     assert code == 1
     assert "output_dir=" in said and "Traceback" not in said
+
+
+def shards(folder, count=6, each=8):
+    """Parquet shards of single-coloured images."""
+    for shard in range(count):
+        parquet_of(folder / f"train-{shard:05d}.parquet", count=each, label=[i % 2 for i in range(each)])
+    return folder
+
+
+STREAM = {"data__streaming": "true", "data__images": 48, "optim__epochs": 3, "watch__probe_every": 0}
+
+
+def test_a_streamed_run_goes_on_with_the_very_next_sample(tmp_path):
+    (tmp_path / "shards").mkdir()
+    settings = {**STREAM, "data__path": shards(tmp_path / "shards")}
+    code, said = train(tmp_path / "whole", **settings)
+    assert code == 0, said
+    for steps in (2, 5, 8, 11):
+        code, said = train(tmp_path / "parts", max_steps=steps, **settings)
+        assert code == 0, said
+    code, said = train(tmp_path / "parts", **settings)
+    assert code == 0, said
+    assert log_of(tmp_path / "parts") == log_of(tmp_path / "whole")
+    ours, theirs = tensors_of(tmp_path / "parts"), tensors_of(tmp_path / "whole")
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_a_stream_that_does_not_tell_its_length_asks_for_it(tmp_path):
+    (tmp_path / "shards").mkdir()
+    settings = {**STREAM, "data__path": shards(tmp_path / "shards")}
+    del settings["data__images"]
+    code, said = train(tmp_path / "run", **settings)
+    assert code == 1 and "give data.images" in said and "Traceback" not in said

@@ -31,6 +31,7 @@ class Data:
         image: column of the images (found if not given)
         label: column of the classes, for the probes only (found if not given; a data set without is fine)
         streaming: read shards in turn instead of addressing images; see docs/pretraining.md for what differs
+        images: images in an epoch, where a stream does not tell
         crop_scale: least and greatest share of the area of a random crop
         workers: loader processes of each process; their number changes nothing but the speed
         max_broken: share of unreadable images at which the run stops
@@ -43,6 +44,7 @@ class Data:
     image: str | None = None
     label: str | None = None
     streaming: bool = False
+    images: PositiveInt | None = None
     crop_scale: tuple[ClosedUnitInterval, ClosedUnitInterval] = (0.3, 1.0)
     workers: NonNegativeInt = 12
     max_broken: ClosedUnitInterval = 0.01

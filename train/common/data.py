@@ -8,7 +8,7 @@ import hashlib
 import io
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,8 @@ from PIL import Image, ImageOps
 from timm.data import IMAGENET_DEFAULT_MEAN as IMAGENET_MEAN
 from timm.data import IMAGENET_DEFAULT_STD as IMAGENET_STD
 from torch.utils.data import Dataset
-from torchvision.transforms import InterpolationMode
-from torchvision.transforms.v2 import PILToTensor, RandomResizedCrop
+from torchvision.transforms import InterpolationMode, RandomResizedCrop
+from torchvision.transforms.functional import pil_to_tensor, resized_crop
 
 from timm_dseq import UserError
 
@@ -84,12 +84,18 @@ def open_source(data: Data, split: str | None = None) -> Source:
             raise UserError(f"scenes has no label {label!r}: choose one of {', '.join(SCENE_LABELS)}.")
         return Source("scenes", Scenes(split), "image", label, SCENE_LABELS[label])
     rows = load(data, split)
-    image = _image_column(rows, data)
-    label, classes = _label_column(rows, data)
     if not len(rows):
         raise UserError(f"{data.path}, split {split}, is empty: check data.path and data.split.")
-    rows = rows.cast_column(image, datasets.Image(decode=False))
-    return Source(Path(data.path).name, rows.select_columns([c for c in (image, label) if c]), image, label, classes)
+    source = source_of(data, rows, rows)
+    columns = [column for column in (source.image, source.label) if column]
+    return replace(source, rows=rows.cast_column(source.image, datasets.Image(decode=False)).select_columns(columns))
+
+
+def source_of(data: Data, described: Any, rows: Sequence[dict[str, Any]]) -> Source:
+    """Rows with the columns that their data set's description, or the settings, name."""
+    image = image_column(described, data)
+    label, classes = _label_column(described, data, rows)
+    return Source(Path(data.path).name, rows, image, label, classes)
 
 
 def load(data: Data, split: str, streaming: bool = False) -> Any:
@@ -112,7 +118,7 @@ def load(data: Data, split: str, streaming: bool = False) -> Any:
         raise UserError(f"{data.path}, split {split}, cannot be opened ({reason}): check data.path.") from error
 
 
-def _image_column(rows: Any, data: Data) -> str:
+def image_column(rows: Any, data: Data) -> str:
     features = rows.features or {}
     if data.image:
         if data.image not in features:
@@ -126,8 +132,8 @@ def _image_column(rows: Any, data: Data) -> str:
     return preferred[0]
 
 
-def _label_column(rows: Any, data: Data) -> tuple[str | None, int]:
-    features = rows.features or {}
+def _label_column(described: Any, data: Data, rows: Sequence) -> tuple[str | None, int]:
+    features = described.features or {}
     if data.label and data.label not in features:
         raise UserError(f"{data.path} has no column {data.label!r}: data.label is one of {', '.join(features)}.")
     name = data.label or next((name for name in LABELS if name in features), None)
@@ -137,7 +143,7 @@ def _label_column(rows: Any, data: Data) -> tuple[str | None, int]:
     if isinstance(kind, datasets.ClassLabel):
         return name, kind.num_classes
     if isinstance(kind, datasets.Value) and "int" in kind.dtype:
-        return name, max(rows[name]) + 1
+        return name, 1 + max(rows[name] if hasattr(rows, "features") else (row[name] for row in rows))
     if data.label:
         raise UserError(f"{data.path}: column {name!r} holds no classes: data.label has to name whole numbers.")
     return None, 0
@@ -156,24 +162,28 @@ def decode(value: Any) -> Image.Image:
 class Crops(Dataset):
     """`crops[epoch, index]`: the crop (3, S, S) uint8 of an image in an epoch, and the images that could not be read."""
 
-    def __init__(self, source: Source, size: int, scale: tuple[float, float], seed: int) -> None:
-        self.source, self.seed = source, seed
-        self.crop = RandomResizedCrop(size, scale, interpolation=InterpolationMode.BICUBIC, antialias=True)
-        self.to_tensor = PILToTensor()
+    def __init__(self, source: Source | None, size: int, scale: tuple[float, float], seed: int) -> None:
+        self.source, self.size, self.scale, self.seed = source, size, scale, seed
 
     def __getitem__(self, sample: tuple[int, int]) -> tuple[torch.Tensor, tuple[int, int], list[str]]:
-        epoch, index = sample
+        _, index = sample
         broken = []
         for step in range(_TRIES):
             at = (index + step) % len(self.source)
             try:
-                picture = self.source.picture(at)
+                return self.cut(self.source.rows[at][self.source.image], sample), sample, broken
             except Exception as error:  # PIL's readers raise almost anything on damaged files
                 broken.append(f"{self.source.where(at)}: {type(error).__name__}: {error}")
-                continue
-            with seeded(sample_seed(self.seed, epoch, index)):
-                return self.to_tensor(self.crop(picture)), sample, broken
         return torch.zeros(0), sample, broken
+
+    def cut(self, value: Any, sample: tuple[int, int]) -> torch.Tensor:
+        """The sample's crop of an image: (3, S, S) uint8."""
+        picture = decode(value)
+        with seeded(sample_seed(self.seed, *sample)):
+            box = RandomResizedCrop.get_params(picture, self.scale, (3 / 4, 4 / 3))
+        size = [self.size, self.size]
+        crop = resized_crop(picture, *box, size, InterpolationMode.BICUBIC)
+        return pil_to_tensor(crop)
 
 
 def collate(items: list) -> tuple[torch.Tensor, torch.Tensor, list[str]]:

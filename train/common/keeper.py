@@ -1,19 +1,18 @@
 """A run's checkpoints: when one is due, what is in it, and whether a run may go on from it."""
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import broadcast_object_list, gather_object
 
 from timm_dseq import DSeqJEPA, UserError
 
 from . import checkpoints
 from .config import Config
-from .data import Source
 from .state import collect, restore
 
 # Settings that may differ when a run goes on: none of them changes what is computed.
@@ -30,17 +29,17 @@ class Done:
     samples: int = 0
     broken: int = 0  # images that could not be read
     skipped: int = 0  # steps in a row that were not finite
+    streams: list[dict[str, Any]] = field(default_factory=list)  # of a streamed data set: where each process is
 
 
 class Keeper:
     """Saves and restores one run."""
 
-    def __init__(self, config: Config, text: str, source: Source, accelerator: Accelerator) -> None:
-        self.config, self.source, self.accelerator = config, source, accelerator
+    def __init__(self, config: Config, text: str, data: str, accelerator: Accelerator) -> None:
+        """text: the settings as YAML; data: the fingerprint of the data set."""
+        self.config, self.text, self.data, self.accelerator = config, text, data, accelerator
         self.output = Path(config.output_dir)
         self.folder = self.output / "checkpoints"
-        self.text = text
-        self.fingerprint = source.fingerprint()
 
     def due(self, step: int) -> bool:
         return step % self.config.checkpoint.every == 0 and not self.config.dry_run
@@ -48,14 +47,17 @@ class Keeper:
     def newest(self) -> Path:
         return checkpoints.steps(self.folder)[-1]
 
-    def save(self, model: DSeqJEPA, optimizer: torch.optim.Optimizer, done: Done) -> None:
-        """Write a checkpoint of this step, and remove those that are too old."""
+    def save(
+        self, model: DSeqJEPA, optimizer: torch.optim.Optimizer, done: Done, stream: dict[str, Any] | None
+    ) -> None:
+        """Write a checkpoint of this step, and remove those that are too old. All processes have to call it."""
         if self.config.dry_run:
             return
+        done.streams = gather_object([stream]) if stream else []
         main = self.accelerator.is_main_process
         weights, moments = collect(model, optimizer, keep=main)
         if main:
-            state = {"done": asdict(done), "config": asdict(self.config), "data": self.fingerprint}
+            state = {"done": asdict(done), "config": asdict(self.config), "data": self.data}
             checkpoints.save(self.folder, done.step, checkpoints.Saved(weights, moments, state))
             checkpoints.prune(self.folder, self.config.checkpoint.keep, self.config.checkpoint.keep_every)
         self.accelerator.wait_for_everyone()
@@ -121,7 +123,13 @@ class Keeper:
                     f"{name} was {before.get(name)} in {path} and is {now.get(name)} now: change it back, or start "
                     "anew with --resume never or another output_dir."
                 )
-        if state["data"] != self.fingerprint:
+        streams = state["done"]["streams"]
+        if streams and len(streams) != self.accelerator.num_processes:
+            raise UserError(
+                f"a streamed data set goes on with the processes it began with: take {len(streams)}, or start anew "
+                "with --resume never."
+            )
+        if state["data"] != self.data:
             raise UserError(
                 f"data.path={self.config.data.path} holds other images than when {path} was written: bring those "
                 "back, or start anew with --resume never."

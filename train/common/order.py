@@ -6,14 +6,17 @@ processes nor restarts change what a sample is.
 """
 
 import hashlib
-import random
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
+from threading import Lock
 
 import torch
 from torch.utils.data import Sampler
+
+
+_one_at_a_time = Lock()
 
 
 def sample_seed(seed: int, epoch: int, index: int) -> int:
@@ -61,10 +64,7 @@ class Share(Sampler[list[tuple[int, int]]]):
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Everything random inside comes from the seed, whatever was drawn before; afterwards all is as it was."""
-    state = random.getstate()
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        random.seed(seed)
+    """What torch draws inside comes from the seed, whatever was drawn before; afterwards all is as it was."""
+    with _one_at_a_time, torch.random.fork_rng(devices=[]):  # threads share torch's generator
+        torch.random.default_generator.manual_seed(seed)
         yield
-    random.setstate(state)

@@ -15,7 +15,7 @@ from timm_dseq import rank_regions
 from timm_dseq.explain import draw_regions, draw_saliency
 
 from .config import Config
-from .data import Source, normalised, open_source
+from .data import Source, load, normalised, open_source, source_of
 from .record import Screen
 
 _BATCH = 64
@@ -150,6 +150,8 @@ def collapse(found: dict[str, float]) -> str | None:
 def _probe_sources(config: Config) -> tuple[Source, Source, str | None]:
     """What probes learn from, what they are tested on, and why there are none."""
     data = config.data
+    if data.streaming:
+        return _first_of_stream(config)
     train = open_source(data)
     split = data.probe_split or ("test" if data.path == "scenes" else _test_split(data.path, data.config))
     test = open_source(data, split) if split and split != data.split else train
@@ -157,6 +159,14 @@ def _probe_sources(config: Config) -> tuple[Source, Source, str | None]:
     if train.label is None or test.label is None:
         off = "the data set has no labels (data.label names their column)"
     return train, test, off
+
+
+def _first_of_stream(config: Config) -> tuple[Source, Source, str | None]:
+    """The first images of a stream, as both: nothing else of it can be had without reading on."""
+    count = max(2 * config.watch.probe_images * bool(config.watch.probe_every), config.watch.pictures)
+    rows = load(config.data, config.data.split, streaming=True)
+    source = source_of(config.data, rows, list(rows.take(count)))
+    return source, source, None if source.label else "the data set has no labels (data.label names their column)"
 
 
 def _test_split(path: str, name: str | None) -> str | None:

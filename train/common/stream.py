@@ -1,0 +1,118 @@
+"""Images in turn: shards of a data set, read as they come, → the same micro-batches that numbered images give.
+
+The order is a function of seed, epoch, shards and number of processes. Shards are shuffled by `datasets`, samples in
+blocks here, so that the place in the stream is the data set's own state at the block's start and a count: a run that
+goes on reads one block again and continues with the very next sample.
+"""
+
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import datasets
+import torch
+from datasets.distributed import split_dataset_by_node
+
+from timm_dseq import UserError
+
+from .config import Config
+from .data import Crops, Source, collate, image_column, load
+from .order import sample_seed
+
+BLOCK = 512  # samples of one process that are shuffled together
+AHEAD = 2  # micro-batches that are read before they are asked for
+
+
+class Stream:
+    """This process's endless micro-batches. `state` is where the last one that was taken ends."""
+
+    def __init__(self, config: Config, rank: int, processes: int, micro_batch: int, state: dict | None = None) -> None:
+        self.config, self.rank, self.processes, self.micro_batch = config, rank, processes, micro_batch
+        self.rows, self.image = open_stream(config)
+        if processes > 1:
+            self.rows = split_dataset_by_node(self.rows, rank, processes)
+        self.crops = Crops(None, config.model.img_size, config.data.crop_scale, config.seed)
+        self.state = state or {"epoch": 0, "block": 0, "taken": 0, "rows": None}
+        self.workers = ThreadPoolExecutor(max(1, config.data.workers))
+        self.coming: list[tuple[list[Future], dict]] = []
+        self.samples = self._samples()
+
+    def __iter__(self) -> Iterator:
+        return self
+
+    def __next__(self) -> tuple[torch.Tensor, torch.Tensor, list[str]]:
+        while len(self.coming) <= AHEAD:
+            items, state = [], {}
+            broken: list[str] = []
+            while len(items) < self.micro_batch:
+                value, sample, state = next(self.samples)
+                items.append(self.workers.submit(self._item, value, sample))
+            self.coming.append((items, state))
+        items, state = self.coming.pop(0)
+        done = [item.result() for item in items]
+        broken = [line for _, _, lines in done for line in lines]
+        whole = [item for item in done if item[0].numel()]
+        if not whole:
+            raise UserError(f"{len(done)} images in a row cannot be read, the first {broken[0]}: is data.image right?")
+        # what cannot be read is replaced by the next that can, in this micro-batch
+        filled = [whole[i % len(whole)] if not item[0].numel() else item for i, item in enumerate(done)]
+        images, samples, _ = collate([(image, sample, []) for image, sample, _ in filled])
+        self.state = state
+        return images, samples, broken
+
+    def _item(self, value: Any, sample: tuple[int, int]) -> tuple[torch.Tensor, tuple[int, int], list[str]]:
+        try:
+            return self.crops.cut(value, sample), sample, []
+        except Exception as error:  # PIL's readers raise almost anything on damaged files
+            where = value.get("path") if isinstance(value, dict) else None
+            return torch.zeros(0), sample, [f"{where or f'sample {sample}'}: {type(error).__name__}: {error}"]
+
+    def _samples(self) -> Iterator[tuple[Any, tuple[int, int], dict]]:
+        """(image, (epoch, number), state behind it), without end."""
+        epoch, block, taken, rows_state = (self.state[key] for key in ("epoch", "block", "taken", "rows"))
+        while True:
+            rows = self.rows.shuffle(seed=sample_seed(self.config.seed, epoch, -2) % 2**32, buffer_size=1)
+            if rows_state is not None:
+                rows.load_state_dict(rows_state)
+            read = iter(rows)
+            found = False
+            while True:
+                before = rows.state_dict()
+                values = [row[self.image] for _, row in zip(range(BLOCK), read, strict=False)]
+                if not values:
+                    break
+                found = True
+                generator = torch.Generator().manual_seed(sample_seed(self.config.seed, epoch, -3 - block))
+                for place, at in enumerate(torch.randperm(len(values), generator=generator).tolist()):
+                    if place >= taken:
+                        number = (block * BLOCK + at) * self.processes + self.rank
+                        yield values[at], (epoch, number), {"epoch": epoch, "block": block, "taken": place + 1, "rows": before}
+                block, taken = block + 1, 0
+            if not found and rows_state is None:
+                raise UserError(
+                    f"{self.config.data.path} has no images for process {self.rank} of {self.processes}: use fewer "
+                    "processes, or more shards."
+                )
+            epoch, block, taken, rows_state = epoch + 1, 0, 0, None
+
+
+def open_stream(config: Config) -> tuple[datasets.IterableDataset, str]:
+    """The streamed split, images still encoded, and their column."""
+    rows = load(config.data, config.data.split, streaming=True)
+    if rows.features is None:
+        rows = rows._resolve_features()
+    image = image_column(rows, config.data)
+    return rows.cast_column(image, datasets.Image(decode=False)).select_columns([image]), image
+
+
+def images_in(config: Config) -> int:
+    """How many images an epoch of the stream has."""
+    if config.data.images:
+        return config.data.images
+    rows, _ = open_stream(config)
+    split = (rows.info.splits or {}).get(config.data.split)
+    if split is None or not split.num_examples:
+        raise UserError(
+            f"{config.data.path} does not tell how many images a stream of it has: give data.images, for the schedules."
+        )
+    return split.num_examples
