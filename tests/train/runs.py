@@ -4,13 +4,9 @@ import contextlib
 import json
 import multiprocessing
 import os
-import sys
 from pathlib import Path
 
 from safetensors.torch import load_file
-
-TRAIN = Path(__file__).parents[2] / "train"
-sys.path.insert(0, str(TRAIN))  # as `python train/pretrain.py` has it
 
 CLOCKS = ("seconds", "images_per_second", "memory_mib")
 TINY = {

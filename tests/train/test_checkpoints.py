@@ -5,11 +5,9 @@ import shutil
 
 import pytest
 import torch
+from common import checkpoints
 
 from timm_dseq import UserError
-
-from . import runs  # noqa: F401  (finds train/)
-from common import checkpoints  # isort: skip
 
 
 def saved(step):

@@ -2,13 +2,13 @@
 
 import pytest
 import yaml
+from common.config import Config, parse, parser
 
 from timm_dseq import UserError
 
-from . import runs
-from common.config import Config, parse, parser  # isort: skip
+from . import TRAIN
 
-CONFIGS = sorted((runs.TRAIN / "configs").rglob("*.yaml"))
+CONFIGS = sorted((TRAIN / "configs").rglob("*.yaml"))
 
 
 def test_options_win_over_files_and_later_files_over_earlier(tmp_path):
@@ -74,7 +74,7 @@ def test_help_shows_every_setting_with_its_default(capsys):
                 assert f"default: {value})" in text.split(f" {option} ", 1)[1]
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: str(path.relative_to(runs.TRAIN)))
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: str(path.relative_to(TRAIN)))
 def test_every_file_of_settings_is_understood(path):
     config, _ = parse([f"--config={path}"])
     for group, settings in yaml.safe_load(path.read_text()).items():
@@ -85,5 +85,5 @@ def test_every_file_of_settings_is_understood(path):
 
 def test_without_a_file_the_small_run_is_taken_and_with_one_the_papers():
     assert parse([])[0].data.path == "scenes"
-    paper = parse([f"--config={runs.TRAIN / 'configs' / 'vit_b16_in1k.yaml'}"])[0]
+    paper = parse([f"--config={TRAIN / 'configs' / 'vit_b16_in1k.yaml'}"])[0]
     assert (paper.model, paper.optim) == (Config().model.__class__(predictor_depth=6), Config().optim)

@@ -7,14 +7,14 @@ import datasets
 import numpy as np
 import pytest
 import torch
+from common.config import Data
+from common.data import Crops, collate, decode, open_source
+from common.scenes import LABELS, Scenes
 from PIL import Image
 
 from timm_dseq import UserError
 
 from . import runs
-from common.config import Data  # isort: skip
-from common.data import Crops, collate, decode, open_source  # isort: skip
-from common.scenes import LABELS, Scenes  # isort: skip
 
 
 def encoded(image, kind, **options):
@@ -86,9 +86,7 @@ def folder(tmp_path):
 
 def parquet_of(path, count=12, **columns):
     values = {"picture": [encoded(Image.new("RGB", (40, 40), (9 * i, 0, 0)), "PNG") for i in range(count)], **columns}
-    features = datasets.Features(
-        {"picture": datasets.Image(), **{name: datasets.Value("int64") for name in columns}}
-    )
+    features = datasets.Features({"picture": datasets.Image(), **{name: datasets.Value("int64") for name in columns}})
     datasets.Dataset.from_dict(values, features=features).to_parquet(path)
     return str(path)
 
@@ -207,7 +205,9 @@ def test_an_image_that_cannot_be_read_is_replaced_by_the_next_and_named(folder):
 def test_a_run_counts_what_it_could_not_read_and_stops_above_a_rate(folder, tmp_path):
     for path in sorted(folder.rglob("*.png"))[::3]:
         path.write_bytes(b"")
-    code, said = runs.train(tmp_path / "few", data__path=folder, optim__epochs=4, data__max_broken=0.5, watch__probe_every=0)
+    code, said = runs.train(
+        tmp_path / "few", data__path=folder, optim__epochs=4, data__max_broken=0.5, watch__probe_every=0
+    )
     assert code == 0, said
     assert runs.log_of(tmp_path / "few")[-1]["broken"] == 16
     assert len((tmp_path / "few" / "unreadable.txt").read_text().splitlines()) == 16

@@ -3,11 +3,9 @@
 from itertools import islice
 
 import torch
+from common.order import Share, order, sample_at, sample_seed, seeded
 from hypothesis import given
 from hypothesis import strategies as st
-
-from . import runs  # noqa: F401  (finds train/)
-from common.order import Share, order, sample_at, sample_seed, seeded  # isort: skip
 
 sizes = st.sampled_from([(1, 1), (2, 1), (1, 4), (2, 2), (4, 2)])
 

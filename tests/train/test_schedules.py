@@ -3,10 +3,10 @@
 import math
 
 import pytest
+from common import schedules
+from common.config import Config, Optim
 
-from . import runs  # noqa: F401  (finds train/)
-from common import schedules  # isort: skip
-from common.config import Config, Optim  # isort: skip
+from . import runs
 
 PAPER = Optim(epochs=600, batch_size=2048, lr_start=1e-4, lr=1e-3, lr_end=1e-6, warmup_epochs=15)
 EPOCH, TOTAL = 1_281_167, 600 * 1_281_167

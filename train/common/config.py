@@ -1,5 +1,7 @@
-"""Every setting of a run, typed. The defaults are the paper's ViT-B/16; without a file of settings, configs/demo.yaml is
-taken, which a laptop runs in minutes."""
+"""Every setting of a run, typed. The defaults are the paper's ViT-B/16.
+
+Without a file of settings, configs/demo.yaml is taken, which a laptop runs in minutes.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,6 @@ from jsonargparse import ArgumentParser
 from jsonargparse.typing import ClosedUnitInterval, NonNegativeInt, PositiveFloat, PositiveInt
 
 from timm_dseq import UserError
-
 
 DEMO = Path(__file__).parents[1] / "configs" / "demo.yaml"
 
@@ -237,7 +238,8 @@ class _Parser(ArgumentParser):
         wrong = re.search(r"unrecognized arguments: --([\w.-]+)", message)
         inside = re.search(r"Group '(.+?)' does not accept option '(.+?)'", message)
         unknown = re.search(r"Option '(.+?)' is not accepted", message)
-        name = wrong[1].replace("-", "_") if wrong else f"{inside[1]}.{inside[2]}" if inside else None
+        name = wrong[1].replace("-", "_") if wrong else None
+        name = f"{inside[1]}.{inside[2]}" if inside else name
         name = unknown[1] if unknown else name
         line = " ".join(message.split())
         if name:
@@ -253,7 +255,9 @@ class _Parser(ArgumentParser):
 def parser() -> ArgumentParser:
     """Of `train/pretrain.py`: YAML files by --config (later ones win), then options."""
     parser = _Parser(prog="pretrain.py", description="Pretrain a ViT with DSeq-JEPA.")
-    parser.add_argument("--config", action="config", help="a YAML file of settings; later ones win (none: configs/demo.yaml)")
+    parser.add_argument(
+        "--config", action="config", help="a YAML file of settings; later ones win (none: configs/demo.yaml)"
+    )
     parser.add_class_arguments(Config)
     return parser
 

@@ -74,7 +74,7 @@ class Source:
 
 
 def open_source(data: Data, split: str | None = None) -> Source:
-    """A split of the data set that the settings name (default: the training split), or one line that says what fails."""
+    """A split of the data set that the settings name (default: that to train on), or one line that says what fails."""
     split = split or data.split
     if data.path == "scenes":
         if split not in LENGTHS:
@@ -160,7 +160,7 @@ def decode(value: Any) -> Image.Image:
 
 
 class Crops(Dataset):
-    """`crops[epoch, index]`: the crop (3, S, S) uint8 of an image in an epoch, and the images that could not be read."""
+    """`crops[epoch, index]`: an image's crop in an epoch, (3, S, S) uint8, and what could not be read on the way."""
 
     def __init__(self, source: Source | None, size: int, scale: tuple[float, float], seed: int) -> None:
         self.source, self.size, self.scale, self.seed = source, size, scale, seed

@@ -71,7 +71,9 @@ def _fill(part: nn.Module, weights: Weights, source: str) -> None:
         weights["pos_embed"] = own["pos_embed"]
     missing, unused, reshaped = misfits(weights, own)
     for name in [*missing, *unused, *(name for name, *_ in reshaped)][:1]:
-        raise UserError(f"model.init={source} does not fit model.name: {name} differs. Check model.name and model.args.")
+        raise UserError(
+            f"model.init={source} does not fit model.name: {name} differs. Check model.name and model.args."
+        )
     part.load_state_dict(weights)
 
 

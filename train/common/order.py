@@ -15,7 +15,6 @@ from threading import Lock
 import torch
 from torch.utils.data import Sampler
 
-
 _one_at_a_time = Lock()
 
 

@@ -106,7 +106,9 @@ def _chart(title: str, curves: list[Curve]) -> str:
         path = " ".join(f"{a:.1f},{b:.1f}" for a, b in (at(x, y) for x, y in points))
         marks.append(f'<polyline points="{path}" stroke="{colour}"/>')
         if len(points) < 40:
-            marks += [f'<circle cx="{a:.1f}" cy="{b:.1f}" r="2.5" fill="{colour}"/>' for a, b in (at(*p) for p in points)]
+            marks += [
+                f'<circle cx="{a:.1f}" cy="{b:.1f}" r="2.5" fill="{colour}"/>' for a, b in (at(*p) for p in points)
+            ]
         legend.append(f'<span><i style="background:{colour}"></i>{name}: {points[-1][1]:.4g}</span>')
     svg = f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{title}">{"".join(marks)}</svg>'
     return f"<figure><figcaption>{title}</figcaption>{svg}<div class=legend>{''.join(legend)}</div></figure>"
@@ -146,7 +148,8 @@ def _pictures(output: Path) -> str:
         data = base64.b64encode(small.getvalue()).decode()
         step = int(path.stem.removeprefix("step-"))
         words = f"After step {step:,}: image, saliency, ranked regions"
-        parts.append(f'<figure class=wide><figcaption>{words}</figcaption><img alt="{words}" src="data:image/jpeg;base64,{data}"></figure>')
+        image = f'<img alt="{words}" src="data:image/jpeg;base64,{data}">'
+        parts.append(f"<figure><figcaption>{words}</figcaption>{image}</figure>")
     return "\n".join(parts)
 
 
@@ -163,7 +166,8 @@ polyline {{ fill: none; stroke-width: 1.6 }} .grid {{ stroke: #e4e5ea }}
 .legend {{ font-size: .85em }} .legend span {{ margin-right: 1em }}
 .legend i {{ display: inline-block; width: .8em; height: .8em; margin-right: .35em; border-radius: 2px }}
 img {{ max-width: 100%; border-radius: 4px }} pre {{ background: #f5f5f7; padding: 1em; overflow: auto }}
-table {{ border-collapse: collapse }} th, td {{ padding: .2em .8em; border-bottom: 1px solid #e4e5ea; text-align: right }}
+table {{ border-collapse: collapse }}
+th, td {{ padding: .2em .8em; border-bottom: 1px solid #e4e5ea; text-align: right }}
 th:first-child {{ text-align: left; font-weight: 500 }} .bad {{ color: #b00020; font-weight: 600 }}
 </style>
 <h1>{name}</h1><p>{summary}</p>{warning}

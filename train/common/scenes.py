@@ -1,7 +1,7 @@
 """A data set drawn on the spot: scenes of patterned shapes, with labels that a good encoder can read.
 
-Scene i of a split is a pure function of i, so there is nothing to download or to store. Each has 1 to 5 shapes on a soft
-ground, all of one pattern, which is the class. Forms, places and the phase of the pattern are free, so no mean
+Scene i of a split is a pure function of i, so there is nothing to download or to store. Each has 1 to 5 shapes on a
+soft ground, all of one pattern, which is the class. Forms, places and the phase of the pattern are free, so no mean
 colour and no single pixel gives the class away: what does is the structure that one shape shares with the next.
 """
 
@@ -91,10 +91,7 @@ def _pattern(kind: str, draw: random.Random, side: int) -> Image.Image:
     step = period * (math.sqrt(2) if slope else 1)
     for i in range(-round(side / step) - 2, 2 * round(side / step) + 2):
         at = i * step - a
-        if slope is None:
-            ends = [(at, 0), (at, side)]
-        else:
-            ends = [(0, at), (side, at + slope * side)]
+        ends = [(at, 0), (at, side)] if slope is None else [(0, at), (side, at + slope * side)]
         pen.line(ends, fill=light, width=round(period / 2))
     return picture
 

@@ -9,7 +9,9 @@ from .checkpoints import Tensors
 
 def collect(model: nn.Module, optimizer: torch.optim.Optimizer, keep: bool) -> tuple[Tensors, Tensors]:
     """Weights and optimiser state by name. All processes have to ask; those that do not keep get empty ones."""
-    weights = {name: whole for name, tensor in model.state_dict().items() if (whole := _whole(tensor, keep)) is not None}
+    weights = {
+        name: whole for name, tensor in model.state_dict().items() if (whole := _whole(tensor, keep)) is not None
+    }
     moments = {}
     for name, parameter in model.named_parameters():
         for key, tensor in optimizer.state.get(parameter, {}).items():

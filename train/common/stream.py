@@ -16,7 +16,7 @@ from datasets.distributed import split_dataset_by_node
 from timm_dseq import UserError
 
 from .config import Config
-from .data import Crops, Source, collate, image_column, load
+from .data import Crops, collate, image_column, load
 from .order import sample_seed
 
 BLOCK = 512  # samples of one process that are shuffled together
@@ -86,7 +86,11 @@ class Stream:
                 for place, at in enumerate(torch.randperm(len(values), generator=generator).tolist()):
                     if place >= taken:
                         number = (block * BLOCK + at) * self.processes + self.rank
-                        yield values[at], (epoch, number), {"epoch": epoch, "block": block, "taken": place + 1, "rows": before}
+                        yield (
+                            values[at],
+                            (epoch, number),
+                            {"epoch": epoch, "block": block, "taken": place + 1, "rows": before},
+                        )
                 block, taken = block + 1, 0
             if not found and rows_state is None:
                 raise UserError(
