@@ -66,13 +66,13 @@ def _ground(draw: random.Random, side: int) -> Image.Image:
     """A soft change between two muted colours."""
     cells = draw.choice((2, 3, 4))
     noise = Image.frombytes("L", (cells, cells), bytes(draw.randrange(256) for _ in range(cells * cells)))
-    tones = [Image.new("RGB", (side, side), tuple(112 + c // 8 for c in _ink(draw))) for _ in range(2)]
+    tones = [Image.new("RGB", (side, side), tuple(85 + c // 3 for c in _ink(draw))) for _ in range(2)]
     return Image.composite(*tones, noise.resize((side, side), Image.Resampling.BICUBIC))
 
 
 def _pattern(kind: str, draw: random.Random, side: int) -> Image.Image:
     """A dark and a light ink in stripes, checks or dots of a random phase, over a whole picture."""
-    dark, light = (tuple(base + c // 5 for c in _ink(draw)) for base in (0, 204))
+    dark, light = (tuple(base + c // 3 for c in _ink(draw)) for base in (0, 170))
     picture = Image.new("RGB", (side, side), dark)
     pen = ImageDraw.Draw(picture)
     period = side * draw.uniform(0.09, 0.12)

@@ -1,0 +1,94 @@
+"""Probes measure what they say, a collapse is called one, and the report shows the run."""
+
+import math
+import re
+
+import pytest
+import torch
+from common import watch
+from common.report import write_report
+from torch.nn import functional as F
+
+from .runs import log_of, train
+from .test_data import parquet_of
+
+
+def clusters(count, spread, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    centres = torch.randn(4, 16, generator=torch.Generator().manual_seed(9))
+    labels = torch.randint(0, 4, (count,), generator=generator)
+    return centres[labels] + spread * torch.randn(count, 16, generator=generator), labels
+
+
+def test_knn_equals_brute_force():
+    (learned, labels), (tested, truth) = clusters(150, 1.5), clusters(60, 1.5, seed=1)
+    right = 0
+    for x, answer in zip(tested, truth, strict=True):
+        similarity = torch.tensor([F.cosine_similarity(x, y, dim=0) for y in learned])
+        votes = [0.0] * 4
+        for i in similarity.argsort(descending=True)[:20]:
+            votes[labels[i]] += math.exp(similarity[i] / 0.07)
+        right += votes.index(max(votes)) == answer
+    assert 20 < right < 60
+    assert watch.knn(learned, labels, tested, truth) == pytest.approx(right / 60)
+
+
+def test_the_linear_probe_finds_what_is_linear_and_nothing_in_noise():
+    assert watch.linear(*clusters(200, 0.3), *clusters(100, 0.3, seed=1)) == 1.0
+    noise, labels = torch.randn(2000, 16, generator=torch.Generator().manual_seed(0)), clusters(2000, 1)[1]
+    assert abs(watch.linear(noise[:1000], labels[:1000], noise[1000:], labels[1000:]) - 0.25) < 0.07
+
+
+def test_rank_me_counts_dimensions_and_spread_sees_equal_images():
+    assert watch.rank_me(torch.eye(8).repeat(5, 1)) == pytest.approx(8, rel=1e-6)
+    assert watch.rank_me(torch.randn(50, 1) @ torch.ones(1, 8)) == pytest.approx(1, abs=1e-3)
+    assert watch.feature_std(torch.ones(10, 4)) == 0
+    assert watch.feature_std(torch.cat([torch.ones(10, 4), -torch.ones(10, 4)])) == pytest.approx(1)
+
+
+@pytest.mark.parametrize(
+    ("found", "says"),
+    [
+        ({"feature_std": 0.001, "rank_me": 30.0}, "all images look alike"),
+        ({"feature_std": 0.3, "rank_me": 1.5}, "1.5 dimensions"),
+        ({"feature_std": float("nan"), "rank_me": 30.0}, "all images look alike"),
+        ({"feature_std": 0.3, "rank_me": 30.0}, None),
+    ],
+)
+def test_a_collapse_is_called_one_in_words(found, says):
+    words = watch.collapse(found)
+    assert words is None if says is None else says in words
+
+
+@pytest.mark.xdist_group("runs")
+def test_a_run_is_watched_and_reported(tmp_path):
+    output = tmp_path / "run"
+    code, said = train(output, watch__pictures_every=10, watch__pictures=3)
+    assert code == 0, said
+    assert [line["step"] for line in log_of(output) if "probe" in line] == [7, 10, 14, 20]
+    assert "after step 0: kNN" in said and "after step 20: kNN" in said
+    assert {path.name for path in (output / "pictures").iterdir()} == {f"step-{i:08d}.png" for i in (0, 7, 10, 14, 20)}
+    assert str(output / "export") in said and "timm-dseq verify" in said
+    page = write_report(output).read_text()
+    for title in ("Loss", "Loss by place in the sequence", "Probes of the target encoder", "RankMe", "Regions"):
+        assert f"<figcaption>{title}</figcaption>" in page
+    assert page.count("data:image/jpeg;base64,") >= 3
+    assert not re.search(r"(src|href)=\"(?!data:)", page)  # it needs nothing else
+
+
+@pytest.mark.xdist_group("runs")
+def test_without_labels_probes_are_off_and_say_why(tmp_path):
+    path = parquet_of(tmp_path / "x.parquet", count=16)
+    code, said = train(tmp_path / "run", data__path=path, optim__epochs=2)
+    assert code == 0, said
+    assert "probes: off, the data set has no labels (data.label names their column)" in said
+
+
+@pytest.mark.xdist_group("runs")
+def test_the_exported_folder_passes_verify(tmp_path):
+    from timm_dseq.verify import verify
+
+    code, said = train(tmp_path / "run", max_steps=2)
+    assert code == 0, said
+    checks = verify(tmp_path / "run" / "export")
+    assert {name for name, check in checks.items() if not check["ok"]} == set()
