@@ -77,7 +77,9 @@ def _models(options: argparse.Namespace) -> tuple[list[dict], bool]:
     import huggingface_hub
 
     from .backbone import macs, registered
-    from .dseq_jepa import ARCHITECTURES, default_cfgs
+    from .dseq_jepa import ARCHITECTURES, default_cfgs, namespace
+
+    namespace()  # a wrong one hides what is published
 
     def cached(repository: str | None) -> bool:
         if not repository:
@@ -138,7 +140,7 @@ def _convert(options: argparse.Namespace) -> tuple[dict, bool]:
 
 def _show_convert(result: dict) -> str:
     lines = [
-        f"{result['model']}: a checkpoint of kind {result['kind']}, {result['encoder']} encoder, "
+        f"{result['model']}: a checkpoint of kind {result['kind']}, its {result['encoder']} encoder, "
         f"{result['tensors']} tensors; in stock timm {result['stock']}",
         *(f"  {name}  {size:,} bytes" for name, size in result["files"].items()),
     ]
