@@ -1,4 +1,5 @@
 import pickle
+import warnings
 
 import pytest
 import torch
@@ -101,3 +102,54 @@ def test_a_file_with_one_encoder_gives_it_as_target_and_refuses_the_student():
             found.encoder("student")
     only_student = cp.parse({"encoder": weights})
     assert only_student.encoder() is only_student.student
+
+
+@pytest.mark.parametrize(
+    ("state", "message"),
+    [
+        ({1: 2}, r"an entry named 1, which is no name of a weight"),
+        ({"model": {1: torch.zeros(1)}}, r"an entry named 1, which is no name of a weight"),
+        ({"target_encoder": {}, "predictor": {}}, r"holds no weights of an encoder.*target_encoder"),
+        ({"encoder": {}}, r"holds no weights of an encoder"),
+        ({"norm.weight": 3}, r"norm\.weight is of type int, no tensor"),
+        ({"state_dict": {"module.norm.weight": {}}}, r"norm\.weight is of type dict, no tensor"),
+        ({"target.norm.weight": "x"}, r"norm\.weight is of type str, no tensor"),
+        ({"norm.weight": torch.zeros(3).to_sparse()}, r"norm\.weight is no dense tensor.*to_dense"),
+        ({"norm.weight": torch.zeros(3, device="meta")}, r"norm\.weight is no dense tensor"),
+    ],
+)
+def test_what_is_no_dictionary_of_weights_is_named(state, message):
+    with pytest.raises(UserError, match=message) as error:
+        cp.parse(state)
+    assert "\n" not in str(error.value)
+
+
+def test_a_file_is_recognised_by_its_content_not_its_name(tmp_path):
+    weights = {"norm.weight": torch.arange(3.0)}
+    torch.save(weights, tmp_path / "torch.safetensors")
+    torch.save(weights, tmp_path / "old.safetensors", _use_new_zipfile_serialization=False)
+    save_file(weights, tmp_path / "safe.pth")
+    for name in ("torch.safetensors", "old.safetensors", "safe.pth"):
+        assert torch.equal(cp.read(tmp_path / name)["norm.weight"], weights["norm.weight"]), name
+    with pytest.raises(UserError, match=r"torch\.safetensors is a torch file.*timm-dseq convert"):
+        cp.check_safetensors(tmp_path / "torch.safetensors")  # what timm's own loader would take its name for
+    (tmp_path / "half.pth").write_bytes((tmp_path / "safe.pth").read_bytes()[:-4])
+    with pytest.raises(UserError, match=r"half\.pth is truncated or corrupt"):
+        cp.read(tmp_path / "half.pth")
+    torch.save({"model": _TouchesAFile(tmp_path / "touched")}, tmp_path / "trap.safetensors")
+    with pytest.raises(UserError, match="foreign code"):
+        cp.read(tmp_path / "trap.safetensors")
+    assert not (tmp_path / "touched").exists()
+
+
+@pytest.mark.filterwarnings("error::UserWarning")
+def test_torchscript_and_foreign_pickles_are_refused_without_torchs_warnings(tmp_path):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # TorchScript's own deprecation
+        torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), tmp_path / "script.pt")
+    with pytest.raises(UserError, match=r"script\.pt is a TorchScript archive.*state_dict") as error:
+        cp.read(tmp_path / "script.pt")
+    assert "\n" not in str(error.value)
+    (tmp_path / "plain.pkl").write_bytes(pickle.dumps({"a": 1}, protocol=4))
+    with pytest.raises(UserError, match=r"plain\.pkl is no plain file of tensors"):
+        cp.read(tmp_path / "plain.pkl")

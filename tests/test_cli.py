@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import timm
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch.utils.flop_counter import FlopCounterMode
 
 from timm_dseq import cards
@@ -86,8 +86,9 @@ def test_the_whole_way_from_a_checkpoint_to_the_hub_and_back(hub, run, roles, tm
     assert code == 0 and "FAIL" not in out and out.count("largest difference") == 3, out
 
     repository = "lab/dseq_jepa_vit_ti16.in1k_official"
-    code, out, _ = run("push", folder, repository, "--dry-run")
-    assert code == 1 and "would go to" in out and "blank, push will refuse it" in out
+    code, out, err = run("push", folder, repository, "--dry-run")
+    assert code == 1 and "blanks: fill them in" in err and err.count("\n") == 1
+    assert "would go to" in out and "blank, push will refuse it" in out
     code, _, err = run("push", folder, repository)
     assert code == 1 and "README.md has" in err and "[TO BE" in err and err.count("\n") == 1
     assert hub.repos == {}
@@ -103,7 +104,7 @@ def test_the_whole_way_from_a_checkpoint_to_the_hub_and_back(hub, run, roles, tm
     assert b"<namespace>" not in sent["README.md"] and f"hf-hub:{repository}".encode() in sent["README.md"]
 
     code, out, err = run("verify", repository)
-    assert code == 0 and "stock timm, hf-hub:" in out, out + err
+    assert code == 0 and "stock timm from the Hub: largest" in out, out + err
     overlay = {"hf_hub_id": repository}
     model = timm.create_model(
         "dseq_jepa_vit_ti16", pretrained=True, pretrained_cfg_overlay=overlay, cache_dir=tmp_path / "cache"
@@ -178,7 +179,8 @@ def test_verify_sees_weights_that_load_to_other_numbers(run, complete, monkeypat
     from timm_dseq import verify as module
 
     monkeypatch.setattr(module, "_STOCK_TIMM", module._STOCK_TIMM.replace("model(load", "1.001 * model(load"))
-    code, out, _ = run("verify", complete, "--json")
+    code, out, err = run("verify", complete, "--json")
+    assert err.startswith("timm-dseq verify: 1 of ") and "(stock timm)" in err and err.count("\n") == 1
     checks = json.loads(out)
     assert code == 1 and not checks["stock timm"]["ok"] and checks["transformers"]["ok"]
 
@@ -232,3 +234,100 @@ def test_explain_draws_a_picture_and_names_what_is_wrong(run, exported, tmp_path
     ]:
         code, _, err = run("explain", tmp_path / image, "--model", model)
         assert code == 1 and message in err and err.count("\n") == 1, err
+
+
+def _spoilt(folder: Path, **changes) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    size = changes.pop("input_size", None)
+    config["pretrained_cfg"] |= {"input_size": size} if size else {}
+    (folder / "config.json").write_text(json.dumps({**config, **changes}))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"architecture": "resnet50"}, "resnet50 no plain ViT"),
+        ({"architecture": 5}, "architecture is 5"),
+        ({"architecture": ["a"]}, "architecture is ['a']"),
+        ({"model_args": {"foo": 1}}, "unexpected keyword argument 'foo'"),
+        ({"model_args": {"patch_size": 0}}, "no plain ViT"),
+        ({"input_size": ["3", "a", "b"]}, "input_size is ['3', 'a', 'b']"),
+        ({"num_classes": "ten"}, "num_classes is 'ten'"),
+        ({"architecture": "vit_small_patch16_224"}, "config.json does not describe, convert them anew"),
+    ],
+)
+def test_verify_and_push_name_what_is_wrong_in_a_config(run, complete, changes, message):
+    _spoilt(complete, **changes)
+    for command in (("verify", complete), ("push", complete, "lab/x", "--dry-run")):
+        code, _, err = run(*command)
+        assert code == 1 and message in err and "config.json" in err and err.count("\n") == 1, err
+
+
+def test_a_card_that_is_not_utf_8_is_named(run, complete):
+    (complete / "README.md").write_bytes(b"\xff\xfe card")
+    code, _, err = run("verify", complete)
+    assert code == 1 and "README.md is not UTF-8" in err and err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("repository", "message"), [("a/b/c", "is no repository of the Hub"), ("alone", "write ORGANISATION/alone")]
+)
+@pytest.mark.parametrize("dry_run", [[], ["--dry-run"]])
+def test_push_refuses_a_wrong_name_with_and_without_dry_run(hub, run, complete, repository, message, dry_run):
+    code, _, err = run("push", complete, repository, *dry_run)
+    assert code == 1 and message in err and err.count("\n") == 1, err
+    assert not hub.requests
+
+
+def test_verify_of_a_repository_checks_digests_and_names_what_it_lacks(hub, run, complete):
+    files = {path.name: path.read_bytes() for path in complete.iterdir()}
+    hub.add_repo("lab/damaged", files)
+    hub.fault = "flip"
+    code, _, err = run("verify", "lab/damaged")
+    assert code == 1 and "model.safetensors of lab/damaged arrived damaged" in err, err
+    hub.fault = None
+    code, out, err = run("verify", "lab/damaged")  # what was damaged is gone from the cache
+    assert code == 0, out + err
+    for lacking in ("config.json", "model.safetensors"):
+        hub.add_repo("lab/lacks", {name: content for name, content in files.items() if name != lacking})
+        code, _, err = run("verify", "lab/lacks")
+        assert code == 1 and f"lab/lacks has no {lacking}" in err and err.count("\n") == 1, err
+
+
+@pytest.mark.parametrize("command", [("verify", ""), ("convert", ""), ("convert", "w.pth", "--model", "")])
+def test_an_empty_argument_is_one_line(run, command):
+    code, _, err = run(*command)
+    assert code == 1 and "given is empty" in err and err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        ("truncated", "cannot be loaded"),
+        ("arguments", "unexpected keyword argument 'foo'"),
+        ("nan", "features are not finite"),
+        ("missing", "is no folder"),
+    ],
+)
+def test_explain_names_a_broken_folder(run, complete, tmp_path, fault, message):
+    from PIL import Image
+
+    Image.linear_gradient("L").save(tmp_path / "photo.png")
+    weights = complete / "model.safetensors"
+    if fault == "truncated":
+        weights.write_bytes(weights.read_bytes()[:-5000])
+    elif fault == "arguments":
+        _spoilt(complete, model_args={"foo": 1})
+    elif fault == "nan":
+        save_file({name: tensor * float("nan") for name, tensor in load_file(weights).items()}, weights)
+    else:
+        shutil.rmtree(complete)
+    model = f"local-dir:{complete}"
+    code, _, err = run("explain", tmp_path / "photo.png", "--model", model, "-o", tmp_path / "x.png")
+    assert code == 1 and message in err and "timm-dseq models" not in err and err.count("\n") == 1, err
+
+
+@pytest.mark.parametrize("output", ["x.txt", "x", "."])
+def test_explain_refuses_an_output_that_is_no_picture_before_it_loads_anything(run, tmp_path, output):
+    code, _, err = run("explain", tmp_path / "nowhere.png", "--model", "nothing", "-o", tmp_path / output)
+    assert code == 1 and "names no picture that can be written" in err and err.count("\n") == 1, err

@@ -131,23 +131,109 @@ def test_sixteen_bit_storage_is_a_rounding_of_the_weights(tmp_path, roles, dtype
     assert all(torch.equal(stored[key], roles["target"][key].to(getattr(torch, dtype))) for key in stored)
 
 
-def test_keys_that_do_not_fit_are_named(tmp_path, roles):
-    cases = {
-        "blocks.3.mlp.fc1.bias is not in the checkpoint": lambda w: w.pop("blocks.3.mlp.fc1.bias"),
-        "stranger has no place in the model": lambda w: w.update(stranger=torch.zeros(1)),
-        r"norm.weight is \(191,\) in the checkpoint and \(192,\)": lambda w: w.update(
-            {"norm.weight": torch.zeros(191)}
-        ),
-        "it has no pos_embed": lambda w: w.pop("pos_embed"),
-        "pos_embed holds 195 positions": lambda w: w.update(pos_embed=torch.zeros(1, 195, 192)),
-    }
-    for number, (message, spoil) in enumerate(cases.items()):
-        weights = dict(roles["target"])
-        spoil(weights)
-        save_file(weights, tmp_path / f"{number}.safetensors")
-        with pytest.raises(UserError, match=message) as error:
-            convert(tmp_path / f"{number}.safetensors", tmp_path / "out")
-        assert "\n" not in str(error.value) and not (tmp_path / "out").exists()
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"blocks.3.mlp.fc1.bias": None}, "blocks.3.mlp.fc1.bias is not in the checkpoint"),
+        ({"stranger": torch.zeros(1)}, "stranger has no place in the model"),
+        ({"blocks.x.foo": torch.zeros(1)}, "blocks.x.foo has no place in the model"),
+        ({"blocks.999999.foo": torch.zeros(1)}, r"blocks\.\S+ is not in the checkpoint"),
+        ({"norm.weight": torch.zeros(191)}, r"norm.weight is \(191,\) in the checkpoint and \(192,\)"),
+        ({"pos_embed": None}, "it has no pos_embed"),
+        ({"pos_embed": torch.zeros(1, 195, 192)}, "pos_embed holds 195 positions"),
+        ({"pos_embed": torch.zeros(3)}, r"its pos_embed is \(3,\)"),
+        ({"pos_embed": torch.zeros(1, 0, 192)}, r"its pos_embed is \(1, 0, 192\)"),
+        ({"patch_embed.proj.weight": torch.zeros(3)}, r"its patch_embed.proj.weight is \(3,\)"),
+        ({"patch_embed.proj.weight": torch.zeros(192, 3, 0, 0)}, r"its patch_embed.proj.weight is \(192, 3, 0, 0\)"),
+        ({"head.weight": torch.tensor(1.0)}, r"head.weight is \(\)"),
+    ],
+)
+@pytest.mark.parametrize("model", [None, "dseq_jepa_vit_ti16"])
+def test_weights_that_do_not_fit_are_named(tmp_path, roles, changes, message, model):
+    weights = {name: tensor for name, tensor in {**roles["target"], **changes}.items() if tensor is not None}
+    save_file(weights, tmp_path / "w.safetensors")
+    with pytest.raises(UserError, match=message if model is None else None) as error:
+        convert(tmp_path / "w.safetensors", tmp_path / "out", model=model)
+    assert "\n" not in str(error.value) and not (tmp_path / "out").exists()
+    if model:
+        assert "name it with" not in str(error.value) and "name its model" not in str(error.value)
+        assert next(iter(changes)).split(".")[0] in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"img_size": (0, 0)}, "--img-size 0 0 is no image size"),
+        ({"img_size": (-16, 224)}, "--img-size -16 224 is no image size"),
+        ({"model": "resnet50"}, "resnet50 .*no plain ViT"),
+        ({"model": "swin_tiny_patch4_window7_224"}, "swin_tiny_patch4_window7_224 .*no plain ViT"),
+        ({"model": "vit_small_patch16_224"}, r"\(1, 1, 192\) in the checkpoint and \(1, 1, 384\) in .*: check --model"),
+        ({"model": ""}, "An empty name is no model"),
+        ({"license": "cc0-1.0", "model": "nonsense"}, "nonsense is no model"),
+    ],
+)
+def test_arguments_that_cannot_work_are_one_line(tmp_path, roles, arguments, message):
+    source = layouts.save_training(tmp_path / "w.safetensors", **roles)
+    with pytest.raises(UserError, match=message) as error:
+        convert(source, tmp_path / "out", **arguments)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "built", "asked", "size"),
+    [
+        ("vit_small_patch14_dinov2", 224, None, (224, 224)),  # not its native 518
+        ("vit_tiny_patch16_224", (96, 160), (96, 160), (96, 160)),  # no square: the size asked for is that of the file
+        ("vit_tiny_patch16_224", 96, (96, 160), (96, 160)),  # a square, resampled
+    ],
+)
+def test_a_named_model_takes_its_size_from_the_positions(tmp_path, name, built, asked, size):
+    torch.manual_seed(0)
+    model = timm.create_model(name, img_size=built, num_classes=0).eval()
+    save_file(model.state_dict(), tmp_path / "w.safetensors")
+    convert(tmp_path / "w.safetensors", tmp_path / "out", model=name, img_size=asked)
+    loaded, image = _loaded(tmp_path / "out"), torch.randn(1, 3, *size)
+    model.set_input_size(img_size=size)
+    torch.testing.assert_close(loaded(image), model(image))
+
+
+def test_positions_of_no_square_ask_for_the_size(tmp_path):
+    weights = layouts.random_weights(layouts.encoder_shapes(depth=2) | {"pos_embed": (1, 60, 192)}, 1)
+    save_file(weights, tmp_path / "w.safetensors")
+    with pytest.raises(UserError, match=r"60 positions, which is no square image: .*--model NAME --img-size H W"):
+        convert(tmp_path / "w.safetensors", tmp_path / "out")
+    for size in (None, (96, 96)):
+        with pytest.raises(UserError, match=r"pos_embed is \(1, 60, 192\) .*--img-size H W"):
+            convert(tmp_path / "w.safetensors", tmp_path / "out", model="dseq_jepa_vit_ti16", img_size=size)
+
+
+@pytest.mark.parametrize(
+    ("save", "model"),
+    [
+        (layouts.save_training, None),
+        (layouts.save_official, None),
+        (layouts.save_training, "vit_tiny_patch16_224.mine"),
+    ],
+)
+def test_card_and_config_carry_the_licence_asked_for(tmp_path, roles, save, model):
+    if model:
+        save_file(timm.create_model("vit_tiny_patch16_224").state_dict(), source := tmp_path / "w.safetensors")
+    else:
+        source = save(tmp_path / f"w.{'pth' if save is layouts.save_official else 'safetensors'}", **roles)
+    convert(source, tmp_path / "out", license="cc-by-4.0", model=model)
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert config["pretrained_cfg"]["license"] == "cc-by-4.0"
+    assert "\nlicense: cc-by-4.0\n" in card and card.split("## Licence\n\n")[1].startswith("cc-by-4.0")
+    assert "pache" not in card and "not-stated" not in card and "no licence is stated" not in card
+
+
+def test_metas_licence_cannot_be_exchanged(tmp_path):
+    weights = layouts.random_weights(layouts.encoder_shapes(class_token=False), 1)
+    source = layouts.save_ijepa(tmp_path / "jepa.pth.tar", weights, weights, {})
+    with pytest.raises(UserError, match=r"Meta's I-JEPA .*cc-by-nc-4\.0, not mit: leave --license out"):
+        convert(source, tmp_path / "out", license="mit")
+    convert(source, tmp_path / "out", license="cc-by-nc-4.0")
 
 
 def test_an_unknown_width_asks_for_the_name(tmp_path):
@@ -175,6 +261,13 @@ def test_an_existing_folder_is_not_overwritten(tmp_path, roles):
     (tmp_path / "out").mkdir()
     with pytest.raises(UserError, match="out exists already"):
         convert(source, tmp_path / "out")
+
+
+def test_a_file_in_the_way_of_the_folder_is_named(tmp_path, roles):
+    source = layouts.save_training(tmp_path / "w.safetensors", **roles)
+    for output in (source / "out", source / "deep" / "out"):
+        with pytest.raises(UserError, match=r"w\.safetensors is a file, no folder: name another --output"):
+            convert(source, output)
 
 
 def test_a_missing_role_is_named(tmp_path, roles):

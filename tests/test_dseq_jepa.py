@@ -388,8 +388,24 @@ for name in names:
 """
     run = run_python(code, TIMM_DSEQ_NAMESPACE="some-lab")
     assert run.returncode == 0, run.stderr
-    wrong = run_python("import timm_dseq", TIMM_DSEQ_NAMESPACE="some/lab")
-    assert wrong.returncode and "TIMM_DSEQ_NAMESPACE='some/lab'" in wrong.stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize("namespace", ["some/lab", "-lab", "a b"])
+def test_a_wrong_namespace_spoils_no_import_and_is_named_when_weights_are_asked_for(run_python, namespace):
+    code = """
+import timm_dseq, timm
+from timm_dseq.cli import main
+assert timm.list_pretrained("dseq*") == []
+timm.create_model("dseq_jepa_vit_ti16", depth=1)
+assert main(["models"]) == 1
+timm.create_model("dseq_jepa_vit_ti16", pretrained=True)
+"""
+    run = run_python(code, TIMM_DSEQ_NAMESPACE=namespace)
+    lines = [
+        line for line in run.stderr.splitlines() if f"TIMM_DSEQ_NAMESPACE={namespace!r} is no organisation" in line
+    ]
+    assert run.returncode and len(lines) == 2 and lines[0].startswith("timm-dseq models: "), run.stderr
+    assert lines[1] == run.stderr.splitlines()[-1]
 
 
 def test_importing_loads_no_third_party_module_that_timm_does_not(run_python):

@@ -183,7 +183,7 @@ def test_disk_and_permission_faults_are_named(published, load, monkeypatch):
     fail(OSError(28, "No space left on device"))
     refused(load, "no space left on the disk: free some, or set HF_HOME elsewhere")
     fail(PermissionError(13, "Permission denied", "/cache/blobs"))
-    refused(load, r"No permission to write /cache/blobs: .*HF_HOME or cache_dir")
+    refused(load, r"/cache/blobs cannot be used \(Permission denied\): set HF_HOME or cache_dir")
     fail(ZeroDivisionError("a bug of ours"))
     with pytest.raises(ZeroDivisionError):
         load()
@@ -199,3 +199,24 @@ def test_a_truly_full_disk_is_named_and_leaves_nothing(published, load):
         assert not [path for path in weights_in(load.cache) if not path.name.endswith(".incomplete")]
     finally:
         subprocess.run(["umount", str(load.cache)], check=True)
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "message"),
+    [
+        ("HF_HOME", "/dev/null/nowhere", "cannot be used (Not a directory): set HF_HOME"),
+        ("HF_ENDPOINT", "garbage", "HF_ENDPOINT='garbage' is no address"),
+    ],
+)
+def test_a_wrong_setting_of_the_hub_is_named(hub, run_python, variable, value, message):
+    run = run_python("from timm_dseq.hub import snapshot; snapshot('lab/x')", **{variable: value})
+    assert message in run.stderr.splitlines()[-1], run.stderr
+
+
+def test_a_404_without_a_code_is_not_called_passing():
+    from timm_dseq.hub import explained
+
+    error = OSError("404 Client Error")
+    error.response = type("Response", (), {"status_code": 404})()
+    with pytest.raises(UserError, match="knows no such organisation or repository"), explained("nobody/x"):
+        raise error

@@ -16,6 +16,7 @@ from .dseq_jepa import ARCHITECTURES, TAGS
 
 BLANK = re.compile(r"\[TO BE [A-Z]+: [^\]]*\]")
 REPOSITORY = "<namespace>/{name}"  # stands in a card until push knows the repository
+IJEPA_LICENSE = "cc-by-nc-4.0"  # of Meta's release: nobody else can give these weights another
 
 _DSEQ_PAPER = "[DSeq-JEPA](https://arxiv.org/abs/2511.17354) (He et al., ECCV 2026)"
 _DSEQ_CITATION = """@inproceedings{he2026dseqjepa,
@@ -86,23 +87,30 @@ def license_of(tag: str) -> str:
     return TAGS[tag].get("license", "apache-2.0") if tag in TAGS else "unknown"
 
 
-def dseq_card(model_tag: str, backbone: Backbone | None = None) -> str:
-    """The card of one of our model.tags, for the image size it is registered with or that of `backbone`."""
+def dseq_card(model_tag: str, backbone: Backbone | None = None, license: str | None = None) -> str:
+    """The card of one of our model.tags, for the image size it is registered with or that of `backbone`.
+
+    license: of the weights, as the Hub writes it, where it is not the tag's own.
+    """
     architecture, _, tag = model_tag.partition(".")
     backbone = backbone or registered(architecture)
-    official = tag == "in1k_official"
+    if license is None and tag == "in1k_official":
+        front_matter, licence = "license: other\nlicense_name: not-stated", _OFFICIAL_LICENCE
+    else:
+        front_matter = f"license: {license or 'apache-2.0'}"
+        licence = f"{license or 'Apache-2.0'}. ImageNet-1k has its own terms of access."
     return _fill(
         model_tag,
         backbone,
         method_tag="i-jepa" if tag == "in1k_ijepa" else "dseq-jepa",
-        front_matter="license: other\nlicense_name: not-stated" if official else "license: apache-2.0",
+        front_matter=front_matter,
         introduction=f"A self-supervised Vision Transformer of {_DSEQ_PAPER}: {_METHODS[tag]}. "
         f"{_IJEPA_IDEA if tag == 'in1k_ijepa' else _DSEQ_IDEA} This is the target encoder (the moving average), "
         "without a head.",
         with_package=_WITH_PACKAGE.format(name=model_tag, width=ARCHITECTURES[architecture]["embed_dim"]),
         training=_training(architecture, tag),
         results=_results(architecture, tag),
-        licence=_OFFICIAL_LICENCE if official else "Apache-2.0. ImageNet-1k has its own terms of access.",
+        licence=licence,
         citation=_IJEPA_CITATION + "\n\n" + _DSEQ_CITATION if tag == "in1k_ijepa" else _DSEQ_CITATION,
     )
 
@@ -113,7 +121,7 @@ def ijepa_card(name: str, backbone: Backbone) -> str:
         name,
         backbone,
         method_tag="i-jepa",
-        front_matter="license: cc-by-nc-4.0",
+        front_matter=f"license: {IJEPA_LICENSE}",
         introduction="A self-supervised Vision Transformer of [I-JEPA](https://arxiv.org/abs/2301.08243) (Assran et "
         "al., CVPR 2023), converted from Meta's release. The encoder has no class token.",
         with_package="",

@@ -16,7 +16,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code."""
     options = _parser().parse_args(arguments)
     try:
-        result, ok = options.run(options)
+        _refuse_empty(options)
+        result, fault = options.run(options)
     except UserError as error:
         if options.json:
             print(json.dumps({"error": str(error)}))
@@ -26,7 +27,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"timm-dseq {options.command}: stopped", file=sys.stderr)
         return 130
     print(json.dumps(result, indent=2) if options.json else options.show(result))
-    return 0 if ok else 1
+    if fault:
+        print(f"timm-dseq {options.command}: {fault}", file=sys.stderr)
+    return 1 if fault else 0
+
+
+def _refuse_empty(options: argparse.Namespace) -> None:
+    empty = next((name for name, value in vars(options).items() if value == ""), None)
+    if empty:
+        raise UserError(f"The {empty} given is empty: is a variable of your shell not set?")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -73,11 +82,13 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _models(options: argparse.Namespace) -> tuple[list[dict], bool]:
+def _models(options: argparse.Namespace) -> tuple[list[dict], str | None]:
     import huggingface_hub
 
     from .backbone import macs, registered
-    from .dseq_jepa import ARCHITECTURES, default_cfgs
+    from .dseq_jepa import ARCHITECTURES, default_cfgs, namespace
+
+    namespace()  # a wrong one hides what is published
 
     def cached(repository: str | None) -> bool:
         if not repository:
@@ -101,7 +112,7 @@ def _models(options: argparse.Namespace) -> tuple[list[dict], bool]:
                 },
             }
         )
-    return rows, True
+    return rows, None
 
 
 def _show_models(rows: list[dict]) -> str:
@@ -120,7 +131,7 @@ def _show_models(rows: list[dict]) -> str:
     return "\n".join([*lines, "", f"tags: {tags}", "import timm_dseq before timm.create_model(NAME)"])
 
 
-def _convert(options: argparse.Namespace) -> tuple[dict, bool]:
+def _convert(options: argparse.Namespace) -> tuple[dict, str | None]:
     from .convert import convert
 
     size = tuple(options.img_size) if options.img_size else None
@@ -133,12 +144,12 @@ def _convert(options: argparse.Namespace) -> tuple[dict, bool]:
         dtype=options.dtype,
         license=options.license,
         with_pretraining_state=options.with_pretraining_state,
-    ), True
+    ), None
 
 
 def _show_convert(result: dict) -> str:
     lines = [
-        f"{result['model']}: a checkpoint of kind {result['kind']}, {result['encoder']} encoder, "
+        f"{result['model']}: a checkpoint of kind {result['kind']}, its {result['encoder']} encoder, "
         f"{result['tensors']} tensors; in stock timm {result['stock']}",
         *(f"  {name}  {size:,} bytes" for name, size in result["files"].items()),
     ]
@@ -153,7 +164,7 @@ def _show_convert(result: dict) -> str:
     return "\n".join(lines)
 
 
-def _verify(options: argparse.Namespace) -> tuple[dict, bool]:
+def _verify(options: argparse.Namespace) -> tuple[dict, str | None]:
     from pathlib import Path
 
     from .hub import snapshot
@@ -163,14 +174,19 @@ def _verify(options: argparse.Namespace) -> tuple[dict, bool]:
         checks = verify(options.source)
     else:
         checks = verify(snapshot(options.source), repository=options.source)
-    return checks, all(check["ok"] for check in checks.values())
+    return checks, _failed(checks)
+
+
+def _failed(checks: dict) -> str | None:
+    failed = [name for name, check in checks.items() if not check["ok"]]
+    return f"{len(failed)} of {len(checks)} checks failed ({', '.join(failed)})." if failed else None
 
 
 def _show_checks(checks: dict) -> str:
     return "\n".join(f"{'ok  ' if check['ok'] else 'FAIL'}  {name}: {check['seen']}" for name, check in checks.items())
 
 
-def _push(options: argparse.Namespace) -> tuple[dict, bool]:
+def _push(options: argparse.Namespace) -> tuple[dict, str | None]:
     from .push import push
 
     result = push(
@@ -181,8 +197,9 @@ def _push(options: argparse.Namespace) -> tuple[dict, bool]:
         dry_run=options.dry_run,
     )
     if options.dry_run:
-        return result, not result["blanks"]
-    return result, all(check["ok"] for check in result["checks"].values())
+        blanks = result["blanks"]
+        return result, f"README.md has {len(blanks)} blanks: fill them in before the push." if blanks else None
+    return result, _failed(result["checks"])
 
 
 def _show_push(result: dict) -> str:
@@ -197,29 +214,24 @@ def _show_push(result: dict) -> str:
     return "\n".join(lines)
 
 
-def _explain(options: argparse.Namespace) -> tuple[dict, bool]:
+def _explain(options: argparse.Namespace) -> tuple[dict, str | None]:
     from pathlib import Path
 
-    import timm
     from PIL import Image, UnidentifiedImageError
     from timm.models import VisionTransformer
 
     from .explain import explain
 
     output = Path(options.output or Path(options.image).with_suffix(".explained.png").name)
+    if output.is_dir() or Image.registered_extensions().get(output.suffix.lower()) not in Image.SAVE:
+        raise UserError(f"{output} names no picture that can be written: give an --output that ends in .png.")
     try:
         image = Image.open(options.image).convert("RGB")
     except UnidentifiedImageError as error:
         raise UserError(f"{options.image} is no image that can be read: give a JPEG, PNG or WebP.") from error
     except OSError as error:
         raise UserError(f"{options.image} cannot be opened ({error.strerror or error}): check the file.") from error
-    try:
-        model = timm.create_model(options.model, pretrained=True)
-    except UserError:
-        raise
-    except (RuntimeError, ValueError, OSError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"{options.model} cannot be loaded ({reason}): see timm-dseq models.") from error
+    model = _pretrained(options.model)
     if not isinstance(model, VisionTransformer):
         raise UserError(
             f"{options.model} is a {type(model).__name__}: only plain ViTs with a class token are explained."
@@ -228,7 +240,26 @@ def _explain(options: argparse.Namespace) -> tuple[dict, bool]:
         explain(model, image).save(output)
     except OSError as error:
         raise UserError(f"{output} cannot be written ({error.strerror or error}): name another --output.") from error
-    return {"output": str(output)}, True
+    return {"output": str(output)}, None
+
+
+def _pretrained(name: str):
+    from pathlib import Path
+
+    import timm
+    from safetensors import SafetensorError
+
+    scheme, _, place = name.partition(":")
+    mends = {"local-dir": "convert its weights anew", "hf-hub": "timm-dseq verify may tell more"}
+    if scheme == "local-dir" and not Path(place).is_dir():
+        raise UserError(f"{place} is no folder: name one that timm-dseq convert has written.")
+    try:
+        return timm.create_model(name, pretrained=True)
+    except UserError:
+        raise
+    except (RuntimeError, ValueError, OSError, TypeError, LookupError, AssertionError, SafetensorError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise UserError(f"{name} cannot be loaded ({reason}): {mends.get(scheme, 'see timm-dseq models')}.") from error
 
 
 def _show_explain(result: dict) -> str:

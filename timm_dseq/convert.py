@@ -14,9 +14,9 @@ from safetensors.torch import save_file
 from timm.layers import resample_abs_pos_embed
 
 from . import cards
-from .backbone import Backbone, check_fit, detect, registered
+from .backbone import Backbone, check_fit, classes, detect, registered, sized
 from .checkpoints import Checkpoint, Weights, parse, read
-from .dseq_jepa import TAGS
+from .dseq_jepa import TAGS, is_size
 from .errors import UserError
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -42,10 +42,16 @@ def convert(
     """
     checkpoint = parse(read(_file(Path(source))))
     weights = checkpoint.encoder(encoder)
-    backbone = _backbone(checkpoint.kind, weights, model)
+    if img_size is not None and not all(map(is_size, img_size)):
+        raise UserError(f"--img-size {' '.join(map(str, img_size))} is no image size: give two numbers from 1.")
+    if model is None:
+        backbone = detect(weights)
+        check_fit(weights, backbone)
+    else:
+        backbone = _named(model, checkpoint.kind, weights, img_size)
+        check_fit(weights, backbone, "check --model, or give the size of its positions as --img-size H W")
     if img_size is not None:
         weights, backbone = _resampled(weights, backbone, img_size)
-    check_fit(weights, backbone)
 
     architecture = backbone.dseq_name or backbone.stock
     tag = (model or "").partition(".")[2] or _DEFAULT_TAGS[checkpoint.kind]
@@ -65,7 +71,7 @@ def convert(
         "kind": checkpoint.kind,
         "model": name,
         "stock": backbone.stock,
-        "encoder": encoder if checkpoint.target and checkpoint.student else "the only one",
+        "encoder": encoder if checkpoint.target and checkpoint.student else "only",
         "tensors": len(weights),
         "left_out": _left_out(checkpoint, encoder, with_pretraining_state),
         "output": str(output),
@@ -82,14 +88,11 @@ def _file(source: Path) -> Path:
     return source / "model.safetensors"
 
 
-def _backbone(kind: str, weights: Weights, model: str | None) -> Backbone:
-    if model is None:
-        return detect(weights)
+def _named(model: str, kind: str, weights: Weights, img_size: tuple[int, int] | None) -> Backbone:
     backbone = registered(model.partition(".")[0])
     if kind == "ijepa":
         backbone = replace(backbone, model_args={"class_token": False, "global_pool": "avg", "fc_norm": False})
-    head = weights.get("head.weight")
-    return replace(backbone, num_classes=0 if head is None else head.shape[0])
+    return replace(sized(backbone, weights, img_size), num_classes=classes(weights))
 
 
 def _resampled(weights: Weights, backbone: Backbone, img_size: tuple[int, int]) -> tuple[Weights, Backbone]:
@@ -98,6 +101,8 @@ def _resampled(weights: Weights, backbone: Backbone, img_size: tuple[int, int]) 
     patch = old.patch_embed.patch_size
     if any(side % p for side, p in zip(img_size, patch, strict=True)):
         raise UserError(f"--img-size {img_size[0]} {img_size[1]} is not divisible by the patch {patch[0]}×{patch[1]}.")
+    if "pos_embed" not in weights:
+        return weights, new
     prefix = 0 if old.no_embed_class else old.num_prefix_tokens
     positions = resample_abs_pos_embed(
         weights["pos_embed"].float(),
@@ -114,9 +119,13 @@ def _card(kind: str, name: str, backbone: Backbone, license: str | None) -> tupl
     if backbone.dseq_name and kind != "timm":
         if tag not in TAGS:
             raise UserError(f"{name}: the tags are {', '.join(TAGS)}: give one as --model {backbone.dseq_name}.TAG.")
-        return cards.dseq_card(name, backbone), license or cards.license_of(tag)
+        return cards.dseq_card(name, backbone, license), license or cards.license_of(tag)
     if kind == "ijepa":
-        return cards.ijepa_card(name, backbone), "cc-by-nc-4.0"
+        if license not in (None, cards.IJEPA_LICENSE):
+            raise UserError(
+                f"Meta's I-JEPA weights are under {cards.IJEPA_LICENSE}, not {license}: leave --license out."
+            )
+        return cards.ijepa_card(name, backbone), cards.IJEPA_LICENSE
     return cards.other_card(name, backbone, license), license or "unknown"
 
 
@@ -149,6 +158,8 @@ def _write_folder(output: Path, files: dict[str, bytes], tensors: dict[str, Weig
     """Whole or not at all: everything is written beside the folder, which then takes its name."""
     if output.exists():
         raise UserError(f"{output} exists already: name another folder with --output, or remove it.")
+    if file := next((parent for parent in output.parents if parent.is_file()), None):
+        raise UserError(f"{output} cannot be written: {file} is a file, no folder: name another --output.")
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.") as unfinished:

@@ -51,14 +51,21 @@ STOCK = {
 PUBLISHED: dict[str, str] = {}
 
 
+def namespace() -> str:
+    """The organisation that TIMM_DSEQ_NAMESPACE names, "" without one, or the line that says it can be none."""
+    name = os.environ.get("TIMM_DSEQ_NAMESPACE", "")
+    if name and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+        raise UserError(f"TIMM_DSEQ_NAMESPACE={name!r} is no organisation or user of the Hub: give its bare name.")
+    return name
+
+
 def _hub_id(model_tag: str) -> str | None:
     """Where the weights of `model.tag` are: in the namespace the environment names, else in PUBLISHED."""
-    namespace = os.environ.get("TIMM_DSEQ_NAMESPACE", "")
-    if not namespace:
-        return PUBLISHED.get(model_tag)
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", namespace):
-        raise UserError(f"TIMM_DSEQ_NAMESPACE={namespace!r} is no organisation or user of the Hub: give its bare name.")
-    return f"{namespace}/{model_tag}"
+    try:
+        owner = namespace()
+    except UserError:  # an import must not fail: _locate_weights says it when weights are asked for
+        return None
+    return f"{owner}/{model_tag}" if owner else PUBLISHED.get(model_tag)
 
 
 def _cfg(model_tag: str, size: int = 224, **kwargs: Any) -> dict[str, Any]:
@@ -123,7 +130,8 @@ class DSeqVisionTransformer(VisionTransformer):
             self.fix_init_weight()
 
 
-def _is_size(value: Any) -> bool:
+def is_size(value: Any) -> bool:
+    """Whether this counts or measures something: a whole number from 1."""
     return isinstance(value, int) and not isinstance(value, bool) and value > 0
 
 
@@ -142,17 +150,17 @@ def _check_arguments(variant: str, arguments: dict[str, Any]) -> None:
     if arguments.get("use_naflex"):
         raise UserError(f"{variant} is a plain ViT: leave use_naflex out, and use dynamic_img_size=True for any size.")
     num_classes = arguments.get("num_classes", 0)
-    if num_classes != 0 and not _is_size(num_classes):
+    if num_classes != 0 and not is_size(num_classes):
         raise UserError(f"{variant}: num_classes={num_classes!r} is no class count: give 0 (no head) or more.")
-    if not _is_size(arguments.get("in_chans", 3)):
+    if not is_size(arguments.get("in_chans", 3)):
         raise UserError(f"{variant}: in_chans={arguments['in_chans']!r} is no channel count: give 1 or more.")
 
     img_size, patch_size = arguments.get("img_size", 224), arguments["patch_size"]
     sides = img_size if isinstance(img_size, (tuple, list)) else (img_size, img_size)
     patch_sides = patch_size if isinstance(patch_size, (tuple, list)) else (patch_size, patch_size)
-    if len(sides) != 2 or not all(map(_is_size, sides)):
+    if len(sides) != 2 or not all(map(is_size, sides)):
         raise UserError(f"{variant}: img_size={img_size!r} is no image size: give a whole number or (height, width).")
-    if len(patch_sides) != 2 or not all(map(_is_size, patch_sides)):
+    if len(patch_sides) != 2 or not all(map(is_size, patch_sides)):
         raise UserError(f"{variant}: patch_size={patch_size!r} is no patch size: give a whole number or a pair.")
     if not arguments.get("dynamic_img_pad") and any(s % p for s, p in zip(sides, patch_sides, strict=True)):
         fits = tuple(max(p, round(s / p) * p) for s, p in zip(sides, patch_sides, strict=True))
@@ -176,6 +184,7 @@ def _locate_weights(variant: str, cfg: dict[str, Any], cache_dir: str | os.PathL
         return download(cfg["hf_hub_id"], cfg.get("hf_hub_filename") or "model.safetensors", cache_dir)
     if cfg.get("url"):
         return None
+    namespace()  # a wrong one would be why there is nothing to load
     raise UserError(
         f"No weights of {name} are published: convert a checkpoint (timm-dseq convert CHECKPOINT --output DIR, then "
         f'timm.create_model("local-dir:DIR", pretrained=True)), or set TIMM_DSEQ_NAMESPACE to the organisation that '

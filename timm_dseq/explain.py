@@ -11,6 +11,7 @@ from timm.data import resolve_model_data_config
 from timm.models import VisionTransformer
 
 from .encoder import block_index, embed, final_norm, full_precision, grid_of
+from .errors import UserError
 from .plans import Plan, plan_regions
 from .regions import Regions, rank_regions
 from .saliency import saliency_map
@@ -138,6 +139,8 @@ def draw_features(model: VisionTransformer, x: torch.Tensor, size: tuple[int, in
     for block in model.blocks:
         tokens = block(tokens)
     patches = full_precision(final_norm(model)(tokens))[0, model.num_prefix_tokens :]
+    if not patches.isfinite().all():
+        raise UserError("The model's features are not finite: its weights hold NaN or infinity, check the checkpoint.")
     centred = patches - patches.mean(0)
     u, s, _ = torch.linalg.svd(centred.cpu(), full_matrices=False)
     parts = u[:, :3] * s[:3]

@@ -2,6 +2,7 @@
 
 import errno
 import hashlib
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from os import PathLike
@@ -35,30 +36,38 @@ def explained(what: str) -> Iterator[None]:
         ) from error
     except hub_errors.LocalEntryNotFoundError as error:
         if huggingface_hub.constants.HF_HUB_OFFLINE:
-            mend = "unset HF_HUB_OFFLINE to download it"
+            mend = ": unset HF_HUB_OFFLINE to download it"
         else:
-            mend = "the Hub cannot be reached: check the network, HF_ENDPOINT and proxies, then try again"
-        raise UserError(f"{what} is not in the cache, and {mend}.") from error
+            mend = ", and the Hub cannot be reached: check the network, HF_ENDPOINT and proxies, then try again"
+        raise UserError(f"{what} is not in the cache{mend}.") from error
     except hub_errors.EntryNotFoundError as error:
         raise UserError(f"{what}: the repository has no such file: it may not be a timm-dseq export.") from error
     except hub_errors.HFValidationError as error:
         raise UserError(f"{what} is no repository of the Hub: write ORGANISATION/NAME.") from error
     except hub_errors.OfflineModeIsEnabled as error:
         raise UserError(f"{what} needs the network: unset HF_HUB_OFFLINE.") from error
-    except PermissionError as error:
-        raise UserError(f"No permission to write {error.filename}: mend it, or set HF_HOME or cache_dir.") from error
     except OSError as error:  # the Hub's refusals, network errors, a download that broke off, the disk
         status = getattr(getattr(error, "response", None), "status_code", None)
         if status in (401, 403):
             raise UserError(f"{what}: your token may not do this: log in with one that may (hf auth login).") from error
+        if status == 404:
+            raise UserError(f"{what}: the Hub knows no such organisation or repository: check its name.") from error
         if status:
             raise UserError(f"{what}: the Hub answered {status}: try again later.") from error
         if error.errno == errno.ENOSPC:
             raise UserError(f"{what}: no space left on the disk: free some, or set HF_HOME elsewhere.") from error
+        if error.filename:  # a place of this machine, not the network's
+            fault = error.strerror or type(error).__name__
+            raise UserError(
+                f"{error.filename} cannot be used ({fault}): set HF_HOME or cache_dir to a folder that can be written."
+            ) from error
         raise UserError(f"{what} did not arrive whole ({_first_line(error)}): try again.") from error
     except Exception as error:  # httpx and requests have no common base below Exception
         if type(error).__module__.split(".")[0] not in ("httpx", "httpx2", "requests", "urllib3", "httpcore"):
             raise
+        endpoint = huggingface_hub.constants.ENDPOINT
+        if not re.match(r"https?://[^/]", endpoint):
+            raise UserError(f"HF_ENDPOINT={endpoint!r} is no address: begin it with https://, or unset it.") from error
         raise UserError(f"{what}: the connection failed ({_first_line(error)}): try again.") from error
 
 
@@ -70,21 +79,38 @@ def download(repo: str, filename: str, cache_dir: str | PathLike | None = None) 
         path = huggingface_hub.hf_hub_download(
             repo_id, filename, revision=revision, cache_dir=cache_dir, library_name="timm_dseq"
         )
-    try:
-        _check_digest(Path(path), what)
-        check_safetensors(path)
-    except UserError:
-        Path(path).resolve().unlink(missing_ok=True)  # the next try downloads it anew
-        Path(path).unlink(missing_ok=True)
-        raise
+    _check_arrived(Path(path), what)
     return path
 
 
-def snapshot(repo: str) -> str:
-    """The cached folder of "organisation/name@revision"."""
+def snapshot(repo: str, cache_dir: str | PathLike | None = None) -> str:
+    """The cached folder of "organisation/name@revision", every file of it checked as `download` does."""
     repo_id, revision = split_revision(repo)
     with explained(repo):
-        return huggingface_hub.snapshot_download(repo_id, revision=revision, library_name="timm_dseq")
+        folder = huggingface_hub.snapshot_download(
+            repo_id, revision=revision, cache_dir=cache_dir, library_name="timm_dseq"
+        )
+    damage = []
+    for path in sorted(Path(folder).rglob("*")):
+        if path.is_file():
+            try:
+                _check_arrived(path, f"{path.relative_to(folder)} of {repo}")
+            except UserError as error:  # every damaged file has to go, or the next try would meet the next one
+                damage.append(error)
+    if damage:
+        raise damage[0]
+    return folder
+
+
+def _check_arrived(path: Path, what: str) -> None:
+    """Remove a cached file that is damaged, and say so: the next try downloads it anew."""
+    try:
+        _check_digest(path, what)
+        check_safetensors(path)
+    except UserError:
+        path.resolve().unlink(missing_ok=True)
+        path.unlink(missing_ok=True)
+        raise
 
 
 def _check_digest(path: Path, what: str) -> None:

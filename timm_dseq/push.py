@@ -5,13 +5,12 @@ import tempfile
 from pathlib import Path
 
 import huggingface_hub
-from safetensors.torch import load_file
+from huggingface_hub.utils import validate_repo_id
 
 from . import cards
-from .backbone import check_fit
-from .checkpoints import check_safetensors
+from .dseq_jepa import namespace
 from .errors import UserError
-from .hub import explained
+from .hub import explained, snapshot
 from .verify import read_folder, verify
 
 FILES = ("README.md", "config.json", "model.safetensors", "pretraining.safetensors")
@@ -31,10 +30,13 @@ def push(
     if it does not exist. dry_run: only say what would go.
     """
     folder = Path(folder)
-    config, backbone, card = read_folder(folder)
-    check_safetensors(folder / "model.safetensors")
+    config, backbone, card, _ = read_folder(folder)
     name = f"{backbone.dseq_name or backbone.stock}.{config['pretrained_cfg'].get('tag', 'converted')}"
     repository = repository or _own_repository(name)
+    with explained(repository):
+        validate_repo_id(repository)
+    if "/" not in repository:
+        raise UserError(f"{repository} names no organisation or user: write ORGANISATION/{repository}.")
     card = card.replace(cards.REPOSITORY.format(name=name), repository)
     sizes = {file: (folder / file).stat().st_size for file in FILES if (folder / file).is_file()}
     plan = {
@@ -52,7 +54,6 @@ def push(
             f"{folder / 'README.md'} has {len(plan['blanks'])} blanks, the first {plan['blanks'][0]}: fill in what was "
             "measured, or delete the row, then push again."
         )
-    check_fit(load_file(folder / "model.safetensors"), backbone)
 
     api = huggingface_hub.HfApi(library_name="timm_dseq")
     with explained(repository):
@@ -68,8 +69,8 @@ def push(
             commit_message=f"Upload {name}",
             revision=revision,
         )
-    with tempfile.TemporaryDirectory() as fresh, explained(repository):
-        arrived = huggingface_hub.snapshot_download(repository, revision=commit.oid, cache_dir=fresh)
+    with tempfile.TemporaryDirectory() as fresh:
+        arrived = snapshot(f"{repository}@{commit.oid}", cache_dir=fresh)
         checks = verify(arrived)
         checks["arrived"] = {
             "ok": (Path(arrived) / "model.safetensors").read_bytes() == (folder / "model.safetensors").read_bytes(),
@@ -79,7 +80,7 @@ def push(
 
 
 def _own_repository(name: str) -> str:
-    namespace = os.environ.get("TIMM_DSEQ_NAMESPACE")
-    if not namespace:
+    owner = namespace()
+    if not owner:
         raise UserError("Name the repository: timm-dseq push DIR ORGANISATION/NAME, or set TIMM_DSEQ_NAMESPACE.")
-    return f"{namespace}/{name}"
+    return f"{owner}/{name}"

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from . import cards
 from .backbone import Backbone, check_fit
-from .checkpoints import check_safetensors
+from .checkpoints import Weights, check_safetensors
 from .dseq_jepa import STOCK
 from .errors import UserError
 
@@ -42,43 +42,59 @@ assert not any(name.startswith("timm_dseq") for name in sys.modules)
 """
 
 
-def read_folder(folder: Path) -> tuple[dict, Backbone, str]:
-    """config.json, the encoder it describes, and the card, of a Hub-ready folder whose parts are all there."""
+def read_folder(folder: Path, name: str | None = None) -> tuple[dict, Backbone, str, Weights]:
+    """config.json, the encoder it describes, the card and the weights that fit it, of a Hub-ready folder.
+
+    name: what to call it in an error; the folder's own path if not given.
+    """
+    name = name or str(folder)
     if not folder.is_dir():
-        raise UserError(f"{folder} is no folder: name one that timm-dseq convert has written.")
-    for name in ("config.json", "README.md", "model.safetensors"):
-        if not (folder / name).is_file():
-            raise UserError(f"{folder} has no {name}: write the folder with timm-dseq convert.")
+        raise UserError(f"{name} is no folder: name one that timm-dseq convert has written.")
+    for part in ("config.json", "README.md", "model.safetensors"):
+        if not (folder / part).is_file():
+            raise UserError(f"{name} has no {part}: write the folder with timm-dseq convert.")
+    config, backbone = _read_config(folder / "config.json")
     try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        architecture, backbone = config["architecture"], Backbone.from_config(config)
+        card = (folder / "README.md").read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{folder / 'README.md'} is not UTF-8: save it as such.") from error
+    check_safetensors(folder / "model.safetensors")
+    weights = load_file(folder / "model.safetensors")
+    check_fit(weights, backbone, f"{name} holds weights that its config.json does not describe, convert them anew")
+    return config, backbone, card, weights
+
+
+def _read_config(path: Path) -> tuple[dict, Backbone]:
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        backbone = Backbone.from_config(config)
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"{folder / 'config.json'} is no config of timm ({error!r}): convert the weights anew."
-        ) from error
+        reason = f"{type(error).__name__}: {error}"
+        raise UserError(f"{path} is no config of timm ({reason}): convert the weights anew.") from error
+    architecture = backbone.stock
     if architecture in STOCK:
         raise UserError(
-            f"{folder / 'config.json'} names {architecture}, which timm does not know without this package: it should "
+            f"{path} names {architecture}, which timm does not know without this package: it should "
             f"name {STOCK[architecture]}."
         )
     if not timm.is_model(architecture):
-        raise UserError(f"{folder / 'config.json'} names {architecture}, which is no architecture of timm.")
+        raise UserError(f"{path} names {architecture}, which is no architecture of timm.")
     forbidden = {"num_classes", "pretrained"} & set(config.get("model_args", {}))
     if forbidden:
-        raise UserError(f"{folder / 'config.json'}: model_args holds {forbidden.pop()}, with which transformers fails.")
-    return config, backbone, (folder / "README.md").read_text(encoding="utf-8")
+        raise UserError(f"{path}: model_args holds {forbidden.pop()}, with which transformers fails.")
+    try:
+        _ = backbone.blueprint
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    return config, backbone
 
 
 def verify(folder: str | os.PathLike, repository: str | None = None) -> dict[str, dict]:
     """Check a folder, and the repository it came from, if any; one entry a check, with "ok" and what was seen."""
     folder = Path(folder)
-    config, backbone, card = read_folder(folder)
-    check_safetensors(folder / "model.safetensors")
-    weights = load_file(folder / "model.safetensors")
-    check_fit(weights, backbone)
-
+    _, backbone, card, weights = read_folder(folder, repository)
     checks = {
-        "config": {"ok": True, "seen": f"{backbone.stock}, {config['model_args']}"},
+        "config": {"ok": True, "seen": f"{backbone.stock}, {backbone.model_args}"},
         "weights": {"ok": True, "seen": f"{len(weights)} tensors, all in place, {_dtypes(weights)}"},
         "card": _check_card(card),
     }
@@ -93,7 +109,7 @@ def verify(folder: str | os.PathLike, repository: str | None = None) -> dict[str
         save_file({"image": image}, f"{scratch}/image.safetensors")
         checks["stock timm"] = _in_process(_STOCK_TIMM, f"local-dir:{folder.resolve()}", expected, scratch)
         if repository:
-            checks["stock timm, hf-hub:"] = _in_process(_STOCK_TIMM, f"hf-hub:{repository}", expected, scratch)
+            checks["stock timm from the Hub"] = _in_process(_STOCK_TIMM, f"hf-hub:{repository}", expected, scratch)
         if backbone.dseq_name:
             checks["timm_dseq"] = _with_package(folder, backbone, image, expected)
         if find_spec("transformers"):
