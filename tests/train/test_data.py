@@ -178,7 +178,7 @@ def test_a_crop_is_a_function_of_seed_epoch_and_index(folder):
     torch.rand(7)
     assert torch.equal(first, crops[0, 5][0])
     assert first.shape == (3, 32, 32) and first.dtype == torch.uint8
-    scenes = Crops(open_source(Data()), 32, (0.3, 1.0), seed=3)
+    scenes = Crops(open_source(Data(path="scenes")), 32, (0.3, 1.0), seed=3)
     assert not torch.equal(scenes[0, 5][0], scenes[1, 5][0])
     assert not torch.equal(scenes[0, 5][0], Crops(scenes.source, 32, (0.3, 1.0), seed=4)[0, 5][0])
 
