@@ -79,9 +79,8 @@ def main() -> None:
     saving = time.perf_counter() - begun
     size = sum(file.stat().st_size for file in keeper.newest().iterdir()) / 2**20
     share = saving / (config.checkpoint.every * loop)
-    print(
-        f"checkpoint {saving:.2f} s for {size:.0f} MiB, {share:.2%} of the time at one in {config.checkpoint.every} steps"
-    )
+    every = config.checkpoint.every
+    print(f"checkpoint {saving:.2f} s for {size:.0f} MiB, {share:.2%} of the time at one in {every} steps")
     assert checkpoints.fault(keeper.newest()) is None
 
 

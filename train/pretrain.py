@@ -68,7 +68,7 @@ def run(config: Config, text: str) -> int:
     screen = Screen(last, done.step, accelerator.is_main_process)
     screen.say(length.describe(config, model, done))
     watch = Watch(config, accelerator, whole, screen)
-    recorder = Recorder(config, accelerator, done, screen)
+    recorder = Recorder(config, accelerator, model, done, screen)
     if done.step == 0:
         watch.look(0)
     batches = batches_from(config, source, length, done, accelerator)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from safetensors.torch import load_file
 
-CLOCKS = ("seconds", "images_per_second", "memory_mib")
+CLOCKS = ("seconds", "images_per_second", "mfu", "memory_mib")
 TINY = {
     "model.img_size": 48,
     "model.args": '{"patch_size": 8, "depth": 2}',

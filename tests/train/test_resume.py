@@ -131,12 +131,6 @@ def test_steps_that_are_not_finite_are_left_out_counted_and_end_the_run(own):
     assert [name for name in moved if "target." not in name] == []
 
 
-def test_one_step_that_is_not_finite_is_skipped_and_the_run_goes_on(own, tmp_path):
-    code, said = train(own, max_steps=20)
-    assert code == 0, said
-    assert not any(line["skipped"] for line in log_of(own))
-
-
 def test_an_exported_folder_is_a_start_for_another_run(half, tmp_path):
     code, said = train(tmp_path / "next", model__init=half / "export", max_steps=1, optim__lr_start=1e-12)
     assert code == 0, said

@@ -14,11 +14,14 @@ import torch
 from accelerate import Accelerator
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from timm_dseq import UserError
+from timm_dseq import DSeqJEPA, UserError
 
 from .config import Config
 from .keeper import Done
 from .schedules import Now
+from .utilisation import Utilisation, matrix_rate
+
+DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "float64": torch.float64}
 
 
 @dataclass
@@ -29,6 +32,7 @@ class Figures:
     loss: torch.Tensor | float = 0.0  # times weight
     by_step: torch.Tensor | float = 0.0  # (2, K): sum of losses, and tokens
     counts: list[float] = field(default_factory=list)  # images with 0, 1, … regions, then images on regions, and all
+    tokens: list[float] = field(default_factory=lambda: [0.0, 0.0])  # computed by the encoder, and by the predictor
     fill: list[float] = field(default_factory=list)
     samples: list[list[int]] = field(default_factory=list)
     broken: list[str] = field(default_factory=list)
@@ -43,6 +47,7 @@ class Figures:
         images = len(samples)
         counts = [*facts["region_counts"], facts["region_share"] * images, images]
         self.counts = [a + b for a, b in zip(self.counts or [0.0] * len(counts), counts, strict=True)]
+        self.tokens = [self.tokens[0] + facts["encoder_tokens"], self.tokens[1] + facts["predictor_tokens"]]
         self.fill += [facts["encoder_fill"], facts["predictor_fill"]]
         self.samples += samples.tolist()
         self.broken += broken
@@ -54,8 +59,10 @@ class Recorder:
     A step's figures are read when the next one is under way, so that nobody waits for them.
     """
 
-    def __init__(self, config: Config, accelerator: Accelerator, done: Done, screen: "Screen") -> None:
+    def __init__(self, config: Config, accelerator: Accelerator, model: DSeqJEPA, done: Done, screen: "Screen") -> None:
         self.config, self.accelerator, self.done, self.screen = config, accelerator, done, screen
+        self.utilisation = Utilisation(model)
+        self.rate = matrix_rate(accelerator.device, DTYPES[config.system.precision]) * accelerator.num_processes
         self.folder = Path(config.output_dir)
         self.stopping = False
         self.waiting: tuple | None = None
@@ -66,7 +73,7 @@ class Recorder:
 
     def add(self, done: Done, now: Now, figures: Figures, stop: bool) -> None:
         """Take a step's figures; write those of the step before."""
-        local = [*figures.counts, len(figures.broken), float(stop)]
+        local = [*figures.tokens, *figures.counts, len(figures.broken), float(stop)]
         parts = [figures.loss.reshape(1), figures.by_step.flatten(), torch.tensor(local).to(figures.by_step)]
         total = self.accelerator.reduce(torch.cat([part.to(figures.by_step.dtype) for part in parts]), "sum")
         ready = torch.cat([total, figures.weight.reshape(1).to(total), figures.gradient_norm.reshape(1).to(total)])
@@ -82,7 +89,7 @@ class Recorder:
         loss, *rest = ready.tolist()
         places = figures.by_step.shape[1]
         sums, tokens, rest = rest[:places], rest[places : 2 * places], rest[2 * places :]
-        *regions, on_regions, images, broken, stop, weight, norm = rest
+        encoder_tokens, predictor_tokens, *regions, on_regions, images, broken, stop, weight, norm = rest
         skipped = not math.isfinite(norm)
         self.done.broken += int(broken)
         self.done.skipped = self.done.skipped + 1 if skipped else 0
@@ -108,6 +115,7 @@ class Recorder:
             "predictor_fill": sum(figures.fill[1::2]) / len(figures.fill[1::2]),
             "seconds": seconds,
             "images_per_second": images / seconds,
+            "mfu": self.utilisation.flops(images, encoder_tokens, predictor_tokens) / seconds / self.rate,
             "memory_mib": memory(),
             **(more or {}),
         }
