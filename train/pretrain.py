@@ -11,18 +11,18 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import torch
 from accelerate import Accelerator
 from common import schedules
-from common.config import Config, parse
+from common.config import Config, flat, parse
 from common.data import Crops, Source, collate, normalised, open_source
 from common.finish import finish
 from common.keeper import Done, Keeper
 from common.model import build, optimizer_of
 from common.order import Share, sample_seed
-from common.record import Figures, Recorder, Screen
+from common.record import Figures, Recorder, Screen, available
 from common.stream import Stream, images_in
 from common.watch import Watch
 from torch.distributed.device_mesh import init_device_mesh
@@ -50,8 +50,8 @@ def run(config: Config, text: str) -> int:
     """Data, model, loop, hand-over."""
     accelerator = Accelerator(
         mixed_precision="bf16" if config.system.precision == "bf16" else "no",
-        log_with=config.watch.trackers or None,
-        project_dir=config.output_dir,
+        log_with=available(config.watch.trackers),
+        project_dir=f"{config.output_dir}/trackers",
     )
     source = None if config.data.streaming else open_source(config.data)
     images = images_in(config) if source is None else len(source)
@@ -61,6 +61,8 @@ def run(config: Config, text: str) -> int:
     optimizer = optimizer_of(model, config.optim)
     keeper = Keeper(config, text, source.fingerprint() if source else f"a stream of {images}", accelerator)
     done = keeper.resume(model, optimizer)
+    if config.watch.trackers and not config.dry_run:
+        accelerator.init_trackers(config.watch.project, {name: str(x) for name, x in flat(asdict(config)).items()})
     last = min(length.steps, config.max_steps or length.steps)
     if config.dry_run:
         last = min(last, done.step + 2)

@@ -33,6 +33,20 @@ def test_knn_equals_brute_force():
     assert watch.knn(learned, labels, tested, truth) == pytest.approx(right / 60)
 
 
+def test_whitening_makes_every_direction_count_alike():
+    """Whatever linear map features went through, whitened ones are the same but for a rotation."""
+    (learned, _), (tested, _) = clusters(150, 1.5), clusters(60, 1.5, seed=1)
+    stretch = torch.randn(16, 16, generator=torch.Generator().manual_seed(2)) @ torch.logspace(0, 1, 16).diag()
+    plain, stretched = (
+        torch.cat(watch.whitened(a.double(), b.double()))
+        for a, b in ((learned, tested), (learned @ stretch + 5, tested @ stretch + 5))
+    )
+    torch.testing.assert_close(plain @ plain.T, stretched @ stretched.T)
+    torch.testing.assert_close((plain[:150].T @ plain[:150]), torch.eye(16, dtype=torch.float64))
+    few, _ = watch.whitened(learned[:5], tested)
+    assert few.shape == (5, 4) and few.isfinite().all()
+
+
 def test_the_linear_probe_finds_what_is_linear_and_nothing_in_noise():
     assert watch.linear(*clusters(200, 0.3), *clusters(100, 0.3, seed=1)) == 1.0
     noise, labels = torch.randn(2000, 16, generator=torch.Generator().manual_seed(0)), clusters(2000, 1)[1]
@@ -92,3 +106,27 @@ def test_the_exported_folder_passes_verify(tmp_path):
     assert code == 0, said
     checks = verify(tmp_path / "run" / "export")
     assert {name for name, check in checks.items() if not check["ok"]} == set()
+
+
+@pytest.mark.xdist_group("runs")
+def test_trackers_get_every_step(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    output = tmp_path / "run"
+    code, said = train(output, watch__trackers="[tensorboard]", max_steps=7)
+    assert code == 0, said
+    folders = {path.parent for path in (output / "trackers").rglob("events.*")}
+    (events,) = [
+        found for folder in folders if "loss" in (found := EventAccumulator(str(folder)).Reload()).Tags()["scalars"]
+    ]
+    log = log_of(output)
+    assert [event.step for event in events.Scalars("loss")] == list(range(1, 8))
+    assert [event.value for event in events.Scalars("loss")] == pytest.approx([line["loss"] for line in log])
+    assert events.Scalars("probe.knn")[-1].value == pytest.approx(log[-1]["probe"]["knn"])
+
+
+@pytest.mark.xdist_group("runs")
+def test_a_tracker_that_is_not_installed_is_named(tmp_path):
+    code, said = train(tmp_path / "run", watch__trackers="[wandb]", max_steps=1)
+    assert code == 1
+    assert "watch.trackers: wandb is not installed: pip install wandb" in said and "Traceback" not in said

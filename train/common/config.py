@@ -292,3 +292,11 @@ def check(config: Config) -> None:
         raise UserError("model.flat and model.objective=dseq_causal exclude each other: use objective=dseq.")
     if config.max_steps is not None and config.dry_run:
         raise UserError("dry_run runs two steps: leave max_steps out.")
+
+
+def flat(tree: dict[str, Any], above: str = "") -> dict[str, Any]:
+    """{"a": {"b": 1}} → {"a.b": 1}."""
+    items = {}
+    for name, value in tree.items():
+        items |= flat(value, f"{above}{name}.") if isinstance(value, dict) else {above + name: value}
+    return items

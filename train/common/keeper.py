@@ -12,7 +12,7 @@ from accelerate.utils import broadcast_object_list, gather_object
 from timm_dseq import DSeqJEPA, UserError
 
 from . import checkpoints
-from .config import Config
+from .config import Config, flat
 from .state import collect, restore
 
 # Settings that may differ when a run goes on: none of them changes what is computed.
@@ -116,7 +116,7 @@ class Keeper:
 
     def _check(self, state: dict[str, Any], path: str) -> None:
         """Refuse to go on with other settings or other images."""
-        before, now = _flat(state["config"]), _flat(json.loads(json.dumps(asdict(self.config))))
+        before, now = flat(state["config"]), flat(json.loads(json.dumps(asdict(self.config))))
         for name in sorted({*before, *now}):
             if before.get(name) != now.get(name) and not name.startswith(FREE):
                 raise UserError(
@@ -134,11 +134,3 @@ class Keeper:
                 f"data.path={self.config.data.path} holds other images than when {path} was written: bring those "
                 "back, or start anew with --resume never."
             )
-
-
-def _flat(tree: dict[str, Any], above: str = "") -> dict[str, Any]:
-    """{"a": {"b": 1}} → {"a.b": 1}."""
-    flat = {}
-    for name, value in tree.items():
-        flat |= _flat(value, f"{above}{name}.") if isinstance(value, dict) else {above + name: value}
-    return flat

@@ -12,11 +12,12 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.tracking import get_available_trackers
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from timm_dseq import DSeqJEPA, UserError
 
-from .config import Config
+from .config import Config, flat
 from .keeper import Done
 from .schedules import Now
 from .utilisation import Utilisation, matrix_rate
@@ -123,8 +124,9 @@ class Recorder:
         if self.file:
             self.file.write(json.dumps(record) + "\n")
             self.file.flush()  # a killed process loses no line
-        if self.config.watch.trackers:
-            self.accelerator.log({k: v for k, v in record.items() if isinstance(v, (int, float))}, step=step)
+        if self.accelerator.trackers:
+            numbers = {name: value for name, value in flat(record).items() if isinstance(value, (int, float))}
+            self.accelerator.log(numbers, step=step)
         self.screen.step(record)
         self._judge(figures, samples)
 
@@ -186,6 +188,13 @@ class Screen:
     def close(self) -> None:
         if self.bar:
             self.bar.stop()
+
+
+def available(trackers: list[str]) -> list[str]:
+    """The trackers, if all are installed; accelerate would pass over one that is not."""
+    for name in set(trackers) - {str(tracker) for tracker in get_available_trackers()}:
+        raise UserError(f"watch.trackers: {name} is not installed: pip install {name}.")
+    return trackers
 
 
 def records(path: Path) -> list[dict[str, Any]]:

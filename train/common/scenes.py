@@ -22,6 +22,7 @@ DISTANCES = (0.34, 0.40, 0.48)  # edges of the bins of the nearest pair's distan
 LABELS = {"label": len(CLASSES), "count": len(COUNTS), "distance": 4}  # and how many classes each has
 LENGTHS = {"train": 8192, "test": 2048}
 _SIDE = 128
+_GRAIN = 0.3  # nobody can predict it, so a good encoder leaves it out, and a random one does not
 _FINER = 2  # drawn so many times larger, then shrunk: smooth edges
 
 
@@ -55,6 +56,8 @@ class Scenes:
         gaps = [math.hypot(x - a, y - b) for i, (x, y, _) in enumerate(discs) for a, b, _ in discs[:i]]
         distance = sum(min(gaps, default=side) / side > edge for edge in DISTANCES)  # a lone shape is far
         image = picture.resize((_SIDE, _SIDE), Image.Resampling.LANCZOS)
+        grain = Image.frombytes("RGB", image.size, draw.randbytes(3 * _SIDE**2))
+        image = Image.blend(image, grain, _GRAIN)
         return {"image": image, "label": label, "count": count - 1, "distance": distance}
 
 

@@ -58,8 +58,9 @@ class Watch:
             self.screen.say(f"after step {step}: the features are not finite. See docs/pretraining.md.")
             nothing = dict.fromkeys(("knn", "linear", "rank_me", "feature_std"))
             return {"probe": {**nothing, "collapse": "the features are not finite"}}
+        near, far = whitened(features, tested)
         found = {
-            "knn": knn(features, labels, tested, truth),
+            "knn": knn(near, labels, far, truth),
             "linear": linear(features, labels, tested, truth),
             "rank_me": rank_me(features),
             "feature_std": feature_std(features),
@@ -104,6 +105,18 @@ def knn(learned: torch.Tensor, labels: torch.Tensor, tested: torch.Tensor, truth
     nearest, which = similarity.topk(min(k, len(learned)), dim=1)
     votes = torch.zeros(len(tested), int(labels.max()) + 1).scatter_add(1, labels[which], (nearest / 0.07).exp())
     return (votes.argmax(1) == truth).float().mean().item()
+
+
+def whitened(learned: torch.Tensor, tested: torch.Tensor, dims: int = 128) -> tuple[torch.Tensor, torch.Tensor]:
+    """Both (n, D) along the leading directions of the first, each of unit variance: (n, dims), or fewer.
+
+    Young features are dominated by a few directions, mean colours above all, and a plain kNN would see nothing else.
+    """
+    mean = learned.mean(0)
+    _, values, directions = torch.linalg.svd(learned - mean, full_matrices=False)
+    count = min(dims, int((values > 1e-5 * values[0]).sum()))
+    basis = directions[:count].T / values[:count]
+    return (learned - mean) @ basis, (tested - mean) @ basis
 
 
 def linear(learned: torch.Tensor, labels: torch.Tensor, tested: torch.Tensor, truth: torch.Tensor) -> float:
