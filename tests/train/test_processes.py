@@ -52,3 +52,27 @@ def test_how_a_batch_is_dealt_changes_nothing(setting, way, alone, tmp_path, unu
     assert ours.keys() == theirs.keys()
     for name in ours:
         torch.testing.assert_close(ours[name], theirs[name], rtol=1e-9, atol=1e-9, msg=name)
+
+
+@pytest.mark.xdist_group("runs")
+@pytest.mark.parametrize(
+    ("settings", "tolerance"),
+    [
+        # the term couples images, so rounds of a step are apart; processes are not
+        ({"model__contrastive": "true", "system__precision": "float64"}, 1e-9),
+        ({"optim__regions": 0.0, "optim__regions_end": 0.0}, 1e-5),  # no 8-bit map decides, see facts of float32 below
+        ({}, 1e-5),
+    ],
+    ids=["contrastive", "float32, blocks", "float32, regions"],
+)
+def test_two_processes_have_the_losses_of_one(settings, tolerance, tmp_path, unused_port):
+    settings = {"watch__probe_every": 0, **settings}
+    code, said = train(tmp_path / "alone", **settings)
+    assert code == 0, said
+    codes, said = train_together(tmp_path / "together", unused_port, **settings)
+    assert codes == [0, 0], said
+    ours, theirs = log_of(tmp_path / "together"), log_of(tmp_path / "alone")
+    assert len(ours) == len(theirs) == 20
+    for line, other in zip(ours, theirs, strict=True):
+        assert line["region_counts"] == other["region_counts"]
+        assert line["loss"] == pytest.approx(other["loss"], rel=tolerance)

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import subprocess
 
 import pytest
 import torch
@@ -185,3 +186,33 @@ def test_a_stream_that_does_not_tell_its_length_asks_for_it(tmp_path):
     del settings["data__images"]
     code, said = train(tmp_path / "run", **settings)
     assert code == 1 and "give data.images" in said and "Traceback" not in said
+
+
+def test_a_shard_that_cannot_be_read_is_named(tmp_path):
+    (tmp_path / "shards").mkdir()
+    path = shards(tmp_path / "shards")
+    shard = path / "train-00003.parquet"
+    shard.write_bytes(shard.read_bytes()[:200] + b"?" * (shard.stat().st_size - 200))
+    code, said = train(tmp_path / "run", **STREAM, data__path=path)
+    assert code == 1
+    assert "train-00003.parquet" in said and "cannot be read" in said and "Traceback" not in said
+
+
+def test_a_disk_that_fills_up_ends_the_run_in_one_line_and_the_run_goes_on_with_space(tmp_path):
+    """There is room for three checkpoints, not for all that are to stay."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=50m", "tmpfs", str(disk)], capture_output=True).returncode:
+        pytest.skip("only root may make a small disk to fill")
+    try:
+        code, said = train(disk / "run", checkpoint__keep=20)
+        assert code == 1
+        assert "cannot be written (no space left on the disk" in said.lower() and "Traceback" not in said
+        stopped = len(log_of(disk / "run"))
+        assert 6 <= stopped < 20
+        shutil.rmtree(disk / "run" / "checkpoints" / "step-00000003")
+        code, said = train(disk / "run", checkpoint__keep=1)
+        assert code == 0, said
+        assert [line["step"] for line in log_of(disk / "run")] == list(range(1, 21))
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)

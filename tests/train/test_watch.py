@@ -35,11 +35,11 @@ def test_knn_equals_brute_force():
 
 def test_whitening_makes_every_direction_count_alike():
     """Whatever linear map features went through, whitened ones are the same but for a rotation."""
-    (learned, _), (tested, _) = clusters(150, 1.5), clusters(60, 1.5, seed=1)
+    learned, tested = (clusters(count, 1.5, seed)[0].double() for count, seed in ((150, 0), (60, 1)))
     stretch = torch.randn(16, 16, generator=torch.Generator().manual_seed(2)) @ torch.logspace(0, 1, 16).diag()
+    stretch = stretch.double()
     plain, stretched = (
-        torch.cat(watch.whitened(a.double(), b.double()))
-        for a, b in ((learned, tested), (learned @ stretch + 5, tested @ stretch + 5))
+        torch.cat(watch.whitened(a, b)) for a, b in ((learned, tested), (learned @ stretch + 5, tested @ stretch + 5))
     )
     torch.testing.assert_close(plain @ plain.T, stretched @ stretched.T)
     torch.testing.assert_close((plain[:150].T @ plain[:150]), torch.eye(16, dtype=torch.float64))

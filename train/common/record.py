@@ -190,11 +190,11 @@ class Screen:
             self.bar.stop()
 
 
-def available(trackers: list[str]) -> list[str]:
-    """The trackers, if all are installed; accelerate would pass over one that is not."""
+def available(trackers: list[str]) -> list[str] | None:
+    """The trackers, if all are installed; accelerate would pass over one that is not. None for none."""
     for name in set(trackers) - {str(tracker) for tracker in get_available_trackers()}:
         raise UserError(f"watch.trackers: {name} is not installed: pip install {name}.")
-    return trackers
+    return trackers or None
 
 
 def records(path: Path) -> list[dict[str, Any]]:

@@ -5,6 +5,8 @@ blocks here, so that the place in the stream is the data set's own state at the 
 goes on reads one block again and continues with the very next sample.
 """
 
+import tarfile
+import traceback
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
@@ -78,7 +80,13 @@ class Stream:
             found = False
             while True:
                 before = rows.state_dict()
-                values = [row[self.image] for _, row in zip(range(BLOCK), read, strict=False)]
+                try:
+                    values = [row[self.image] for _, row in zip(range(BLOCK), read, strict=False)]
+                except (OSError, ValueError, datasets.exceptions.DatasetsError, tarfile.TarError) as error:
+                    raise UserError(
+                        f"{shard_in(error) or self.config.data.path} cannot be read ({type(error).__name__}: "
+                        f"{str(error).splitlines()[0]}): bring it whole, or take it out of the data set."
+                    ) from error
                 if not values:
                     break
                 found = True
@@ -98,6 +106,15 @@ class Stream:
                     "processes, or more shards."
                 )
             epoch, block, taken, rows_state = epoch + 1, 0, 0, None
+
+
+def shard_in(error: BaseException) -> str | None:
+    """The file that a reader of `datasets` was at when it failed: its errors do not tell, its frames do."""
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        for name in ("file", "tar_path"):
+            if "datasets" in frame.f_code.co_filename and isinstance(frame.f_locals.get(name), str):
+                return frame.f_locals[name]
+    return None
 
 
 def open_stream(config: Config) -> tuple[datasets.IterableDataset, str]:
