@@ -115,6 +115,26 @@ def dseq_card(model_tag: str, backbone: Backbone | None = None, license: str | N
     )
 
 
+def run_card(
+    name: str, backbone: Backbone, *, method: str, training: str, results: str, license: str | None = None
+) -> str:
+    """The card of an encoder that this project's recipe pretrained on anybody's images."""
+    return _fill(
+        name,
+        backbone,
+        method_tag="i-jepa" if method == "I-JEPA" else "dseq-jepa",
+        front_matter=f"license: {license}" if license else 'license: "[TO BE STATED: licence]"',
+        introduction=f"A self-supervised Vision Transformer, pretrained with {method} by the recipe of timm_dseq. "
+        f"{_IJEPA_IDEA if method == 'I-JEPA' else _DSEQ_IDEA} This is the target encoder (the moving average), without "
+        "a head.",
+        with_package="",
+        training=training,
+        results=results,
+        licence=license or "[TO BE STATED: licence]",
+        citation=_IJEPA_CITATION + "\n\n" + _DSEQ_CITATION if method == "I-JEPA" else _DSEQ_CITATION,
+    )
+
+
 def ijepa_card(name: str, backbone: Backbone) -> str:
     """The card of Meta's I-JEPA weights, converted: a stock architecture and Meta's licence."""
     return _fill(

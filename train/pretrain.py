@@ -22,7 +22,7 @@ from common.finish import finish
 from common.keeper import Done, Keeper
 from common.model import build, optimizer_of
 from common.order import Share, sample_seed
-from common.record import Figures, Recorder, Screen, available
+from common.record import Figures, Recorder, Screen, available, memory
 from common.stream import Stream, images_in
 from common.watch import Watch
 from torch.distributed.device_mesh import init_device_mesh
@@ -90,7 +90,7 @@ def run(config: Config, text: str) -> int:
             break
     screen.close()
     if config.dry_run:
-        screen.say(length.estimate((time.monotonic() - started) / 2, accelerator.device))
+        screen.say(length.estimate((time.monotonic() - started) / 2))
         return 0
     if done.step < last:
         screen.say(f"stopped after step {done.step} and saved: the same command goes on from there")
@@ -218,10 +218,10 @@ class Length:
             f"{config.data.path}, {self.steps} steps of {self.batch} images, {begin}, in {config.output_dir}"
         )
 
-    def estimate(self, seconds: float, device: torch.device) -> str:
-        memory = f", {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB" if device.type == "cuda" else ""
+    def estimate(self, seconds: float) -> str:
         return (
-            f"dry run: {seconds:.2f} s a step ({self.batch / seconds:.0f} images/s, the first steps are slow){memory}; "
+            f"dry run: {seconds:.2f} s a step ({self.batch / seconds:.0f} images/s, the first steps are slow), "
+            f"{memory() / 2**10:.1f} GiB; "
             f"the whole run of {self.steps} steps would take about {self.steps * seconds / 3600:.1f} h"
         )
 

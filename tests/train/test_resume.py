@@ -144,7 +144,7 @@ def test_an_exported_folder_is_a_start_for_another_run(half, tmp_path):
 def test_dry_run_writes_nothing_and_tells_the_time(tmp_path):
     code, said = train(tmp_path / "run", dry_run="true")
     assert code == 0, said
-    assert "dry run:" in said and "the whole run of 20 steps" in said
+    assert "dry run:" in said and " GiB; the whole run of 20 steps" in said
     assert not (tmp_path / "run").exists()
 
 

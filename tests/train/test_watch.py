@@ -1,7 +1,12 @@
 """Probes measure what they say, a collapse is called one, and the report shows the run."""
 
+import json
 import math
+import os
 import re
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,7 +14,9 @@ from common import watch
 from common.report import write_report
 from torch.nn import functional as F
 
-from .runs import log_of, train
+from timm_dseq.cards import blanks
+
+from .runs import log_of, options, train
 from .test_data import parquet_of
 
 
@@ -104,8 +111,30 @@ def test_the_exported_folder_passes_verify(tmp_path):
 
     code, said = train(tmp_path / "run", max_steps=2)
     assert code == 0, said
-    checks = verify(tmp_path / "run" / "export")
+    export = tmp_path / "run" / "export"
+    checks = verify(export)
     assert {name for name, check in checks.items() if not check["ok"]} == set()
+    card = (export / "README.md").read_text()
+    assert "| images | scenes, split train; labels unused |" in card and "ImageNet-1k" not in card
+    assert "2 steps, 16 images seen, of a schedule of 0.02 epochs" in card
+    assert json.loads((export / "config.json").read_text())["pretrained_cfg"]["tag"] == "scenes"
+    assert blanks(card) == ["[TO BE STATED: licence]"] * 2
+
+
+@pytest.mark.xdist_group("runs")
+def test_a_run_is_published_at_its_end(tmp_path, hub):
+    """In a process of its own: where the Hub is, is read when it is imported."""
+    ours = options(tmp_path / "run", max_steps=1, hub__push_to="lab/mine", hub__license="cc-by-4.0")
+    environment = {**os.environ, "HF_ENDPOINT": hub.url, "HF_TOKEN": "hf_x", "HF_HOME": str(tmp_path / "cache")}
+    script = Path(watch.__file__).parents[1] / "pretrain.py"
+    done = subprocess.run([sys.executable, script, *ours], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "published: " in done.stdout
+    files = hub.files("lab/mine")
+    assert files.keys() == {"README.md", "config.json", "model.safetensors", "pretraining.safetensors"}
+    assert b"license: cc-by-4.0" in files["README.md"] and b"[TO BE" not in files["README.md"]
+    code, said = train(tmp_path / "other", hub__push_to="lab/mine")
+    assert code == 1 and "hub.push_to needs hub.license" in said
 
 
 @pytest.mark.xdist_group("runs")

@@ -198,10 +198,12 @@ class Hub:
     Args:
         push_to: repository of the Hub to publish it in, ORGANISATION/NAME
         private: create it private
+        license: of the weights, as the Hub writes it (apache-2.0, cc-by-nc-4.0, …)
     """
 
     push_to: str | None = None
     private: bool = True
+    license: str | None = None
 
 
 @dataclass
@@ -290,6 +292,8 @@ def check(config: Config) -> None:
         raise UserError(f"data.crop_scale={low}, {high}: give the least share of the area first, above 0.")
     if model.flat and model.objective == "dseq_causal":
         raise UserError("model.flat and model.objective=dseq_causal exclude each other: use objective=dseq.")
+    if config.hub.push_to and not config.hub.license:
+        raise UserError("hub.push_to needs hub.license, which the model card states: apache-2.0 or another.")
     if config.max_steps is not None and config.dry_run:
         raise UserError("dry_run runs two steps: leave max_steps out.")
 

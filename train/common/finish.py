@@ -1,14 +1,19 @@
 """The hand-over: a finished run → a Hub-ready folder, a report, and what to do next."""
 
+import json
 import os
+import re
 import shutil
 from pathlib import Path
 
+from timm_dseq import cards
+from timm_dseq.backbone import Backbone
 from timm_dseq.convert import convert
 from timm_dseq.dseq_jepa import ARCHITECTURES
+from timm_dseq.push import push
 
 from .config import Config
-from .record import Screen
+from .record import Screen, records
 from .report import write_report
 
 
@@ -18,7 +23,10 @@ def finish(config: Config, checkpoint: Path, screen: Screen) -> None:
     export = output / "export"
     fresh = output / "export.new"
     shutil.rmtree(fresh, ignore_errors=True)
-    convert(checkpoint / "model.safetensors", fresh, model=_name(config), with_pretraining_state=True)
+    architecture = config.model.name.partition(".")[0]
+    known = architecture if architecture in ARCHITECTURES and not config.model.args else None
+    convert(checkpoint / "model.safetensors", fresh, model=known, with_pretraining_state=True)
+    _describe(fresh, config, records(output / "log.jsonl"))
     shutil.rmtree(export, ignore_errors=True)
     os.replace(fresh, export)
     report = write_report(output)
@@ -27,15 +35,64 @@ def finish(config: Config, checkpoint: Path, screen: Screen) -> None:
     screen.say(f"  python -c \"import timm; print(timm.create_model('local-dir:{export}', pretrained=True))\"")
     screen.say(f"  timm-dseq push {export} ORGANISATION/NAME")
     if config.hub.push_to:
-        from timm_dseq.push import push
-
         result = push(export, config.hub.push_to, private=config.hub.private)
         screen.say(f"published: {result['url']}")
 
 
-def _name(config: Config) -> str | None:
-    """model.tag of a run that trained one of our backbones as it is; None lets the weights tell."""
-    if config.model.name.partition(".")[0] not in ARCHITECTURES or config.model.args:
-        return None
-    tag = "in1k_ijepa" if config.model.objective == "ijepa" else "in1k_vicreg" if config.model.contrastive else "in1k"
-    return f"{config.model.name.partition('.')[0]}.{tag}"
+def _describe(folder: Path, config: Config, lines: list[dict]) -> None:
+    """Write into the folder's config and card what this run was, and nothing it was not."""
+    described = json.loads((folder / "config.json").read_text())
+    backbone = Backbone.from_config(described)
+    tag = re.sub(r"[^a-z0-9]+", "_", Path(config.data.path).stem.lower()).strip("_")
+    tag = "in1k" if tag in ("imagenet_1k", "imagenet_1k_wds") else tag
+    described["pretrained_cfg"] |= {"tag": tag, "license": config.hub.license or "unknown"}
+    card = cards.run_card(
+        f"{backbone.dseq_name or config.model.name.partition('.')[0]}.{tag}",
+        backbone,
+        method=_method(config),
+        training=_training(config, lines),
+        results=_results(config, lines),
+        license=config.hub.license,
+    )
+    (folder / "config.json").write_text(cards.config_text(described))
+    (folder / "README.md").write_text(card)
+
+
+def _method(config: Config) -> str:
+    name = {"dseq": "DSeq-JEPA", "dseq_causal": "DSeq-JEPA (block-causal)", "ijepa": "I-JEPA"}[config.model.objective]
+    return name + " + contrastive term" * config.model.contrastive
+
+
+def _training(config: Config, lines: list[dict]) -> str:
+    """What was done, in the rows of the other cards."""
+    optim, model, last = config.optim, config.model, lines[-1]
+    regions = f"up to {model.num_regions} regions of at least {model.min_area:g} of the image, order {model.order}, "
+    regions += f"lambda {optim.regions:g} → {optim.regions_end:g} linear"
+    rows = {
+        "images": f"{config.data.path}, split {config.data.split}; labels unused",
+        "objective": _method(config) + (f", {regions}" if model.objective != "ijepa" else ""),
+        "optimiser": f"AdamW, batch {optim.batch_size}",
+        "length": f"{last['step']:,} steps, {last['samples']:,} images seen, of a schedule of {optim.epochs:g} epochs",
+        "learning rate": f"{optim.lr_start:g} → {optim.lr:g} over {optim.warmup_epochs:g} epochs, cosine → "
+        f"{optim.lr_end:g}",
+        "weight decay": f"{optim.weight_decay:g} → {optim.weight_decay_end:g} cosine",
+        "target encoder": f"moving average, {optim.momentum:g} → {optim.momentum_end:g} linear",
+        "augmentation": f"RandomResizedCrop to {model.img_size}, scale {config.data.crop_scale[0]:g}–"
+        f"{config.data.crop_scale[1]:g}; no flip, no colour",
+        "start": f"weights of {model.init}" if model.init else "random",
+        "seed": str(config.seed),
+    }
+    return "| | |\n|---|---|\n" + "\n".join(f"| {name} | {value} |" for name, value in rows.items())
+
+
+def _results(config: Config, lines: list[dict]) -> str:
+    probed = [line for line in lines if line.get("probe", {}).get("knn") is not None]
+    if not probed:
+        return "Nothing was measured."
+    last = probed[-1]
+    return f"""Probes of this one run, after step {last["step"]:,}, on held-out images of the same data set:
+
+| probe of the mean patch features | accuracy |
+|---|---|
+| kNN (k = 20, whitened) | {last["probe"]["knn"]:.1%} |
+| logistic regression | {last["probe"]["linear"]:.1%} |"""

@@ -66,10 +66,10 @@ def _ink(draw: random.Random) -> tuple[int, int, int]:
 
 
 def _ground(draw: random.Random, side: int) -> Image.Image:
-    """A soft change between two muted colours."""
+    """A soft change between two colours, none of them extreme."""
     cells = draw.choice((2, 3, 4))
     noise = Image.frombytes("L", (cells, cells), bytes(draw.randrange(256) for _ in range(cells * cells)))
-    tones = [Image.new("RGB", (side, side), tuple(85 + c // 3 for c in _ink(draw))) for _ in range(2)]
+    tones = [Image.new("RGB", (side, side), tuple(68 + c * 120 // 255 for c in _ink(draw))) for _ in range(2)]
     return Image.composite(*tones, noise.resize((side, side), Image.Resampling.BICUBIC))
 
 
