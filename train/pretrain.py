@@ -71,23 +71,24 @@ def run(config: Config, text: str) -> int:
     screen.say(length.describe(config, model, done))
     watch = Watch(config, accelerator, whole, screen)
     recorder = Recorder(config, accelerator, model, done, screen)
-    if done.step == 0:
-        watch.look(0)
+    before = {f"{name}_before": found for name, found in watch.look(0).items()} if done.step == 0 else {}
     batches = batches_from(config, source, length, done, accelerator)
     stop = Stop()
     started = time.monotonic()
+    recorder.begin()
     for step in range(done.step + 1, last + 1):
         now = schedules.at(config, done.samples, images, length.samples)
         figures = train_step(whole, model, optimizer, batches, now, config, accelerator)
         done.step, done.samples = step, step * length.batch
         recorder.add(done, now, figures, stop.asked)
         look = watch.due(step) or step == length.steps
-        if look or keeper.due(step) or step == last or recorder.stopping:
-            recorder.flush(watch.look(step) if look else {})
+        if step == 1 or look or keeper.due(step) or step == last or recorder.stopping:
+            recorder.flush({**(before if step == 1 else {}), **(watch.look(step) if look else {})})
         if keeper.due(step) or step == last or recorder.stopping:
             keeper.save(model, optimizer, done, batches.state if source is None else None)
         if recorder.stopping:
             break
+        recorder.begin()
     screen.close()
     if config.dry_run:
         screen.say(length.estimate((time.monotonic() - started) / 2))

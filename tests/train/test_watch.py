@@ -90,10 +90,17 @@ def test_a_run_is_watched_and_reported(tmp_path):
     assert "after step 0: kNN" in said and "after step 20: kNN" in said
     assert {path.name for path in (output / "pictures").iterdir()} == {f"step-{i:08d}.png" for i in (0, 7, 10, 14, 20)}
     assert str(output / "export") in said and "timm-dseq verify" in said
+    first, *rest = log_of(output)
+    assert f"after step 0: kNN {first['probe_before']['knn']:.1%}" in said
+    assert not any("probe_before" in line for line in rest)
+    speeds = sorted(json.loads(line)["images_per_second"] for line in (output / "log.jsonl").read_text().splitlines())
+    assert speeds[-1] < 20 * speeds[len(speeds) // 2]  # steps with a checkpoint or a probe count as any other
     page = write_report(output).read_text()
     for title in ("Loss", "Loss by place in the sequence", "Probes of the target encoder", "RankMe", "Regions"):
         assert f"<figcaption>{title}</figcaption>" in page
     assert page.count("data:image/jpeg;base64,") >= 3
+    probes = page[page.index("Probes of the target encoder") :]
+    assert ">step 0</text>" in probes[: probes.index("</figure>")]
     assert not re.search(r"(src|href)=\"(?!data:)", page)  # it needs nothing else
 
 

@@ -67,7 +67,7 @@ class Recorder:
         self.folder = Path(config.output_dir)
         self.stopping = False
         self.waiting: tuple | None = None
-        self.clock = time.perf_counter()
+        self.begin()
         self.file = None
         if accelerator.is_main_process and not config.dry_run:
             self.file = _cut(self.folder / "log.jsonl", done.step)
@@ -79,13 +79,19 @@ class Recorder:
         total = self.accelerator.reduce(torch.cat([part.to(figures.by_step.dtype) for part in parts]), "sum")
         ready = torch.cat([total, figures.weight.reshape(1).to(total), figures.gradient_norm.reshape(1).to(total)])
         self.flush()
-        self.waiting = (done.step, done.samples, now, figures, ready)
+        seconds = time.perf_counter() - self.clock
+        self.begin()
+        self.waiting = (done.step, done.samples, now, figures, ready, seconds)
+
+    def begin(self) -> None:
+        """From here on time counts for the next step: probes, pictures and checkpoints lie behind."""
+        self.clock = time.perf_counter()
 
     def flush(self, more: dict[str, Any] | None = None) -> None:
         """Write what waits; `more` joins its line."""
         if not self.waiting:
             return
-        step, samples, now, figures, ready = self.waiting
+        step, samples, now, figures, ready, seconds = self.waiting
         self.waiting = None
         loss, *rest = ready.tolist()
         places = figures.by_step.shape[1]
@@ -95,8 +101,6 @@ class Recorder:
         self.done.broken += int(broken)
         self.done.skipped = self.done.skipped + 1 if skipped else 0
         self.stopping = self.stopping or stop > 0
-        seconds = time.perf_counter() - self.clock
-        self.clock = time.perf_counter()
         record = {
             "step": step,
             "samples": samples,

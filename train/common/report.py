@@ -10,7 +10,7 @@ from PIL import Image
 
 from .record import records
 
-_WIDTH, _HEIGHT, _LEFT, _BOTTOM = 440, 190, 52, 24
+_WIDTH, _HEIGHT, _LEFT, _BOTTOM = 440, 190, 62, 24
 _COLOURS = ("#e66100", "#1a85ff", "#009e73", "#cc3d8f", "#5d3a9b")
 _MOST_POINTS = 400
 _MOST_PICTURES = 8
@@ -22,7 +22,8 @@ def write_report(output: Path) -> Path:
     """Write `report.html` of the run in this folder; returns its path."""
     lines = records(output / "log.jsonl")
     places = max((len(line["loss_by_step"]) for line in lines), default=0)
-    probes = [line for line in lines if "probe" in line]
+    probes = [{"step": 0, "probe": line["probe_before"]} for line in lines[:1] if "probe_before" in line]
+    probes += [line for line in lines if "probe" in line]
 
     def curve(name: str, value, of: list[dict[str, Any]] = lines) -> Curve:
         points = [(line["step"], value(line)) for line in of]
