@@ -62,7 +62,7 @@ class Recorder:
         self.clock = time.perf_counter()
         self.file = None
         if accelerator.is_main_process and not config.dry_run:
-            self.file = _cut(self.folder / "log.jsonl", done.step)
+            self.file = reopened(self.folder / "log.jsonl", done.step)
 
     def add(self, done: Done, now: Now, figures: Figures, stop: bool) -> None:
         """Take a step's figures; write those of the step before."""
@@ -117,7 +117,8 @@ class Recorder:
             self.file.flush()  # a killed process loses no line
         if self.config.watch.trackers:
             self.accelerator.log({k: v for k, v in record.items() if isinstance(v, (int, float))}, step=step)
-        self.screen.step(record)
+        regions = f"lambda {now.regions:.2f}  regions {record['regions_found']:.1f}"
+        self.screen.step(record, regions)
         self._judge(figures, samples)
 
     def _judge(self, figures: Figures, samples: int) -> None:
@@ -153,16 +154,13 @@ class Screen:
             self.task = self.bar.add_task("", total=total, completed=done)
             self.bar.start()
 
-    def step(self, record: dict[str, Any]) -> None:
-        """Show one line of the log."""
+    def step(self, record: dict[str, Any], more: str) -> None:
+        """Show one line of the log, with what else is worth seeing of it."""
         if not self.shown:
             return
         done = record["step"]
         loss = "not finite" if record["loss"] is None else f"{record['loss']:.4f}"
-        text = (
-            f"loss {loss}  lambda {record['lambda']:.2f}  regions {record['regions_found']:.1f}"
-            f"  {record['images_per_second']:.0f} images/s"
-        )
+        text = f"loss {loss}  {more}  {record['images_per_second']:.0f} images/s"
         if self.bar:
             self.bar.update(self.task, completed=done, description=text)
         elif time.monotonic() - self.last > self.seconds or done == self.total:
@@ -199,7 +197,7 @@ def memory() -> float:
     return most / 2**20 if sys.platform == "darwin" else most / 2**10
 
 
-def _cut(path: Path, last_step: int):
+def reopened(path: Path, last_step: int):
     """The log, open for more, without the lines of steps that will be done again."""
     path.parent.mkdir(parents=True, exist_ok=True)
     kept = [line for line in records(path) if line["step"] <= last_step] if path.exists() else []

@@ -1,0 +1,125 @@
+"""Fine-tuning's images: a source → augmented, normalised float32 (3, S, S) with labels, and batches mixed in pairs.
+
+Crops, RandAugment, erasing, mixup and cutmix are timm's. Their draws are pure functions of (seed, epoch, index) of the
+image, and of the place in the run for what is drawn once for several: processes, rounds and restarts change nothing.
+"""
+
+import random
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from PIL import Image
+from timm.data import Mixup, create_transform
+from timm.data.auto_augment import RandAugment, posterize
+from timm.data.mixup import mixup_target
+from torch.utils.data import Dataset
+
+from timm_dseq import UserError
+
+from .data import _TRIES, Source
+from .order import sample_seed, seeded
+from .tuning import Augment
+
+TOGETHER = 32  # images that share a draw of mixup or cutmix: what one of MAE's 32 devices had
+_MIXING = -4  # the place of their seeds, where images have their index
+
+
+@contextmanager
+def all_seeded(seed: int) -> Iterator[None]:
+    """`seeded` for timm's transforms, which draw from Python and numpy as well."""
+    with seeded(seed):
+        python, numpy = random.getstate(), np.random.get_state()
+        random.seed(seed)
+        np.random.seed(seed % 2**32)
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(numpy)
+
+
+def training_transform(augment: Augment, data: dict) -> Callable[[Image.Image], torch.Tensor]:
+    """data: what timm's resolve_model_data_config tells of the model."""
+    transform = create_transform(
+        data["input_size"],
+        is_training=True,
+        scale=augment.crop_scale,
+        hflip=augment.flip,
+        color_jitter=None,
+        auto_augment=augment.rand_augment,
+        interpolation=data["interpolation"],
+        mean=data["mean"],
+        std=data["std"],
+        re_prob=augment.erasing,
+        re_mode="pixel",
+    )
+    for step in transform.transforms:
+        for operation in step.ops if isinstance(step, RandAugment) else ():
+            if operation.aug_fn is posterize:
+                operation.aug_fn = _posterize
+    return transform
+
+
+def _posterize(image: Image.Image, bits: int, **_) -> Image.Image:
+    """timm's. Its RandAugment now and then asks for 0 bits: black until Pillow 13, which refuses."""
+    return posterize(image, bits) if bits else Image.new(image.mode, image.size)
+
+
+class Augmented(Dataset):
+    """`augmented[epoch, index]`: image, label, (epoch, index), and what could not be read on the way.
+
+    An image that cannot be read is replaced by the next; after so many in a row the label is -1.
+    """
+
+    def __init__(self, source: Source, transform: Callable, seed: int) -> None:
+        self.source, self.transform, self.seed = source, transform, seed
+
+    def __getitem__(self, sample: tuple[int, int]) -> tuple[torch.Tensor, int, tuple[int, int], list[str]]:
+        _, index = sample
+        broken = []
+        for step in range(_TRIES):
+            at = (index + step) % len(self.source)
+            try:
+                picture = self.source.picture(at)
+            except Exception as error:  # PIL's readers raise almost anything on damaged files
+                broken.append(f"{self.source.where(at)}: {type(error).__name__}: {error}")
+                continue
+            with all_seeded(sample_seed(self.seed, *sample)):
+                return self.transform(picture), int(self.source.labels([at])), sample, broken
+        return torch.zeros(3, 1, 1), -1, sample, broken
+
+
+def collate(items: list) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, list[str]]:
+    """Images (B, 3, S, S), labels (B,), their (epoch, index) (B, 2), and what could not be read."""
+    images, labels, samples, broken = zip(*items, strict=True)
+    lines = [line for some in broken for line in some]
+    if -1 in labels:
+        raise UserError(f"{_TRIES} images in a row cannot be read, the first {lines[0]}: is this an image column?")
+    return torch.stack(images), torch.tensor(labels), torch.tensor(samples), lines
+
+
+class Mixer:
+    """Mixup and cutmix of neighbours in the run's order, and soft targets.
+
+    Neighbours always lie in the same round of the same process, so how a batch is dealt does not change who meets whom.
+    """
+
+    def __init__(self, augment: Augment, classes: int, seed: int) -> None:
+        self.classes, self.smoothing, self.seed = classes, augment.smoothing, seed
+        self.mixup = None
+        if augment.mixup or augment.cutmix:
+            self.mixup = Mixup(augment.mixup, augment.cutmix, label_smoothing=self.smoothing, num_classes=classes)
+
+    def __call__(self, images: torch.Tensor, labels: torch.Tensor, first: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Images (B, 3, S, S) and labels (B,) of the run's samples from number `first` on → mixed, (B, K) targets."""
+        if self.mixup is None:
+            return images, mixup_target(labels, self.classes, smoothing=self.smoothing)
+        targets = torch.empty(len(images), self.classes, device=images.device)
+        for group in range(first // TOGETHER, (first + len(images) - 1) // TOGETHER + 1):
+            start, end = (min(max(at * TOGETHER - first, 0), len(images)) for at in (group, group + 1))
+            facing = torch.cat([torch.arange(start, end, 2), torch.arange(start + 1, end, 2).flip(0)])  # timm flips
+            with all_seeded(sample_seed(self.seed, group, _MIXING)):
+                images[facing], targets[facing] = self.mixup(images[facing], labels[facing])
+        return images, targets
