@@ -67,7 +67,7 @@ def tune(config: Tuning, text: str, labelled: Labelled, accelerator: Accelerator
         config.model, config.img_size, num_classes=len(labelled.names), drop_path_rate=config.optim.drop_path
     )
     data = data_config(model)
-    described = describe(model, name, {}, labelled.names, Path(config.data.path).name, data)
+    described = describe(model, name, {}, labelled.names, config.data.path, data)
     learner = Learner(model, config, len(labelled.names), accelerator)
     keeper = Keeper(config, text, labelled.train.fingerprint(), accelerator)
     done = keeper.resume(learner.saved, learner.optimizer)

@@ -30,6 +30,8 @@ class Described:
     architecture: str  # in stock timm
     model_args: dict[str, Any]
     name: str  # architecture.tag under our own names
+    backbone: str  # what it was before
+    trained_on: str
     label_names: list[str]
     data: dict[str, Any]  # input_size, mean, std, crop_pct, …: timm's words for the preprocessing
     fixed_size: bool
@@ -57,9 +59,14 @@ class Described:
 
 
 def describe(
-    model: nn.Module, name: str, args: dict[str, Any], label_names: list[str], trained_on: str, data: dict[str, Any]
+    model: nn.Module,
+    backbone: str,
+    args: dict[str, Any],
+    label_names: list[str],
+    trained_on: str,
+    data: dict[str, Any],
 ) -> Described:
-    """name: architecture, or architecture.tag, of the backbone; args: what differs from the architecture.
+    """backbone: its architecture, or architecture.tag; args: what differs from the architecture.
 
     What stock timm builds of the answer has to take the weights: a model for which it does not is refused before it is
     trained.
@@ -71,11 +78,14 @@ def describe(
     size = list(data["input_size"][1:])
     if source["fixed_input_size"] and size != list(timm.get_pretrained_cfg(stock).input_size[1:]):
         model_args["img_size"] = size
-    tag = "_".join(filter(None, (name.partition(".")[2], "ft", re.sub(r"\W+", "_", trained_on.lower()).strip("_"))))
+    trained_on = Path(trained_on).name if Path(trained_on).exists() else trained_on
+    tag = "_".join(filter(None, (backbone.partition(".")[2], "ft", re.sub(r"\W+", "_", trained_on.lower()).strip("_"))))
     described = Described(
         architecture=stock,
         model_args=model_args,
         name=f"{ours}.{tag}",
+        backbone=backbone,
+        trained_on=trained_on,
         label_names=label_names,
         data=data,
         fixed_size=source["fixed_input_size"],

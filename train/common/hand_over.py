@@ -31,8 +31,8 @@ def hand_over(config: Tuning, tuned: list[Tuned], labelled: Labelled, screen: Sc
     accuracy = f"{100 * scores.mean():.2f}{spread} % over {len(scores)} seed{'s' * (len(scores) > 1)}"
     first = tuned[0]
     words = {
-        "introduction": f"{config.model} with a linear head, fine-tuned on {config.data.path}.",
-        "training": training(config, labelled),
+        "introduction": f"{first.described.backbone} with a linear head, fine-tuned on {first.described.trained_on}.",
+        "training": training(config, len(labelled.train), first.described.trained_on),
         "results": f"Top-1 on the {len(first.right):,} test images: {accuracy}. "
         f"These weights are of seed {config.seeds[0]}: {100 * scores[0]:.2f} %.",
     }
@@ -47,13 +47,13 @@ def hand_over(config: Tuning, tuned: list[Tuned], labelled: Labelled, screen: Sc
     screen.say(f"  timm-dseq push {export} ORGANISATION/NAME")
 
 
-def training(config: Tuning, labelled: Labelled) -> str:
+def training(config: Tuning, images: int, trained_on: str) -> str:
     """The settings that matter, as a table."""
     optim, augment = config.optim, config.augment
     mixing = f"mixup {augment.mixup}, cutmix {augment.cutmix}" if augment.mixup or augment.cutmix else "none"
     rows = {
         "recipe": config.recipe,
-        "images": f"{len(labelled.train):,} of {config.data.path}",
+        "images": f"{images:,} of {trained_on}",
         "optimiser": f"AdamW, batch {optim.batch_size}, {optim.epochs:g} epochs, {optim.warmup_epochs:g} of warm-up",
         "learning rate": f"{optim.base_lr:g} for a batch of 256, cosine, layer decay {optim.layer_decay:g}",
         "weight decay, drop path": f"{optim.weight_decay:g}, {optim.drop_path:g}",
