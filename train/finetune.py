@@ -1,4 +1,4 @@
-"""Fine-tune a backbone on labelled images: `accelerate launch train/finetune.py --model NAME --data.path NAME`.
+"""Fine-tune a backbone on labelled images: `accelerate launch train/finetune.py --model NAME --data NAME`.
 
 Ends in a Hub-ready classifier. `--recipe` names whose settings are taken, `--help` lists every one. A run that was
 stopped, killed or crashed goes on where it was when the same command is given again.
@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from accelerate import Accelerator
 from common.augment import Augmented, collate, training_transform
 from common.backbone import data_config, load_backbone
@@ -62,12 +61,17 @@ def tune(config: Tuning, text: str, labelled: Labelled, accelerator: Accelerator
     """Model, loop and judgement of one seed; an exit code where the run is not over."""
     seed, images = config.seeds[0], len(labelled.train)
     length = Length.of(config, images, accelerator.num_processes)
-    torch.manual_seed(seed)
-    model, name = load_backbone(
-        config.model, config.img_size, num_classes=len(labelled.names), drop_path_rate=config.optim.drop_path
+    drop = {"drop_path_rate": config.optim.drop_path} if config.optim.drop_path else {}
+    model, shown = load_backbone(
+        config.model.name,
+        config.model.img_size,
+        random=config.model.random,
+        seed=seed,
+        num_classes=len(labelled.names),
+        **drop,
     )
     data = data_config(model)
-    described = describe(model, name, {}, labelled.names, config.data.path, data)
+    described = describe(model, shown, labelled.names, config.data.path, data)
     learner = Learner(model, config, len(labelled.names), accelerator)
     keeper = Keeper(config, text, labelled.train.fingerprint(), accelerator)
     done = keeper.resume(learner.saved, learner.optimizer)
@@ -76,7 +80,7 @@ def tune(config: Tuning, text: str, labelled: Labelled, accelerator: Accelerator
         last = min(last, done.step + 2)
 
     screen = Screen(last, done.step, accelerator.is_main_process)
-    screen.say(length.describe(config, name, done.step))
+    screen.say(length.describe(config, shown, done.step))
     journal = Journal(config, accelerator, done, screen)
     rank, processes = accelerator.process_index, accelerator.num_processes
     batches = iter(
@@ -154,10 +158,10 @@ class Length:
     def samples(self) -> int:
         return self.steps * self.batch
 
-    def describe(self, config: Tuning, name: str, step: int) -> str:
+    def describe(self, config: Tuning, shown: str, step: int) -> str:
         begin = f"going on after step {step}" if step else "from the start"
         return (
-            f"recipe {config.recipe}: {name} on {config.data.path}, seed {config.seeds[0]}, {self.steps} steps of "
+            f"recipe {config.recipe}: {shown} on {config.data.path}, seed {config.seeds[0]}, {self.steps} steps of "
             f"{self.batch} images, {begin}, in {config.output_dir}"
         )
 

@@ -14,12 +14,15 @@ from typing import Any
 import timm
 import torch
 from safetensors.torch import save_file
+from timm.models import get_model_args
 from torch import nn
 
 from timm_dseq import UserError, cards
+from timm_dseq.backbone import Backbone
 from timm_dseq.dseq_jepa import BACKBONE, STOCK
 
 Tensors = dict[str, torch.Tensor]
+_NO_ARCHITECTURE = ("num_classes", "in_chans", "img_size")  # given elsewhere: twice, transformers fails
 _CARD = Path(__file__).with_name("classifier_card.md")
 
 
@@ -40,7 +43,7 @@ class Described:
 
     @property
     def config(self) -> dict[str, Any]:
-        """timm's schema. Class counts are no model_args: transformers would give them twice."""
+        """timm's schema."""
         return {
             "architecture": self.architecture,
             "num_classes": len(self.label_names),
@@ -58,33 +61,29 @@ class Described:
         }
 
 
-def describe(
-    model: nn.Module,
-    backbone: str,
-    args: dict[str, Any],
-    label_names: list[str],
-    trained_on: str,
-    data: dict[str, Any],
-) -> Described:
-    """backbone: its architecture, or architecture.tag; args: what differs from the architecture.
+def describe(model: nn.Module, shown: str, label_names: list[str], trained_on: str, data: dict[str, Any]) -> Described:
+    """shown: what tables call the backbone; data: from timm's resolve_model_data_config.
 
     What stock timm builds of the answer has to take the weights: a model for which it does not is refused before it is
     trained.
     """
     source = model.pretrained_cfg
-    ours = source["architecture"]
-    stock = STOCK.get(ours, ours)
-    model_args = {**(BACKBONE if ours in STOCK else {}), **args}
-    size = list(data["input_size"][1:])
-    if source["fixed_input_size"] and size != list(timm.get_pretrained_cfg(stock).input_size[1:]):
-        model_args["img_size"] = size
-    trained_on = Path(trained_on).name if Path(trained_on).exists() else trained_on
-    tag = "_".join(filter(None, (backbone.partition(".")[2], "ft", re.sub(r"\W+", "_", trained_on.lower()).strip("_"))))
+    stock = STOCK.get(source["architecture"], source["architecture"])
+    args = {key: value for key, value in get_model_args(model).items() if key not in _NO_ARCHITECTURE}
+    model_args = {**(BACKBONE if stock != source["architecture"] else {}), **args}
+    size = tuple(data["input_size"][1:])
+    architecture = Backbone(stock, size, model_args).dseq_name or stock
+    if source["fixed_input_size"] and size != tuple(timm.get_pretrained_cfg(stock).input_size[1:]):
+        model_args["img_size"] = list(size)
+    if Path(trained_on).exists():
+        trained_on = Path(trained_on).name
+    earlier = re.search(r"\.(\w+)$", shown)
+    words = [earlier[1] if earlier else "", "ft", re.sub(r"\W+", "_", trained_on.lower()).strip("_")]
     described = Described(
         architecture=stock,
         model_args=model_args,
-        name=f"{ours}.{tag}",
-        backbone=backbone,
+        name=f"{architecture}.{'_'.join(filter(None, words))}",
+        backbone=shown,
         trained_on=trained_on,
         label_names=label_names,
         data=data,
@@ -97,7 +96,7 @@ def describe(
     shapes, wanted = ({key: tensor.shape for key, tensor in part.state_dict().items()} for part in (built, model))
     for key in sorted({*shapes, *wanted}):
         if shapes.get(key) != wanted.get(key):
-            raise UserError(f"{ours} cannot be exported: stock timm's {stock} has another {key}: check model.")
+            raise UserError(f"model.name={shown} cannot be exported: stock timm's {stock} has another {key}.")
     return described
 
 

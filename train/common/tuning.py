@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -12,8 +13,23 @@ from jsonargparse.typing import ClosedUnitInterval, NonNegativeInt, PositiveFloa
 
 from timm_dseq import UserError
 
-from .config import _Parser
+from .config import Parser
 from .labelled import Labels
+
+
+@dataclass
+class Model:
+    """The backbone.
+
+    Args:
+        name: any model of timm, hf-hub:REPOSITORY, a folder ready for the Hub, or a run or checkpoint of pretrain.py
+        img_size: side of the images, in pixels (default: the model's own)
+        random: fresh weights instead of the trained ones
+    """
+
+    name: str
+    img_size: PositiveInt | None = None
+    random: bool = False
 
 
 @dataclass
@@ -107,10 +123,7 @@ class Tuning:
     """Fine-tune a backbone.
 
     Args:
-        model: any model of timm, hf-hub:REPOSITORY, a folder ready for the Hub, or a run or checkpoint of pretrain.py
-        data: the labelled images
         recipe: whose settings are taken where none is given: mae (He et al., 2022) or ijepa (Assran et al., 2023)
-        img_size: side of the images, in pixels (default: the model's own)
         output_dir: folder of the run: seed-…/log.jsonl, seed-…/checkpoints/, export/
         results: JSON-lines file to which the result is added
         resume: auto (from the newest whole checkpoint), never, or the path of a checkpoint
@@ -121,10 +134,9 @@ class Tuning:
         dry_run: build everything, run two steps, print memory, speed and the time of the whole run, write nothing
     """
 
-    model: str
+    model: Model
     data: Labels
     recipe: Literal["mae", "ijepa"] = "mae"
-    img_size: PositiveInt | None = None
     augment: Augment = field(default_factory=Augment)
     optim: Optim = field(default_factory=Optim)
     system: System = field(default_factory=System)
@@ -155,9 +167,12 @@ RECIPES = {
 }
 
 
+_SHORT = {r"--dry[-_]run$": "--dry_run=true", r"--model(=|$)": r"--model.name\1", r"--data(=|$)": r"--data.path\1"}
+
+
 def parser(recipe: str = "mae") -> ArgumentParser:
     """Of `train/finetune.py`, with a recipe's defaults."""
-    parser = _Parser(prog="finetune.py", description="Fine-tune a backbone.")
+    parser = Parser(prog="finetune.py", description="Fine-tune a backbone.")
     parser.add_argument("--config", action="config", help="a YAML file of settings; later ones win")
     parser.add_class_arguments(Tuning)
     parser.set_defaults({"recipe": recipe, **RECIPES[recipe]})
@@ -167,7 +182,8 @@ def parser(recipe: str = "mae") -> ArgumentParser:
 def parse(arguments: Sequence[str] | None = None) -> tuple[Tuning, str]:
     """The run's configuration, and the same as YAML."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    arguments = ["--dry_run=true" if a in ("--dry-run", "--dry_run") else a for a in arguments]
+    for short, long in _SHORT.items():
+        arguments = [re.sub(f"^{short}", long, word) for word in arguments]
     its_parser = parser(parser().parse_args(arguments).recipe)
     namespace = its_parser.parse_args(arguments)
     text = its_parser.dump(namespace)
