@@ -172,7 +172,7 @@ _SHORT = {r"--dry[-_]run$": "--dry_run=true", r"--model(=|$)": r"--model.name\1"
 
 def parser(recipe: str = "mae") -> ArgumentParser:
     """Of `train/finetune.py`, with a recipe's defaults."""
-    parser = Parser(prog="finetune.py", description="Fine-tune a backbone.")
+    parser = Parser(prog="finetune.py", description="Fine-tune a backbone.", allow_abbrev=False)
     parser.add_argument("--config", action="config", help="a YAML file of settings; later ones win")
     parser.add_class_arguments(Tuning)
     parser.set_defaults({"recipe": recipe, **RECIPES[recipe]})
