@@ -65,10 +65,19 @@ class Labelled:
 
 def open_labelled(data: Labels, seed: int = 0) -> Labelled:
     """Both splits, or one line that says what is wrong with them. seed: of the subset's draw."""
+    whole = open_whole(data)
+    rows = rows_of(whole, data, seed)
+    if rows is None:
+        return whole
+    return replace(whole, train=taken(whole.train, rows), train_split=f"{whole.train_split} ({data.subset})")
+
+
+def open_whole(data: Labels) -> Labelled:
+    """The same without the subset."""
     word, _, folder = data.path.partition(":")
     alias = ALIASES.get(word) if not Path(data.path).exists() else None
     if alias is None:
-        return _checked(data, _opened(data, Alias(None, 0, image=None, label=None, test=""), data.path), seed)
+        return _checked(data, _opened(data, Alias(None, 0, image=None, label=None, test=""), data.path))
     if not folder and alias.path is None:
         raise UserError(f"{word}: {alias.get}.")
     if folder and not Path(folder).is_dir():
@@ -77,7 +86,7 @@ def open_labelled(data: Labels, seed: int = 0) -> Labelled:
         alias = replace(alias, config=None, image=None, label=None) if alias.path else alias
     data = replace(data, classes=data.classes or alias.classes)
     try:
-        return _checked(data, _opened(data, alias, folder or alias.path), seed)
+        return _checked(data, _opened(data, alias, folder or alias.path))
     except UserError as error:
         if alias.get and not folder and "cannot be opened" in str(error):
             raise UserError(f"{word} ({alias.path}): {alias.get}.") from error
@@ -152,31 +161,41 @@ def _labels(source: Source) -> torch.Tensor:
     return source.labels(range(len(source)))
 
 
-def _checked(data: Labels, opened: tuple[Source, Source, list[str]], seed: int) -> Labelled:
-    """Refuse what no result could come from, then take the subset."""
+def _checked(data: Labels, opened: tuple[Source, Source, list[str]]) -> Labelled:
+    """Refuse what no result could come from."""
     train, test, names = opened
     for source in (train, test):
-        if (source.truth < 0).any():
-            count = int((source.truth < 0).sum())
-            raise UserError(f"{data.path}, split {source.name}: {count} images have no label (-1): take another split.")
+        if missing := int((source.truth < 0).sum()):
+            raise UserError(
+                f"{data.path}, split {source.name}: {missing} images have no label (-1): take another split."
+            )
     if data.classes and data.classes != len(names):
         raise UserError(
             f"{data.path} has {len(names)} classes and data.classes={data.classes}: check data.label, or change it."
         )
     if len(train.truth.unique()) < 2:
         raise UserError(f"{data.path}, split {train.name}, holds one class only: there is nothing to tell apart.")
-    split = train.name
-    if data.subset:
-        rows = choose(train, data.subset, seed, names)
-        train, split = taken(train, rows), f"{train.name} ({data.subset})"
-    known = set(train.truth.unique().tolist())
-    if unknown := sorted(set(test.truth.unique().tolist()) - known):
+    _all_known(data, train.truth, test, names)
+    train, test = replace(train, classes=len(names)), replace(test, classes=len(names))
+    return Labelled(train, test, names, train.name, test.name)
+
+
+def _all_known(data: Labels, learnt: torch.Tensor, test: Source, names: list[str]) -> None:
+    """Every class that is tested has to be learnt."""
+    if unknown := sorted(set(test.truth.unique().tolist()) - set(learnt.unique().tolist())):
         raise UserError(
-            f"{data.path}: class {names[unknown[0]]!r} is in {test.name} but not in {split} "
+            f"{data.path}: class {names[unknown[0]]!r} is in {test.name} but not in what is learnt from "
             f"({len(unknown)} such classes): check data.train, data.test and data.subset."
         )
-    train, test = replace(train, classes=len(names)), replace(test, classes=len(names))
-    return Labelled(train, test, names, split, test.name)
+
+
+def rows_of(whole: Labelled, data: Labels, seed: int) -> torch.Tensor | None:
+    """The rows of the training split that the settings' subset takes; None for all."""
+    if not data.subset:
+        return None
+    rows = choose(whole.train, data.subset, seed, whole.names)
+    _all_known(data, whole.train.truth[rows], whole.test, whole.names)
+    return rows
 
 
 def choose(source: Source, subset: str, seed: int, names: Sequence[str]) -> torch.Tensor:

@@ -117,8 +117,7 @@ class Recorder:
             self.file.flush()  # a killed process loses no line
         if self.config.watch.trackers:
             self.accelerator.log({k: v for k, v in record.items() if isinstance(v, (int, float))}, step=step)
-        regions = f"lambda {now.regions:.2f}  regions {record['regions_found']:.1f}"
-        self.screen.step(record, regions)
+        self.screen.step(record)
         self._judge(figures, samples)
 
     def _judge(self, figures: Figures, samples: int) -> None:
@@ -144,8 +143,8 @@ class Recorder:
 class Screen:
     """A progress bar on a terminal, a line every few seconds elsewhere; silent but in the main process."""
 
-    def __init__(self, total: int, done: int, shown: bool, seconds: float = 20) -> None:
-        self.total, self.shown, self.seconds = total, shown, seconds
+    def __init__(self, total: int, done: int, shown: bool, seconds: float = 20, unit: str = "step") -> None:
+        self.total, self.shown, self.seconds, self.unit = total, shown, seconds, unit
         self.begun, self.first, self.last = time.monotonic(), done, 0.0
         self.bar = None
         if shown and sys.stdout.isatty():
@@ -154,20 +153,29 @@ class Screen:
             self.task = self.bar.add_task("", total=total, completed=done)
             self.bar.start()
 
-    def step(self, record: dict[str, Any], more: str) -> None:
-        """Show one line of the log, with what else is worth seeing of it."""
+    def step(self, record: dict[str, Any]) -> None:
+        """Show one line of the log."""
         if not self.shown:
             return
         done = record["step"]
         loss = "not finite" if record["loss"] is None else f"{record['loss']:.4f}"
-        text = f"loss {loss}  {more}  {record['images_per_second']:.0f} images/s"
+        text = (
+            f"loss {loss}  lambda {record['lambda']:.2f}  regions {record['regions_found']:.1f}"
+            f"  {record['images_per_second']:.0f} images/s"
+        )
+        self.show(done, text)
+
+    def show(self, done: int, text: str) -> None:
+        """Say how far it is."""
+        if not self.shown:
+            return
         if self.bar:
             self.bar.update(self.task, completed=done, description=text)
         elif time.monotonic() - self.last > self.seconds or done == self.total:
             self.last = time.monotonic()
             left = (self.last - self.begun) / max(1, done - self.first) * (self.total - done)
             hours, rest = divmod(round(left), 3600)
-            print(f"step {done}/{self.total}  {text}  {hours}:{rest // 60:02d}:{rest % 60:02d} left", flush=True)
+            print(f"{self.unit} {done}/{self.total}  {text}  {hours}:{rest // 60:02d}:{rest % 60:02d} left", flush=True)
 
     def say(self, text: str) -> None:
         if self.shown:
