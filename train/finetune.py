@@ -10,16 +10,19 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from accelerate import Accelerator
-from common.augment import Augmented, collate, training_transform
+from common.augment import Augmented, training_transform
 from common.backbone import data_config, load_backbone
 from common.classifier import Described, describe
+from common.extract import digests_of, duplicates, weights_digest
 from common.hand_over import Tuned, hand_over
 from common.journal import Journal
 from common.keeper import Keeper
 from common.labelled import Labelled, open_labelled
 from common.learner import Learner
 from common.order import Share
+from common.probing import Cache
 from common.record import Screen, memory
 from common.schedules import warmup_cosine
 from common.scoring import right_answers
@@ -40,21 +43,33 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def run(config: Tuning, text: str) -> int:
-    """One run for each seed, then the hand-over."""
+    """What can be wrong with the data first, then one run for each seed, then the hand-over."""
     accelerator = Accelerator(mixed_precision="bf16" if config.system.precision == "bf16" else "no")
+    splits = [open_labelled(config.data, seed) for seed in config.seeds]
+    twice = {} if config.dry_run else seen_twice(config, splits, accelerator)
     stop, tuned = Stop(), []
-    for seed in config.seeds:
-        labelled = open_labelled(config.data, seed)
+    for seed, labelled in zip(config.seeds, splits, strict=True):
         own = replace(config, seeds=[seed], output_dir=str(Path(config.output_dir) / f"seed-{seed}"))
         result = tune(own, text, labelled, accelerator, stop)
         if isinstance(result, int):
             return result
         tuned.append(result)
     if accelerator.is_main_process:
-        hand_over(config, tuned, labelled, Screen(0, 0, True))
+        hand_over(config, tuned, splits[0], twice)
     accelerator.wait_for_everyone()
     accelerator.end_training()
     return 0
+
+
+def seen_twice(config: Tuning, splits: list[Labelled], accelerator: Accelerator) -> dict[str, int]:
+    """Test images that are also trained on, by any seed, and those that are twice in the test split.
+
+    Every image is decoded on the way: one that cannot be is named before anything long begins.
+    """
+    cache = Cache(folder=str(Path(config.output_dir) / "digests"))
+    tested = digests_of(splits[0].test, config.workers, cache, accelerator)
+    trained = np.concatenate([digests_of(one.train, config.workers, cache, accelerator) for one in splits])
+    return {"train_test": duplicates(trained, tested), "test_test": len(tested) - len(np.unique(tested, axis=0))}
 
 
 def tune(config: Tuning, text: str, labelled: Labelled, accelerator: Accelerator, stop: Stop) -> Tuned | int:
@@ -63,12 +78,12 @@ def tune(config: Tuning, text: str, labelled: Labelled, accelerator: Accelerator
     length = Length.of(config, images, accelerator.num_processes)
     drop = {"drop_path_rate": config.optim.drop_path} if config.optim.drop_path else {}
     model, shown = load_backbone(
-        config.model.name,
-        config.model.img_size,
-        random=config.model.random,
+        config.model,
+        config.img_size,
+        random=config.random,
         seed=seed,
         num_classes=len(labelled.names),
-        **drop,
+        **{**drop, **config.args},
     )
     data = data_config(model)
     described = describe(model, shown, labelled.names, config.data.path, data)
@@ -88,7 +103,6 @@ def tune(config: Tuning, text: str, labelled: Labelled, accelerator: Accelerator
             Augmented(labelled.train, training_transform(config.augment, data), seed),
             batch_sampler=Share(seed, images, length.batch, length.micro_batch, rank, processes, done.samples),
             num_workers=config.workers,
-            collate_fn=collate,
             pin_memory=accelerator.device.type == "cuda",
         )
     )
@@ -100,7 +114,7 @@ def tune(config: Tuning, text: str, labelled: Labelled, accelerator: Accelerator
         journal.add(done, lr, figures, stop.asked)
         look = config.eval_every and step % config.eval_every == 0 and step < length.steps
         if look or keeper.due(step) or step == last or journal.stopping:
-            right = right_answers(learner.judged, labelled.test, data, accelerator, config.workers)[0] if look else None
+            right = right_answers(learner.judged, labelled.test, data, accelerator, config.workers) if look else None
             journal.flush({"accuracy": right.float().mean().item()} if look else None)
         if keeper.due(step) or step == last or journal.stopping:
             keeper.save(learner.saved, learner.optimizer, done, None)
@@ -127,11 +141,10 @@ def judge(
     learner: Learner, described: Described, labelled: Labelled, data: dict[str, Any], config: Tuning, screen: Screen
 ) -> Tuned:
     """The end of one seed's run."""
-    right, broken = right_answers(learner.judged, labelled.test, data, learner.accelerator, config.workers)
-    unreadable = f", {broken} of them unreadable" if broken else ""
-    screen.say(f"seed {config.seeds[0]}: {right.float().mean():.2%} of {len(right)} test images{unreadable}")
+    right = right_answers(learner.judged, labelled.test, data, learner.accelerator, config.workers)
+    screen.say(f"seed {config.seeds[0]}: {right.float().mean():.2%} of {len(right)} test images")
     weights = {name: tensor.detach().cpu().clone() for name, tensor in learner.judged.state_dict().items()}
-    return Tuned(described, weights, right)
+    return Tuned(described, weights, weights_digest(learner.judged), right)
 
 
 @dataclass(frozen=True)

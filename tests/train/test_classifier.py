@@ -113,7 +113,7 @@ def test_the_card_says_what_was_measured_and_of_which_seed(two_seeds, export):
     scores = [float(x) for x in re.findall(r"seed \d+: ([\d.]+)%", said)]
     assert len(scores) == 2
     mean, spread = sum(scores) / 2, abs(scores[0] - scores[1]) / 2**0.5
-    assert f"{mean:.2f} ± {spread:.2f} % over 2 seeds" in card
+    assert f"**{mean:.2f} ± {spread:.2f} %** over 2 seeds" in card
     assert f"of seed 3: {scores[0]:.2f} %" in card
     assert "$" not in card and str(output.parents[1]) not in card
     assert not blanks(card)

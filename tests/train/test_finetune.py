@@ -5,6 +5,7 @@ import time
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from .runs import log_of, tensors_of
 from .tunings import colours, start, tune, tune_together
@@ -34,6 +35,8 @@ def assert_same_run(output, other, seed=0):
     ours, theirs = tensors_of(output), tensors_of(other)
     assert ours.keys() == theirs.keys()
     assert not [name for name in ours if not torch.equal(ours[name], theirs[name])]
+    ours, theirs = (load_file(run.parent / "export" / "model.safetensors") for run in (output, other))
+    assert not [name for name in theirs if not torch.equal(ours[name], theirs[name])]
 
 
 def test_the_run_is_the_size_the_kills_need_and_it_learns(whole):

@@ -114,13 +114,13 @@ def layer_of(name):
 
 
 def reference(rows, recipe):
-    """The losses, and the weights after 20 steps."""
+    """The losses and learning rates, and the weights after 20 steps."""
     torch.manual_seed(0)
     model = timm.create_model("dseq_jepa_vit_ti16", img_size=32, num_classes=CLASSES)
     timm.layers.trunc_normal_(model.head.weight, std=2e-5)
     torch.nn.init.zeros_(model.head.bias)
     moments = {name: (torch.zeros_like(p), torch.zeros_like(p)) for name, p in model.named_parameters()}
-    losses = []
+    losses, rates = [], []
     for step in range(20):
         samples = [sample_at(0, step * BATCH + i, IMAGES) for i in range(BATCH)]
         images, targets = mixed(*images_of(rows, recipe, samples), recipe, step)
@@ -133,6 +133,7 @@ def reference(rows, recipe):
         lr = peak * step / WARMUP
         if step >= WARMUP:
             lr = 1e-6 + (peak - 1e-6) * 0.5 * (1 + math.cos(math.pi * (step - WARMUP) / (EPOCHS - WARMUP)))
+        rates.append(lr)
         with torch.no_grad():
             for name, p in model.named_parameters():
                 own = lr * recipe["decay"] ** (LAYERS + 1 - layer_of(name))
@@ -142,7 +143,7 @@ def reference(rows, recipe):
                 square.mul_(0.999).add_(0.001 * p.grad**2)
                 p.mul_(1 - own * (0.0 if spared else 0.05))
                 p.sub_(own * (mean / (1 - 0.9 ** (step + 1))) / ((square / (1 - 0.999 ** (step + 1))).sqrt() + 1e-8))
-    return losses, model.state_dict()
+    return losses, rates, model.state_dict()
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -156,8 +157,10 @@ def test_the_first_20_steps_equal_a_loop_written_by_hand(name, tmp_path, monkeyp
     code, said = tune(tmp_path / "run", data, recipe=name, **settings)
     assert code == 0, said
     rows = datasets.load_dataset("parquet", data_files=str(data / "train.parquet"), split="train")
-    losses, weights = reference(rows.cast_column("image", datasets.Image(decode=False)), PUBLISHED[name])
-    assert [line["loss"] for line in log_of(tmp_path / "run" / "seed-0")] == pytest.approx(losses, rel=1e-5)
+    losses, rates, weights = reference(rows.cast_column("image", datasets.Image(decode=False)), PUBLISHED[name])
+    log = log_of(tmp_path / "run" / "seed-0")
+    assert [line["loss"] for line in log] == pytest.approx(losses, rel=1e-5)
+    assert [line["lr"] for line in log] == pytest.approx(rates, rel=1e-9)
     ours = tensors_of(tmp_path / "run" / "seed-0")
     for key, tensor in weights.items():
         torch.testing.assert_close(ours[f"model: model.{key}"], tensor, rtol=0, atol=1e-6, msg=key)

@@ -12,7 +12,7 @@ GIVEN = ["--model", "vit_base_patch16_224", "--data=cub"]
 
 def test_a_recipe_is_what_is_taken_where_nothing_is_given():
     mae, ijepa = parse(GIVEN)[0], parse([*GIVEN, "--recipe=ijepa", "--optim.layer_decay=0.6"])[0]
-    assert (mae.model.name, mae.data.path, mae.recipe) == ("vit_base_patch16_224", "cub", "mae")
+    assert (mae.model, mae.data.path, mae.recipe) == ("vit_base_patch16_224", "cub", "mae")
     optim, augment = mae.optim, mae.augment
     # He et al. (2022), fine-tuning of ViT-B
     assert (optim.batch_size, optim.epochs, optim.warmup_epochs, optim.base_lr) == (1024, 100, 5, 5e-4)
@@ -28,7 +28,7 @@ def test_a_recipe_is_what_is_taken_where_nothing_is_given():
 
 
 def test_a_recipe_named_in_a_file_is_taken_too_and_saved_settings_make_the_same_run(tmp_path):
-    (tmp_path / "a.yaml").write_text("recipe: ijepa\nmodel: {name: m}\ndata: {path: d}\noptim: {epochs: 7}\n")
+    (tmp_path / "a.yaml").write_text("recipe: ijepa\nmodel: m\ndata: {path: d}\noptim: {epochs: 7}\n")
     config, text = parse([f"--config={tmp_path / 'a.yaml'}"])
     assert (config.optim.epochs, config.optim.batch_size) == (7, 512)
     (tmp_path / "b.yaml").write_text(text)
@@ -71,9 +71,7 @@ def test_a_misspelt_setting_is_named(mistake, says, capsys):
     ("batch", "accumulation", "processes", "mixing", "take"),
     [(30, 4, 2, True, 32), (30, 1, 2, True, 32), (30, 1, 2, False, None), (9, 3, 2, False, 12), (12, 3, 2, True, None)],
 )
-def test_a_batch_that_cannot_be_dealt_is_refused_with_one_that_can(
-    batch, accumulation, processes, mixing, take
-):
+def test_a_batch_that_cannot_be_dealt_is_refused_with_one_that_can(batch, accumulation, processes, mixing, take):
     words = [f"--optim.batch_size={batch}", f"--optim.accumulation={accumulation}"]
     words += [] if mixing else ["--recipe=ijepa"]
     config = parse([*GIVEN, *words])[0]
@@ -91,6 +89,6 @@ def test_help_shows_every_setting_and_the_recipes_defaults(capsys):
         with pytest.raises(SystemExit):
             parser(recipe).parse_args(["--help"])
         text = " ".join(capsys.readouterr().out.split())
-        for name in ("model.name", "data.path", "optim.ema", "augment.mixup", "checkpoint.every", "eval_every"):
+        for name in ("model", "data.path", "optim.ema", "augment.mixup", "checkpoint.every", "eval_every"):
             assert f"--{name} " in text
         assert f"default: {512 if recipe == 'ijepa' else 1024})" in text.split(" --optim.batch_size ")[1]

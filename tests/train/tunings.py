@@ -11,9 +11,9 @@ from .runs import environments, launch, said_of
 
 NAMES = ["red", "green", "blue"]
 TINY = {
-    "model.name": "dseq_jepa_vit_ti16",
-    "model.img_size": 32,
-    "model.random": "true",
+    "model": "dseq_jepa_vit_ti16",
+    "img_size": 32,
+    "random": "true",
     "optim.batch_size": 8,
     "optim.epochs": 2.5,  # 20 steps
     "optim.warmup_epochs": 0.5,

@@ -16,9 +16,7 @@ from timm.data.auto_augment import RandAugment, posterize
 from timm.data.mixup import mixup_target
 from torch.utils.data import Dataset
 
-from timm_dseq import UserError
-
-from .data import _TRIES, Source
+from .data import Source
 from .order import sample_seed, seeded
 from .tuning import Augment
 
@@ -68,36 +66,16 @@ def _posterize(image: Image.Image, bits: int, **_) -> Image.Image:
 
 
 class Augmented(Dataset):
-    """`augmented[epoch, index]`: image, label, (epoch, index), and what could not be read on the way.
-
-    An image that cannot be read is replaced by the next; after so many in a row the label is -1.
-    """
+    """`augmented[epoch, index]`: image (3, S, S), label, (epoch, index)."""
 
     def __init__(self, source: Source, transform: Callable, seed: int) -> None:
         self.source, self.transform, self.seed = source, transform, seed
 
-    def __getitem__(self, sample: tuple[int, int]) -> tuple[torch.Tensor, int, tuple[int, int], list[str]]:
+    def __getitem__(self, sample: tuple[int, int]) -> tuple[torch.Tensor, int, torch.Tensor]:
         _, index = sample
-        broken = []
-        for step in range(_TRIES):
-            at = (index + step) % len(self.source)
-            try:
-                picture = self.source.picture(at)
-            except Exception as error:  # PIL's readers raise almost anything on damaged files
-                broken.append(f"{self.source.where(at)}: {type(error).__name__}: {error}")
-                continue
-            with all_seeded(sample_seed(self.seed, *sample)):
-                return self.transform(picture), int(self.source.labels([at])), sample, broken
-        return torch.zeros(3, 1, 1), -1, sample, broken
-
-
-def collate(items: list) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, list[str]]:
-    """Images (B, 3, S, S), labels (B,), their (epoch, index) (B, 2), and what could not be read."""
-    images, labels, samples, broken = zip(*items, strict=True)
-    lines = [line for some in broken for line in some]
-    if -1 in labels:
-        raise UserError(f"{_TRIES} images in a row cannot be read, the first {lines[0]}: is this an image column?")
-    return torch.stack(images), torch.tensor(labels), torch.tensor(samples), lines
+        picture = self.source.picture(index)
+        with all_seeded(sample_seed(self.seed, *sample)):
+            return self.transform(picture), int(self.source.truth[index]), torch.tensor(sample)
 
 
 class Mixer:

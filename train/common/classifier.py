@@ -96,7 +96,7 @@ def describe(model: nn.Module, shown: str, label_names: list[str], trained_on: s
     shapes, wanted = ({key: tensor.shape for key, tensor in part.state_dict().items()} for part in (built, model))
     for key in sorted({*shapes, *wanted}):
         if shapes.get(key) != wanted.get(key):
-            raise UserError(f"model.name={shown} cannot be exported: stock timm's {stock} has another {key}.")
+            raise UserError(f"model={shown} cannot be exported: stock timm's {stock} has another {key}.")
     return described
 
 

@@ -3,7 +3,7 @@
 import json
 import math
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,6 @@ class Figures:
 
     loss: torch.Tensor | float = 0.0
     images: int = 0
-    broken: list[str] = field(default_factory=list)
     gradient_norm: torch.Tensor | None = None
 
 
@@ -42,23 +41,22 @@ class Journal:
 
     def add(self, done: Done, lr: float, figures: Figures, stop: bool) -> None:
         """Take a step's figures; write those of the step before."""
-        local = torch.tensor([figures.images, len(figures.broken), float(stop)]).to(figures.loss)
+        local = torch.tensor([figures.images, float(stop)]).to(figures.loss)
         total = self.accelerator.reduce(torch.cat([figures.loss.reshape(1), local]), "sum")
         ready = torch.cat([total, figures.gradient_norm.reshape(1).to(total)])
         seconds = time.perf_counter() - self.clock
         self.clock += seconds
         self.flush()
-        self.waiting = (done.step, done.samples, lr, figures.broken, ready, seconds)
+        self.waiting = (done.step, done.samples, lr, ready, seconds)
 
     def flush(self, more: dict[str, Any] | None = None) -> None:
         """Write what waits; `more` joins its line."""
         if not self.waiting:
             return
-        step, samples, lr, unreadable, ready, seconds = self.waiting
+        step, samples, lr, ready, seconds = self.waiting
         self.waiting = None
-        loss, images, broken, stop, norm = ready.tolist()
+        loss, images, stop, norm = ready.tolist()
         skipped = not math.isfinite(norm)
-        self.done.broken += int(broken)
         self.done.skipped = self.done.skipped + 1 if skipped else 0
         self.stopping = self.stopping or stop > 0
         record = {
@@ -68,7 +66,6 @@ class Journal:
             "lr": lr,
             "gradient_norm": norm if not skipped else None,
             "skipped": skipped,
-            "broken": self.done.broken,
             "seconds": seconds,
             "images_per_second": images / seconds,
             "memory_mib": memory(),
@@ -77,19 +74,8 @@ class Journal:
         if self.file:
             self.file.write(json.dumps(record) + "\n")
             self.file.flush()  # a killed process loses no line
-        self.screen.step(record, f"lr {lr:.2e}")
-        self._judge(unreadable, samples)
-
-    def _judge(self, unreadable: list[str], samples: int) -> None:
-        """Stop a run that reads or learns nothing any more."""
-        if unreadable and not self.config.dry_run:
-            with (self.folder / "unreadable.txt").open("a") as file:
-                file.writelines(f"{line}\n" for line in unreadable)
-        if self.done.broken > self.config.data.max_broken * max(samples, 1000):
-            raise UserError(
-                f"{self.done.broken} of {samples} images cannot be read, more than data.max_broken="
-                f"{self.config.data.max_broken}: see {self.folder / 'unreadable.txt'}."
-            )
+        shown = "not finite" if record["loss"] is None else f"{record['loss']:.4f}"
+        self.screen.show(step, f"loss {shown}  lr {lr:.2e}  {record['images_per_second']:.0f} images/s")
         if self.done.skipped >= self.config.optim.max_skipped:
             raise UserError(
                 f"the loss or its gradient was not finite for {self.done.skipped} steps in a row: lower optim.base_lr, "

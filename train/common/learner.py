@@ -53,7 +53,7 @@ class Learner:
         figures, batch = Figures(), self.config.optim.batch_size
         processes, rank = self.accelerator.num_processes, self.accelerator.process_index
         for turn in range(self.config.optim.accumulation):
-            images, labels, samples, broken = next(batches)
+            images, labels, samples = next(batches)
             first = (step - 1) * batch + (turn * processes + rank) * len(images)
             last_turn = turn == self.config.optim.accumulation - 1
             with nullcontext() if last_turn else self.accelerator.no_sync(self.whole):
@@ -61,7 +61,6 @@ class Learner:
                 loss.backward()
             figures.loss = figures.loss + loss.detach()
             figures.images += len(images)
-            figures.broken += broken
         figures.gradient_norm = self._update(batch / processes, lr)
         if self.ema:
             self.ema.update(self.model, step)

@@ -15,42 +15,35 @@ _BATCH = 128
 
 
 class Plain(Dataset):
-    """`plain[index]`: the index, the image as the evaluation sees it, and its label; -1 where it cannot be read."""
+    """`plain[index]`: the index, the image as the evaluation sees it, and its label."""
 
     def __init__(self, source: Source, data: dict[str, Any]) -> None:
-        self.source, self.size = source, data["input_size"]
+        self.source = source
         self.transform: Callable = create_transform(**data, is_training=False)
 
     def __len__(self) -> int:
         return len(self.source)
 
     def __getitem__(self, index: int) -> tuple[int, torch.Tensor, int]:
-        try:
-            picture = self.source.picture(index)
-        except Exception:  # PIL's readers raise almost anything on damaged files
-            return index, torch.zeros(self.size), -1
-        return index, self.transform(picture), int(self.source.labels([index]))
+        return index, self.transform(self.source.picture(index)), int(self.source.truth[index])
 
 
 @torch.inference_mode()
 def right_answers(
     model: nn.Module, source: Source, data: dict[str, Any], accelerator: Accelerator, workers: int
-) -> tuple[torch.Tensor, int]:
-    """(images,) bool in the order of the source, and how many could not be read, which are wrong answers.
+) -> torch.Tensor:
+    """(images,) bool, in the order of the source. All processes have to ask; each looks at its share.
 
-    All processes have to ask; each looks at its share. data: timm's words for the preprocessing.
+    data: timm's words for the preprocessing.
     """
     model.eval()
     mine = range(accelerator.process_index, len(source), accelerator.num_processes)
     pinned = accelerator.device.type == "cuda"
     loader = DataLoader(Subset(Plain(source, data), mine), _BATCH, num_workers=workers, pin_memory=pinned)
     right = torch.zeros(len(source), device=accelerator.device)
-    broken = torch.zeros((), device=accelerator.device)
     for indices, images, labels in loader:
         with accelerator.autocast():
             logits = model(images.to(accelerator.device, non_blocking=True))
         labels = labels.to(accelerator.device, non_blocking=True)
         right[indices.to(accelerator.device)] = (logits.argmax(1) == labels).float()
-        broken += (labels < 0).sum()
-    right, broken = (accelerator.reduce(counts, "sum") for counts in (right, broken))
-    return right.cpu() > 0, int(broken)
+    return accelerator.reduce(right, "sum").cpu() > 0

@@ -6,7 +6,7 @@ import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from jsonargparse import ArgumentParser
 from jsonargparse.typing import ClosedUnitInterval, NonNegativeInt, PositiveFloat, PositiveInt
@@ -15,21 +15,6 @@ from timm_dseq import UserError
 
 from .config import Parser
 from .labelled import Labels
-
-
-@dataclass
-class Model:
-    """The backbone.
-
-    Args:
-        name: any model of timm, hf-hub:REPOSITORY, a folder ready for the Hub, or a run or checkpoint of pretrain.py
-        img_size: side of the images, in pixels (default: the model's own)
-        random: fresh weights instead of the trained ones
-    """
-
-    name: str
-    img_size: PositiveInt | None = None
-    random: bool = False
 
 
 @dataclass
@@ -123,7 +108,12 @@ class Tuning:
     """Fine-tune a backbone.
 
     Args:
+        model: any model of timm, hf-hub:REPOSITORY, a folder ready for the Hub, or a run or checkpoint of pretrain.py
+        data: the labelled images
         recipe: whose settings are taken where none is given: mae (He et al., 2022) or ijepa (Assran et al., 2023)
+        img_size: side of the images, in pixels (default: the model's own)
+        random: fresh weights instead of the trained ones, the floor to compare with
+        args: further arguments of timm.create_model
         output_dir: folder of the run: seed-…/log.jsonl, seed-…/checkpoints/, export/
         results: JSON-lines file to which the result is added
         resume: auto (from the newest whole checkpoint), never, or the path of a checkpoint
@@ -134,9 +124,12 @@ class Tuning:
         dry_run: build everything, run two steps, print memory, speed and the time of the whole run, write nothing
     """
 
-    model: Model
+    model: str
     data: Labels
     recipe: Literal["mae", "ijepa"] = "mae"
+    img_size: PositiveInt | None = None
+    random: bool = False
+    args: dict[str, Any] = field(default_factory=dict)
     augment: Augment = field(default_factory=Augment)
     optim: Optim = field(default_factory=Optim)
     system: System = field(default_factory=System)
@@ -167,7 +160,7 @@ RECIPES = {
 }
 
 
-_SHORT = {r"--dry[-_]run$": "--dry_run=true", r"--model(=|$)": r"--model.name\1", r"--data(=|$)": r"--data.path\1"}
+_SHORT = {r"--dry[-_]run$": "--dry_run=true", r"--data(=|$)": r"--data.path\1"}
 
 
 def parser(recipe: str = "mae") -> ArgumentParser:
