@@ -1,9 +1,10 @@
 """Judge a frozen backbone: `accelerate launch train/probe.py --model NAME --data NAME --protocol NAME`.
 
 kNN and logistic regression on features that are computed once, or heads trained as published; `--help` lists every
-setting, docs/probing.md says which protocol is whose. Results are added to a JSON-lines file, which train/table.py reads.
+setting, docs/probing.md says which protocol is whose. Results are added to a JSON-lines file that train/table.py reads.
 """
 
+import shutil
 import sys
 
 from accelerate import Accelerator
@@ -13,12 +14,14 @@ from common.extract import data_digest, weights_digest
 from common.features import Frozen
 from common.knn import knn
 from common.labelled import open_whole, rows_of
+from common.linear import trained, vtab
+from common.logistic import logistic
 from common.probing import Probe, parse
 from common.task import Task
 
 from timm_dseq import UserError
 
-PROTOCOLS = {"knn": knn}
+PROTOCOLS = {"knn": knn, "logistic": logistic, "vtab": vtab}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -39,15 +42,18 @@ def run(config: Probe) -> int:
     preprocessing = data_config(model)
     frozen = Frozen(model, preprocessing["mean"], preprocessing["std"]).to(accelerator.device)
     task = Task(config, data, rows, frozen, preprocessing, weights_digest(model), accelerator)
-    measured = PROTOCOLS[config.protocol](task)
+    measured = PROTOCOLS.get(config.protocol, trained)(task)
+    twice = task.duplicates()
     if accelerator.is_main_process:
-        report(task, name, measured)
+        report(task, name, measured, twice)
+        for folder in task.leftovers:
+            shutil.rmtree(folder, ignore_errors=True)
     accelerator.wait_for_everyone()
     accelerator.end_training()
     return 0
 
 
-def report(task: Task, name: str, measured: list[results.Measured]) -> None:
+def report(task: Task, name: str, measured: list[results.Measured], twice: dict[str, int]) -> None:
     """Say what was found, and add it to the results."""
     config, data = task.config, task.data
     shared = {
@@ -64,7 +70,7 @@ def report(task: Task, name: str, measured: list[results.Measured]) -> None:
         "protocol": config.protocol,
         "precision": config.precision,
         "seeds": config.seeds,
-        "duplicates": task.duplicates(),
+        "duplicates": twice,
     }
     found = [{**shared, "view": one.view, "settings": one.settings, **results.summary(one.right)} for one in measured]
     results.append(config.results, found)
@@ -73,8 +79,8 @@ def report(task: Task, name: str, measured: list[results.Measured]) -> None:
         f"{f' ({config.data.subset})' if config.data.subset else ''}, tested on {len(data.test)} of {data.test_split}, "
         f"{len(data.names)} classes"
     )
-    if shared["duplicates"]["train_test"]:
-        print(f"{shared['duplicates']['train_test']} test images are also in the training images, pixel for pixel")
+    if twice["train_test"]:
+        print(f"{twice['train_test']} test images are also in the training images, pixel for pixel")
     for record in found:
         print(results.line(record))
 

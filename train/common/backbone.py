@@ -1,7 +1,7 @@
 """Any backbone a user may name → a timm model with its weights, and what to call it in tables.
 
-A name of timm, `hf-hub:` and `local-dir:`, a folder ready for the Hub, a file of weights, and a run of pretrain.py or
-one of its checkpoints, of which the target encoder is taken.
+A name of timm, `hf-hub:` and `local-dir:`, a folder ready for the Hub, a file of weights, a run of pretrain.py or one
+of its checkpoints, of which the target encoder is taken, and `pixels`, the image itself, to compare with.
 """
 
 import difflib
@@ -35,7 +35,9 @@ def load_backbone(
     args = {"num_classes": 0, **args}
     torch.manual_seed(seed)  # of a head's weights too
     path = Path(name)
-    if path.exists():
+    if name == "pixels":
+        model, shown = Pixels(img_size or 32), "raw pixels"
+    elif path.exists():
         model, shown = _from_path(path, img_size, random, args)
     elif name.startswith(_REMOTE):
         with explained(name):
@@ -54,6 +56,20 @@ def load_backbone(
             f"model {name} is neither a model of timm nor a path that exists" + (f", maybe {near[0]}." if near else ".")
         )
     return model.eval(), f"{shown}, random" if random else shown
+
+
+class Pixels(nn.Module):
+    """No backbone at all: an image's features are its pixels."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.pretrained_cfg = {"input_size": (3, size, size), "crop_pct": 0.875, "interpolation": "bicubic"}
+
+    def forward_features(self, images: torch.Tensor) -> torch.Tensor:
+        return images
+
+    def forward_head(self, images: torch.Tensor, pre_logits: bool) -> torch.Tensor:
+        return images.flatten(1)
 
 
 def data_config(model: nn.Module) -> dict[str, Any]:

@@ -125,7 +125,7 @@ def extract(
         Subset(Pictures(source, eval_transform(preprocessing)), mine),
         cache.batch_size,
         num_workers=workers,
-        collate_fn=_together,
+        collate_fn=together,
         pin_memory=accelerator.device.type == "cuda",
     )
     seen = 0
@@ -157,7 +157,7 @@ def digests_of(source: Source, workers: int, cache: Cache, accelerator: Accelera
         screen = Screen(len(source), 0, True, unit="image")
         screen.say(f"looking for duplicates: {len(source)} images of {source.name}")
         digests = np.zeros((len(source), _DIGEST), np.uint8)
-        loader = DataLoader(Pictures(source, None), 256, num_workers=workers, collate_fn=_together)
+        loader = DataLoader(Pictures(source, None), 256, num_workers=workers, collate_fn=together)
         for indices, _, found in whole(loader):
             digests[indices] = found
             screen.show(int(indices[-1]) + 1, "digests")
@@ -183,7 +183,7 @@ def duplicates(learnt: np.ndarray, tested: np.ndarray) -> int:
     return sum(digest.tobytes() in known for digest in tested)
 
 
-def _together(items: list) -> tuple[np.ndarray, torch.Tensor, np.ndarray, str | None]:
+def together(items: list) -> tuple[np.ndarray, torch.Tensor, np.ndarray, str | None]:
     indices, images, digests, wrong = zip(*items, strict=True)
     if line := next(filter(None, wrong), None):
         return np.array(indices), torch.zeros(0), np.zeros(0), line

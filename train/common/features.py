@@ -5,6 +5,7 @@ other model its pooled pre-logits.
 """
 
 import inspect
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -44,7 +45,7 @@ class Layout:
         return [view for view in wanted if {piece.rstrip("1234") for piece in view.split("+")} <= parts]
 
     def columns(self, view: str) -> list[slice]:
-        """Where in a row the pieces of a view lie: `mean4+class` is the last 4 blocks' means and the last class token."""
+        """Where in a row the pieces of a view lie; `class4+mean`: the last 4 class tokens and the last mean."""
         found = []
         for piece in view.split("+"):
             name, count = piece.rstrip("1234"), int(piece[-1]) if piece[-1].isdigit() else 1
@@ -55,10 +56,15 @@ class Layout:
                 start += blocks * width
         return found
 
-    def view(self, rows: torch.Tensor, view: str) -> torch.Tensor:
-        """(B, width of the view)"""
-        pieces = [rows[:, columns] for columns in self.columns(view)]
+    def view(self, rows: torch.Tensor, view: str, first: int = 0) -> torch.Tensor:
+        """(B, width of the view), of rows that begin with column `first`."""
+        pieces = [rows[:, columns.start - first : columns.stop - first] for columns in self.columns(view)]
         return pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=1)
+
+    def span(self, views: Iterable[str]) -> slice:
+        """The columns from the first to the last that these views need."""
+        columns = [piece for view in views for piece in self.columns(view)]
+        return slice(min(piece.start for piece in columns), max(piece.stop for piece in columns))
 
     def width_of(self, view: str) -> int:
         return sum(columns.stop - columns.start for columns in self.columns(view))

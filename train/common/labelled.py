@@ -216,6 +216,13 @@ def choose(source: Source, subset: str, seed: int, names: Sequence[str]) -> torc
     return _listed(source, path)
 
 
+def held_out(truth: torch.Tensor, share: float, seed: int) -> torch.Tensor:
+    """Which of these labels' images (n,) bool are kept aside for a choice: a share of each class, one at least."""
+    aside = torch.zeros(len(truth), dtype=torch.bool)
+    aside[_draw(truth, seed, lambda count: max(1, round(count * share)) if count > 1 else 0)] = True
+    return aside
+
+
 def taken(source: Source, rows: torch.Tensor) -> Source:
     """These rows of a source."""
     chosen = rows.tolist()

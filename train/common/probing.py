@@ -55,14 +55,14 @@ class Heads:
     Args:
         epochs: passes over the training images
         batch_size: images of a step, of all processes together
-        accumulation: rounds in which a process looks at its part of a step
+        at_once: images of a process that go through the backbone together
         select_on: what the best head of a grid is chosen on: test, as published, or a tenth of the training images
         checkpoint_every: steps between checkpoints
     """
 
     epochs: PositiveFloat | None = None
     batch_size: PositiveInt | None = None
-    accumulation: PositiveInt = 1
+    at_once: PositiveInt = 128
     select_on: Literal["test", "validation"] = "test"
     checkpoint_every: PositiveInt = 1000
 
