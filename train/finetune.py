@@ -6,7 +6,9 @@ stopped, killed or crashed goes on where it was when the same command is given a
 
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -43,19 +45,19 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def run(config: Tuning, text: str) -> int:
-    """What can be wrong with the data first, then one run for each seed, then the hand-over."""
+    """One run for each seed, then the hand-over."""
     accelerator = Accelerator(mixed_precision="bf16" if config.system.precision == "bf16" else "no")
     splits = [open_labelled(config.data, seed) for seed in config.seeds]
-    twice = {} if config.dry_run else seen_twice(config, splits, accelerator)
+    look = cache(lambda: seen_twice(config, splits, accelerator))
     stop, tuned = Stop(), []
     for seed, labelled in zip(config.seeds, splits, strict=True):
         own = replace(config, seeds=[seed], output_dir=str(Path(config.output_dir) / f"seed-{seed}"))
-        result = tune(own, text, labelled, accelerator, stop)
+        result = tune(own, text, labelled, look, accelerator, stop)
         if isinstance(result, int):
             return result
         tuned.append(result)
     if accelerator.is_main_process:
-        hand_over(config, tuned, splits[0], twice)
+        hand_over(config, tuned, splits[0], look())
     accelerator.wait_for_everyone()
     accelerator.end_training()
     return 0
@@ -66,13 +68,20 @@ def seen_twice(config: Tuning, splits: list[Labelled], accelerator: Accelerator)
 
     Every image is decoded on the way: one that cannot be is named before anything long begins.
     """
-    cache = Cache(folder=str(Path(config.output_dir) / "digests"))
-    tested = digests_of(splits[0].test, config.workers, cache, accelerator)
-    trained = np.concatenate([digests_of(one.train, config.workers, cache, accelerator) for one in splits])
+    place = Cache(folder=str(Path(config.output_dir) / "digests"))
+    tested = digests_of(splits[0].test, config.workers, place, accelerator)
+    trained = np.concatenate([digests_of(one.train, config.workers, place, accelerator) for one in splits])
     return {"train_test": duplicates(trained, tested), "test_test": len(tested) - len(np.unique(tested, axis=0))}
 
 
-def tune(config: Tuning, text: str, labelled: Labelled, accelerator: Accelerator, stop: Stop) -> Tuned | int:
+def tune(
+    config: Tuning,
+    text: str,
+    labelled: Labelled,
+    look: Callable[[], dict[str, int]],
+    accelerator: Accelerator,
+    stop: Stop,
+) -> Tuned | int:
     """Model, loop and judgement of one seed; an exit code where the run is not over."""
     seed, images = config.seeds[0], len(labelled.train)
     length = Length.of(config, images, accelerator.num_processes)
@@ -93,6 +102,8 @@ def tune(config: Tuning, text: str, labelled: Labelled, accelerator: Accelerator
     last = min(length.steps, config.max_steps or length.steps)
     if config.dry_run:
         last = min(last, done.step + 2)
+    else:
+        look()  # what is quick to find wrong has been looked for
 
     screen = Screen(last, done.step, accelerator.is_main_process)
     screen.say(length.describe(config, shown, done.step))
@@ -112,10 +123,10 @@ def tune(config: Tuning, text: str, labelled: Labelled, accelerator: Accelerator
         figures = learner.step(batches, step, lr)
         done.step, done.samples = step, step * length.batch
         journal.add(done, lr, figures, stop.asked)
-        look = config.eval_every and step % config.eval_every == 0 and step < length.steps
-        if look or keeper.due(step) or step == last or journal.stopping:
-            right = right_answers(learner.judged, labelled.test, data, accelerator, config.workers) if look else None
-            journal.flush({"accuracy": right.float().mean().item()} if look else None)
+        due = config.eval_every and step % config.eval_every == 0 and step < length.steps
+        if due or keeper.due(step) or step == last or journal.stopping:
+            right = right_answers(learner.judged, labelled.test, data, accelerator, config.workers) if due else None
+            journal.flush({"accuracy": right.float().mean().item()} if due else None)
         if keeper.due(step) or step == last or journal.stopping:
             keeper.save(learner.saved, learner.optimizer, done, None)
         if journal.stopping:

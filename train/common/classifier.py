@@ -67,6 +67,8 @@ def describe(model: nn.Module, shown: str, label_names: list[str], trained_on: s
     What stock timm builds of the answer has to take the weights: a model for which it does not is refused before it is
     trained.
     """
+    if not hasattr(model, "get_classifier"):
+        raise UserError(f"model={shown} has no weights to train: name a backbone.")
     source = model.pretrained_cfg
     stock = STOCK.get(source["architecture"], source["architecture"])
     args = {key: value for key, value in get_model_args(model).items() if key not in _NO_ARCHITECTURE}
