@@ -62,7 +62,7 @@ class Recorder:
         self.clock = time.perf_counter()
         self.file = None
         if accelerator.is_main_process and not config.dry_run:
-            self.file = _cut(self.folder / "log.jsonl", done.step)
+            self.file = reopened(self.folder / "log.jsonl", done.step)
 
     def add(self, done: Done, now: Now, figures: Figures, stop: bool) -> None:
         """Take a step's figures; write those of the step before."""
@@ -205,7 +205,7 @@ def memory() -> float:
     return most / 2**20 if sys.platform == "darwin" else most / 2**10
 
 
-def _cut(path: Path, last_step: int):
+def reopened(path: Path, last_step: int):
     """The log, open for more, without the lines of steps that will be done again."""
     path.parent.mkdir(parents=True, exist_ok=True)
     kept = [line for line in records(path) if line["step"] <= last_step] if path.exists() else []
