@@ -12,7 +12,7 @@ from timm_dseq import UserError
 
 from .extract import Extracted, digests_of, duplicates, extract
 from .features import Frozen, Layout
-from .labelled import Labelled
+from .labelled import Labelled, taken
 from .probing import ON_FEATURES, Probe
 from .record import Screen
 
@@ -64,18 +64,15 @@ class Task:
 
     def duplicates(self) -> dict[str, int]:
         """Tested images that are also learnt from (by any seed), and images that are twice in the test split."""
+        used = np.unique(np.concatenate([self.learnt(seed) for seed in self.config.seeds]))
         if self.config.protocol in ON_FEATURES:
-            learnt, tested = self.train_features().digests, self.test_features().digests
+            learnt, tested = self.train_features().digests[used], self.test_features().digests
         else:
             learnt, tested = (
                 digests_of(source, self.config.workers, self.config.cache, self.accelerator)
-                for source in (self.data.train, self.data.test)
+                for source in (taken(self.data.train, torch.from_numpy(used)), self.data.test)
             )
-        used = np.unique(np.concatenate([self.learnt(seed) for seed in self.config.seeds]))
-        return {
-            "train_test": duplicates(learnt[used], tested),
-            "test_test": len(tested) - len(np.unique(tested, axis=0)),
-        }
+        return {"train_test": duplicates(learnt, tested), "test_test": len(tested) - len(np.unique(tested, axis=0))}
 
     def _features(self, side: str, wanted: torch.Tensor | None) -> Extracted:
         if side not in self.features:
