@@ -17,7 +17,7 @@ from accelerate import Accelerator
 from common.augment import Augmented, training_transform
 from common.backbone import data_config, load_backbone
 from common.classifier import Described, describe
-from common.extract import digests_of, duplicates, weights_digest
+from common.extract import digests_of, duplicates
 from common.hand_over import Tuned, hand_over
 from common.journal import Journal
 from common.keeper import Keeper
@@ -155,7 +155,7 @@ def judge(
     right = right_answers(learner.judged, labelled.test, data, learner.accelerator, config.workers)
     screen.say(f"seed {config.seeds[0]}: {right.float().mean():.2%} of {len(right)} test images")
     weights = {name: tensor.detach().cpu().clone() for name, tensor in learner.judged.state_dict().items()}
-    return Tuned(described, weights, weights_digest(learner.judged), right)
+    return Tuned(described, weights, right)
 
 
 @dataclass(frozen=True)

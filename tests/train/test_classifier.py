@@ -8,6 +8,8 @@ import pytest
 import timm
 import torch
 import yaml
+from common.backbone import load_backbone
+from common.extract import weights_digest
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -117,3 +119,14 @@ def test_the_card_says_what_was_measured_and_of_which_seed(two_seeds, export):
     assert f"of seed 3: {scores[0]:.2f} %" in card
     assert "$" not in card and str(output.parents[1]) not in card
     assert not blanks(card)
+
+
+def test_the_results_name_split_seeds_and_the_backbone_as_it_was(two_seeds):
+    line = json.loads((two_seeds[0].parent / "results.jsonl").read_text())
+    assert (line["protocol"], line["seeds"], line["test"]) == ("finetune-mae", [3, 1], {"split": "test", "images": 24})
+    assert line["accuracy"] == pytest.approx(sum(line["each"]) / 2)
+    assert line["std"] == pytest.approx(abs(line["each"][0] - line["each"][1]) / 2**0.5)
+    assert line["interval"][0] <= line["accuracy"] <= line["interval"][1]
+    backbone, _ = load_backbone("dseq_jepa_vit_ti16", 32, random=True, seed=3, num_classes=3)
+    backbone.reset_classifier(0)
+    assert line["weights"] == weights_digest(backbone)

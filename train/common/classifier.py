@@ -6,6 +6,7 @@ The folder names a stock architecture, its arguments and the classes; what loads
 import json
 import re
 import shutil
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from string import Template
@@ -21,6 +22,8 @@ from timm_dseq import UserError, cards
 from timm_dseq.backbone import Backbone
 from timm_dseq.dseq_jepa import BACKBONE, STOCK
 
+from .extract import weights_digest
+
 Tensors = dict[str, torch.Tensor]
 _NO_ARCHITECTURE = ("num_classes", "in_chans", "img_size")  # given elsewhere: twice, transformers fails
 _CARD = Path(__file__).with_name("classifier_card.md")
@@ -34,6 +37,7 @@ class Described:
     model_args: dict[str, Any]
     name: str  # architecture.tag under our own names
     backbone: str  # what it was before
+    digest: str  # of the backbone's weights as they were
     trained_on: str
     label_names: list[str]
     data: dict[str, Any]  # input_size, mean, std, crop_pct, …: timm's words for the preprocessing
@@ -81,11 +85,14 @@ def describe(model: nn.Module, shown: str, label_names: list[str], trained_on: s
         trained_on = Path(trained_on).name
     earlier = re.search(r"\.(\w+)$", shown)
     words = [earlier[1] if earlier else "", "ft", re.sub(r"\W+", "_", trained_on.lower()).strip("_")]
+    bare = deepcopy(model)
+    bare.reset_classifier(0)
     described = Described(
         architecture=stock,
         model_args=model_args,
         name=f"{architecture}.{'_'.join(filter(None, words))}",
         backbone=shown,
+        digest=weights_digest(bare),
         trained_on=trained_on,
         label_names=label_names,
         data=data,

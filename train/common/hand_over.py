@@ -22,7 +22,6 @@ class Tuned:
 
     described: Described
     weights: dict[str, torch.Tensor]  # of the classifier that was judged
-    digest: str  # of the same
     right: torch.Tensor  # (test images,) bool
 
 
@@ -59,7 +58,7 @@ def record_of(config: Tuning, tuned: list[Tuned], labelled: Labelled, twice: dic
         "model": first.described.backbone,
         "parameters": sum(tensor.numel() for tensor in first.weights.values()),
         "img_size": list(first.described.data["input_size"][1:]),
-        "weights": first.digest,
+        "weights": first.described.digest,
         "data": config.data.path,
         "data_digest": data_digest(labelled.train),
         "label": labelled.train.label,
