@@ -82,6 +82,7 @@ WAYS = {
     "two processes": {"together": 2},
     "two rounds": {"optim__accumulation": 2},
     "two processes, two rounds": {"together": 2, "optim__accumulation": 2},
+    "activations computed again": {"system__checkpointing": "true"},
 }
 
 

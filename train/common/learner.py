@@ -35,6 +35,8 @@ class Learner:
             self.ema = ModelEmaV3(model, config.optim.ema, use_warmup=True).to(accelerator.device)
         self.judged = self.ema.module if self.ema else model
         self.saved = nn.ModuleDict({"model": model, **({"ema": self.judged} if self.ema else {})})
+        if config.system.checkpointing:
+            model.set_grad_checkpointing()
         self.coins = DropPathCoins(model)
         self.mixer = Mixer(config.augment, classes, config.seeds[0])
         self.whole = accelerator.prepare(model)
