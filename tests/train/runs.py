@@ -1,6 +1,7 @@
 """Training runs of a few seconds: settings, processes that can be killed, and what is left of them."""
 
 import contextlib
+import importlib
 import json
 import multiprocessing
 import os
@@ -28,7 +29,7 @@ TINY = {
 
 # One process with everything imported, of which each run is a fork: starting a run takes no time.
 _context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["tests.train.runs", "pretrain"])
+_context.set_forkserver_preload(["tests.train.runs", "pretrain", "finetune"])
 
 
 def options(output: Path, **settings) -> list[str]:
@@ -37,23 +38,29 @@ def options(output: Path, **settings) -> list[str]:
     return [f"--{name}={value}" for name, value in {**chosen, "output_dir": output}.items()]
 
 
-def _child(arguments: list[str], said: Path, environment: dict[str, str]) -> None:
+def _child(script: str, arguments: list[str], said: Path, environment: dict[str, str]) -> None:
     os.environ |= environment
     import torch
-    from pretrain import main
 
     torch.set_num_threads(1)
     with said.open("a") as file, contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
-        code = main(arguments)
+        code = importlib.import_module(script).main(arguments)
     os._exit(code)
 
 
-def start(output: Path, environment: dict[str, str] | None = None, **settings) -> multiprocessing.Process:
-    """A run under way in a process of its own."""
+def launch(
+    script: str, arguments: list[str], output: Path, environment: dict[str, str] | None = None
+) -> multiprocessing.Process:
+    """A script under way in a process of its own; what it says goes beside its output."""
     output.parent.mkdir(parents=True, exist_ok=True)
-    process = _context.Process(target=_child, args=(options(output, **settings), said_of(output), environment or {}))
+    process = _context.Process(target=_child, args=(script, arguments, said_of(output), environment or {}))
     process.start()
     return process
+
+
+def start(output: Path, environment: dict[str, str] | None = None, **settings) -> multiprocessing.Process:
+    """A pretraining run under way."""
+    return launch("pretrain", options(output, **settings), output, environment)
 
 
 def train(output: Path, **settings) -> tuple[int, str]:
@@ -67,25 +74,26 @@ def train(output: Path, **settings) -> tuple[int, str]:
 
 def train_together(output: Path, port: int, processes: int = 2, **settings) -> tuple[list[int], str]:
     """A run of several processes, as accelerate or torchrun starts them."""
-    runs = [
-        start(
-            output,
-            {
-                "RANK": str(rank),
-                "LOCAL_RANK": str(rank),
-                "WORLD_SIZE": str(processes),
-                "LOCAL_WORLD_SIZE": str(processes),
-                "MASTER_ADDR": "127.0.0.1",
-                "MASTER_PORT": str(port),
-                "ACCELERATE_USE_CPU": "true",
-            },
-            **settings,
-        )
-        for rank in range(processes)
-    ]
+    runs = [start(output, environment, **settings) for environment in environments(port, processes)]
     for run in runs:
         run.join(300)
     return [run.exitcode for run in runs], said_of(output).read_text()
+
+
+def environments(port: int, processes: int) -> list[dict[str, str]]:
+    """What torchrun tells each of its processes."""
+    return [
+        {
+            "RANK": str(rank),
+            "LOCAL_RANK": str(rank),
+            "WORLD_SIZE": str(processes),
+            "LOCAL_WORLD_SIZE": str(processes),
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port),
+            "ACCELERATE_USE_CPU": "true",
+        }
+        for rank in range(processes)
+    ]
 
 
 def said_of(output: Path) -> Path:

@@ -232,7 +232,7 @@ class Config:
     dry_run: bool = False
 
 
-class _Parser(ArgumentParser):
+class Parser(ArgumentParser):
     """One line for a mistake, with what was probably meant."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
@@ -256,7 +256,7 @@ class _Parser(ArgumentParser):
 
 def parser() -> ArgumentParser:
     """Of `train/pretrain.py`: YAML files by --config (later ones win), then options."""
-    parser = _Parser(prog="pretrain.py", description="Pretrain a ViT with DSeq-JEPA.")
+    parser = Parser(prog="pretrain.py", description="Pretrain a ViT with DSeq-JEPA.")
     parser.add_argument(
         "--config", action="config", help="a YAML file of settings; later ones win (none: configs/demo.yaml)"
     )

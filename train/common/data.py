@@ -44,6 +44,7 @@ class Source:
     image: str
     label: str | None
     classes: int
+    truth: torch.Tensor | None = None  # the labels, where they do not stand in the rows, or were read before
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -53,6 +54,8 @@ class Source:
         return decode(self.rows[index][self.image])
 
     def labels(self, indices: Sequence[int]) -> torch.Tensor:
+        if self.truth is not None:
+            return self.truth[list(indices)]
         return torch.tensor([int(self.rows[i][self.label]) for i in indices])
 
     def where(self, index: int) -> str:
@@ -73,8 +76,11 @@ class Source:
         return digest.hexdigest()
 
 
-def open_source(data: Data, split: str | None = None) -> Source:
-    """A split of the data set that the settings name (default: that to train on), or one line that says what fails."""
+def open_source(data: Data, split: str | None = None, columns: Sequence[str] = ()) -> Source:
+    """A split of the data set that the settings name (default: that to train on), or one line that says what fails.
+
+    columns: others to keep, where they are there.
+    """
     split = split or data.split
     if data.path == "scenes":
         if split not in LENGTHS:
@@ -87,8 +93,8 @@ def open_source(data: Data, split: str | None = None) -> Source:
     if not len(rows):
         raise UserError(f"{data.path}, split {split}, is empty: check data.path and data.split.")
     source = source_of(data, rows, rows)
-    columns = [column for column in (source.image, source.label) if column]
-    return replace(source, rows=rows.cast_column(source.image, datasets.Image(decode=False)).select_columns(columns))
+    kept = [column for column in rows.features if column in (source.image, source.label, *columns)]
+    return replace(source, rows=rows.cast_column(source.image, datasets.Image(decode=False)).select_columns(kept))
 
 
 def source_of(data: Data, described: Any, rows: Sequence[dict[str, Any]]) -> Source:
@@ -116,6 +122,14 @@ def load(data: Data, split: str, streaming: bool = False) -> Any:
         if "corresponds to no data" in reason:
             raise UserError(f"{data.path}, split {split}, is empty: check data.path and data.split.") from error
         raise UserError(f"{data.path}, split {split}, cannot be opened ({reason}): check data.path.") from error
+
+
+def test_split(path: str, name: str | None) -> str | None:
+    """The split of a data set that others than the training are tested on, if it has one."""
+    if Path(path).is_file():
+        return None
+    splits = datasets.get_dataset_split_names(path, name)
+    return next((split for split in ("validation", "val", "valid", "test") if split in splits), None)
 
 
 def image_column(rows: Any, data: Data) -> str:

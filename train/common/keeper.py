@@ -18,7 +18,7 @@ from .state import collect, restore
 # Settings that may differ when a run goes on: none of them changes what is computed.
 FREE = ("data.path", "data.workers", "data.max_broken", "data.probe_split", "optim.accumulation", "optim.max_skipped")
 FREE += ("system.compile", "system.checkpointing", "system.fsdp", "checkpoint.", "watch.", "hub.", "output_dir")
-FREE += ("resume", "max_steps", "dry_run", "model.init")
+FREE += ("resume", "max_steps", "dry_run", "model.init", "workers", "eval_every", "results")
 
 
 @dataclass

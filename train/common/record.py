@@ -70,7 +70,7 @@ class Recorder:
         self.begin()
         self.file = None
         if accelerator.is_main_process and not config.dry_run:
-            self.file = _cut(self.folder / "log.jsonl", done.step)
+            self.file = reopened(self.folder / "log.jsonl", done.step)
 
     def add(self, done: Done, now: Now, figures: Figures, stop: bool) -> None:
         """Take a step's figures; write those of the step before."""
@@ -157,8 +157,8 @@ class Recorder:
 class Screen:
     """A progress bar on a terminal, a line every few seconds elsewhere; silent but in the main process."""
 
-    def __init__(self, total: int, done: int, shown: bool, seconds: float = 20) -> None:
-        self.total, self.shown, self.seconds = total, shown, seconds
+    def __init__(self, total: int, done: int, shown: bool, seconds: float = 20, unit: str = "step") -> None:
+        self.total, self.shown, self.seconds, self.unit = total, shown, seconds, unit
         self.begun, self.first, self.last = time.monotonic(), done, 0.0
         self.bar = None
         if shown and sys.stdout.isatty():
@@ -177,13 +177,19 @@ class Screen:
             f"loss {loss}  lambda {record['lambda']:.2f}  regions {record['regions_found']:.1f}"
             f"  {record['images_per_second']:.0f} images/s"
         )
+        self.show(done, text)
+
+    def show(self, done: int, text: str) -> None:
+        """Say how far it is."""
+        if not self.shown:
+            return
         if self.bar:
             self.bar.update(self.task, completed=done, description=text)
         elif time.monotonic() - self.last > self.seconds or done == self.total:
             self.last = time.monotonic()
             left = (self.last - self.begun) / max(1, done - self.first) * (self.total - done)
             hours, rest = divmod(round(left), 3600)
-            print(f"step {done}/{self.total}  {text}  {hours}:{rest // 60:02d}:{rest % 60:02d} left", flush=True)
+            print(f"{self.unit} {done}/{self.total}  {text}  {hours}:{rest // 60:02d}:{rest % 60:02d} left", flush=True)
 
     def say(self, text: str) -> None:
         if self.shown:
@@ -220,7 +226,7 @@ def memory() -> float:
     return most / 2**20 if sys.platform == "darwin" else most / 2**10
 
 
-def _cut(path: Path, last_step: int):
+def reopened(path: Path, last_step: int):
     """The log, open for more, without the lines of steps that will be done again."""
     path.parent.mkdir(parents=True, exist_ok=True)
     kept = [line for line in records(path) if line["step"] <= last_step] if path.exists() else []

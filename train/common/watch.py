@@ -3,7 +3,6 @@
 from pathlib import Path
 from typing import Any
 
-import datasets
 import torch
 from accelerate import Accelerator
 from PIL import Image
@@ -15,7 +14,7 @@ from timm_dseq import rank_regions
 from timm_dseq.explain import draw_regions, draw_saliency
 
 from .config import Config
-from .data import Source, load, normalised, open_source, source_of
+from .data import Source, load, normalised, open_source, source_of, test_split
 from .record import Screen
 
 _BATCH = 64
@@ -166,7 +165,7 @@ def _probe_sources(config: Config) -> tuple[Source, Source, str | None]:
     if data.streaming:
         return _first_of_stream(config)
     train = open_source(data)
-    split = data.probe_split or ("test" if data.path == "scenes" else _test_split(data.path, data.config))
+    split = data.probe_split or ("test" if data.path == "scenes" else test_split(data.path, data.config))
     test = open_source(data, split) if split and split != data.split else train
     off = None
     if train.label is None or test.label is None:
@@ -180,13 +179,6 @@ def _first_of_stream(config: Config) -> tuple[Source, Source, str | None]:
     rows = load(config.data, config.data.split, streaming=True)
     source = source_of(config.data, rows, list(rows.take(count)))
     return source, source, None if source.label else "the data set has no labels (data.label names their column)"
-
-
-def _test_split(path: str, name: str | None) -> str | None:
-    if Path(path).is_file():
-        return None
-    splits = datasets.get_dataset_split_names(path, name)
-    return next((split for split in ("validation", "val", "valid", "test") if split in splits), None)
 
 
 def _probe_images(config: Config, train: Source, test: Source) -> tuple[tuple, tuple]:

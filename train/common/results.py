@@ -1,0 +1,97 @@
+"""Results: one JSON line for each number that was measured, and how far it can be trusted."""
+
+import datetime
+import fcntl
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+
+import timm_dseq
+from timm_dseq import UserError
+
+RESAMPLES = 1000
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One number: for each seed which of the test images were answered right, and of what."""
+
+    view: str  # the features that were read
+    right: list[torch.Tensor]  # for each seed (n,) bool, in the order of the test split
+    settings: dict[str, Any]  # the choice that was made, of a grid
+
+
+def summary(right: Sequence[torch.Tensor], seed: int = 0) -> dict[str, Any]:
+    """Accuracies in per cent, their mean and standard deviation over seeds, and the 95 % interval over test images.
+
+    The interval is a bootstrap of the images, each with the mean of its answers over the seeds.
+    """
+    each = [100 * answers.double().mean().item() for answers in right]
+    spread = torch.tensor(each, dtype=torch.float64)
+    low, high = interval(torch.stack([answers.double() for answers in right]).mean(0), seed)
+    return {
+        "accuracy": spread.mean().item(),
+        "std": spread.std().item() if len(each) > 1 else None,
+        "interval": [100 * low, 100 * high],
+        "each": each,
+    }
+
+
+def interval(answers: torch.Tensor, seed: int = 0) -> tuple[float, float]:
+    """The middle 95 % of the mean of (n,) values under resampling."""
+    generator = torch.Generator().manual_seed(seed)
+    means = torch.stack(
+        [answers[torch.randint(len(answers), (len(answers),), generator=generator)].mean() for _ in range(RESAMPLES)]
+    )
+    low, high = means.quantile(torch.tensor([0.025, 0.975], dtype=means.dtype)).tolist()
+    return low, high
+
+
+def append(path: str | Path, records: Sequence[dict[str, Any]]) -> None:
+    """Add lines to a file that several commands may write to at the same time."""
+    path = Path(path)
+    stamp = {
+        "time": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "versions": {"torch": torch.__version__, "timm": timm.__version__, "timm_dseq": timm_dseq.__version__},
+    }
+    lines = "".join(json.dumps({**record, **stamp}) + "\n" for record in records)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            file.write(lines)
+    except OSError as error:
+        raise UserError(f"results={path} cannot be written ({error.strerror}): name another file.") from error
+
+
+def read(paths: Sequence[str | Path]) -> list[dict[str, Any]]:
+    """The lines of several files."""
+    records = []
+    for path in map(Path, paths):
+        if not path.is_file():
+            raise UserError(f"{path} is no file of results.")
+        for number, line in enumerate(path.read_text().splitlines(), 1):
+            try:
+                records.append(json.loads(line))
+            except ValueError as error:
+                raise UserError(f"{path}, line {number}, is no JSON: remove it.") from error
+    return records
+
+
+def line(record: dict[str, Any]) -> str:
+    """A record in words."""
+    low, high = record["interval"]
+    spread = "" if record["std"] is None else f" ± {record['std']:.2f} over {len(record['each'])} seeds"
+    choice = ", ".join(
+        f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}"
+        for name, value in record["settings"].items()
+    )
+    return (
+        f"{record['protocol']:<14} {record['view']:<12} {record['accuracy']:.2f} %{spread} "
+        f"[{low:.2f}, {high:.2f}]{'  ' * bool(choice)}{choice}"
+    )

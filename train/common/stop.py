@@ -1,0 +1,18 @@
+"""The end of a run by a signal: asked for, and granted behind a step."""
+
+import signal
+
+STOPPED = 75  # exit code of a run that was asked to stop, and has saved: the same command goes on
+
+
+class Stop:
+    """SIGTERM and SIGINT ask for an end behind the current step; a second one ends at once."""
+
+    def __init__(self) -> None:
+        self.asked = False
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._ask)
+
+    def _ask(self, number: int, _frame) -> None:
+        self.asked = True
+        signal.signal(number, signal.SIG_DFL)

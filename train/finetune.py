@@ -1,0 +1,201 @@
+"""Fine-tune a backbone on labelled images: `accelerate launch train/finetune.py --model NAME --data NAME`.
+
+Ends in a Hub-ready classifier. `--recipe` names whose settings are taken, `--help` lists every one. A run that was
+stopped, killed or crashed goes on where it was when the same command is given again.
+"""
+
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from accelerate import Accelerator
+from common.augment import Augmented, training_transform
+from common.backbone import data_config, load_backbone
+from common.classifier import Described, describe
+from common.extract import digests_of, duplicates
+from common.hand_over import Tuned, hand_over
+from common.journal import Journal
+from common.keeper import Keeper
+from common.labelled import Labelled, open_labelled
+from common.learner import Learner
+from common.order import Share
+from common.probing import Cache
+from common.record import Screen, memory
+from common.schedules import warmup_cosine
+from common.scoring import right_answers
+from common.stop import STOPPED, Stop
+from common.tuning import Tuning, parse
+from torch.utils.data import DataLoader
+
+from timm_dseq import UserError
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run; returns the exit code: 0 done, 1 something the message names is wrong, 2 misspelt, 75 stopped and saved."""
+    try:
+        return run(*parse(arguments))
+    except UserError as error:
+        print(f"finetune.py: {error}", file=sys.stderr)
+        return 1
+
+
+def run(config: Tuning, text: str) -> int:
+    """One run for each seed, then the hand-over."""
+    accelerator = Accelerator(mixed_precision="bf16" if config.system.precision == "bf16" else "no")
+    splits = [open_labelled(config.data, seed) for seed in config.seeds]
+    look = cache(lambda: seen_twice(config, splits, accelerator))
+    stop, tuned = Stop(), []
+    for seed, labelled in zip(config.seeds, splits, strict=True):
+        own = replace(config, seeds=[seed], output_dir=str(Path(config.output_dir) / f"seed-{seed}"))
+        result = tune(own, text, labelled, look, accelerator, stop)
+        if isinstance(result, int):
+            return result
+        tuned.append(result)
+    if accelerator.is_main_process:
+        hand_over(config, tuned, splits[0], look())
+    accelerator.wait_for_everyone()
+    accelerator.end_training()
+    return 0
+
+
+def seen_twice(config: Tuning, splits: list[Labelled], accelerator: Accelerator) -> dict[str, int]:
+    """Test images that are also trained on, by any seed, and those that are twice in the test split.
+
+    Every image is decoded on the way: one that cannot be is named before anything long begins.
+    """
+    place = Cache(folder=str(Path(config.output_dir) / "digests"))
+    tested = digests_of(splits[0].test, config.workers, place, accelerator)
+    trained = np.concatenate([digests_of(one.train, config.workers, place, accelerator) for one in splits])
+    return {"train_test": duplicates(trained, tested), "test_test": len(tested) - len(np.unique(tested, axis=0))}
+
+
+def tune(
+    config: Tuning,
+    text: str,
+    labelled: Labelled,
+    look: Callable[[], dict[str, int]],
+    accelerator: Accelerator,
+    stop: Stop,
+) -> Tuned | int:
+    """Model, loop and judgement of one seed; an exit code where the run is not over."""
+    seed, images = config.seeds[0], len(labelled.train)
+    length = Length.of(config, images, accelerator.num_processes)
+    drop = {"drop_path_rate": config.optim.drop_path} if config.optim.drop_path else {}
+    model, shown = load_backbone(
+        config.model,
+        config.img_size,
+        random=config.random,
+        seed=seed,
+        num_classes=len(labelled.names),
+        **{**drop, **config.args},
+    )
+    data = data_config(model)
+    described = describe(model, shown, labelled.names, config.data.path, data)
+    learner = Learner(model, config, len(labelled.names), accelerator)
+    keeper = Keeper(config, text, labelled.train.fingerprint(), accelerator)
+    done = keeper.resume(learner.saved, learner.optimizer)
+    last = min(length.steps, config.max_steps or length.steps)
+    if config.dry_run:
+        last = min(last, done.step + 2)
+    else:
+        look()  # what is quick to find wrong has been looked for
+
+    screen = Screen(last, done.step, accelerator.is_main_process)
+    screen.say(length.describe(config, shown, done.step))
+    journal = Journal(config, accelerator, done, screen)
+    rank, processes = accelerator.process_index, accelerator.num_processes
+    batches = iter(
+        DataLoader(
+            Augmented(labelled.train, training_transform(config.augment, data), seed),
+            batch_sampler=Share(seed, images, length.batch, length.micro_batch, rank, processes, done.samples),
+            num_workers=config.workers,
+            pin_memory=accelerator.device.type == "cuda",
+        )
+    )
+    started = time.monotonic()
+    for step in range(done.step + 1, last + 1):
+        lr = learning_rate(config, done.samples, images, length.samples)
+        figures = learner.step(batches, step, lr)
+        done.step, done.samples = step, step * length.batch
+        journal.add(done, lr, figures, stop.asked)
+        due = config.eval_every and step % config.eval_every == 0 and step < length.steps
+        if due or keeper.due(step) or step == last or journal.stopping:
+            right = right_answers(learner.judged, labelled.test, data, accelerator, config.workers) if due else None
+            journal.flush({"accuracy": right.float().mean().item()} if due else None)
+        if keeper.due(step) or step == last or journal.stopping:
+            keeper.save(learner.saved, learner.optimizer, done, None)
+        if journal.stopping:
+            break
+    screen.close()
+    if config.dry_run:
+        screen.say(length.estimate((time.monotonic() - started) / 2, config))
+        return 0
+    if done.step < length.steps:
+        screen.say(f"stopped after step {done.step} and saved: the same command goes on from there")
+        return STOPPED if journal.stopping else 0
+    return judge(learner, described, labelled, data, config, screen)
+
+
+def learning_rate(config: Tuning, samples: int, epoch: int, total: int) -> float:
+    """Of the head, after `samples` of `total` samples; epoch: samples in one."""
+    optim = config.optim
+    peak = optim.base_lr * optim.batch_size / 256
+    return warmup_cosine(samples, total, optim.warmup_epochs * epoch, 0.0, peak, optim.lr_end)
+
+
+def judge(
+    learner: Learner, described: Described, labelled: Labelled, data: dict[str, Any], config: Tuning, screen: Screen
+) -> Tuned:
+    """The end of one seed's run."""
+    right = right_answers(learner.judged, labelled.test, data, learner.accelerator, config.workers)
+    screen.say(f"seed {config.seeds[0]}: {right.float().mean():.2%} of {len(right)} test images")
+    weights = {name: tensor.detach().cpu().clone() for name, tensor in learner.judged.state_dict().items()}
+    return Tuned(described, weights, right)
+
+
+@dataclass(frozen=True)
+class Length:
+    """How long the run is: steps of `batch` images, dealt to processes in micro-batches."""
+
+    steps: int
+    batch: int
+    micro_batch: int
+
+    @classmethod
+    def of(cls, config: Tuning, images: int, processes: int) -> "Length":
+        batch, parts = config.optim.batch_size, config.optim.accumulation * processes
+        pairs = 2 if config.augment.mixup or config.augment.cutmix else 1
+        if batch % (parts * pairs):
+            raise UserError(
+                f"optim.batch_size={batch} is no multiple of {processes} processes × optim.accumulation="
+                f"{config.optim.accumulation}{' × 2 images to mix' if pairs == 2 else ''}: take "
+                f"{max(1, round(batch / parts / pairs)) * parts * pairs}."
+            )
+        return cls(max(1, round(config.optim.epochs * images / batch)), batch, batch // parts)
+
+    @property
+    def samples(self) -> int:
+        return self.steps * self.batch
+
+    def describe(self, config: Tuning, shown: str, step: int) -> str:
+        begin = f"going on after step {step}" if step else "from the start"
+        return (
+            f"recipe {config.recipe}: {shown} on {config.data.path}, seed {config.seeds[0]}, {self.steps} steps of "
+            f"{self.batch} images, {begin}, in {config.output_dir}"
+        )
+
+    def estimate(self, seconds: float, config: Tuning) -> str:
+        hours = self.steps * seconds * len(config.seeds) / 3600
+        return (
+            f"dry run: {seconds:.2f} s a step ({self.batch / seconds:.0f} images/s, the first steps are slow), "
+            f"{memory():.0f} MiB; the whole run of {self.steps} steps would take about {hours:.1f} h"
+        )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,89 @@
+"""Judge a frozen backbone: `accelerate launch train/probe.py --model NAME --data NAME --protocol NAME`.
+
+kNN and logistic regression on features that are computed once, or heads trained as published; `--help` lists every
+setting, docs/probing.md says which protocol is whose. Results are added to a JSON-lines file that train/table.py reads.
+"""
+
+import shutil
+import sys
+
+from accelerate import Accelerator
+from common import results
+from common.backbone import data_config, load_backbone
+from common.extract import data_digest, weights_digest
+from common.features import Frozen
+from common.knn import knn
+from common.labelled import open_whole, rows_of
+from common.linear import trained, vtab
+from common.logistic import logistic
+from common.probing import Probe, parse
+from common.task import Task
+
+from timm_dseq import UserError
+
+PROTOCOLS = {"knn": knn, "logistic": logistic, "vtab": vtab}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run; returns the exit code: 0 done, 1 something the message names is wrong, 2 misspelt."""
+    try:
+        return run(parse(arguments))
+    except UserError as error:
+        print(f"probe.py: {error}", file=sys.stderr)
+        return 1
+
+
+def run(config: Probe) -> int:
+    """Everything that can be wrong is looked for first; then the protocol, then its results."""
+    accelerator = Accelerator(mixed_precision="bf16" if config.precision == "bf16" else "no")
+    data = open_whole(config.data)
+    rows = {seed: rows_of(data, config.data, seed) for seed in config.seeds}
+    model, name = load_backbone(config.model, config.img_size, random=config.random, seed=0, **config.args)
+    preprocessing = data_config(model)
+    frozen = Frozen(model, preprocessing["mean"], preprocessing["std"]).to(accelerator.device)
+    task = Task(config, data, rows, frozen, preprocessing, weights_digest(model), accelerator)
+    measured = PROTOCOLS.get(config.protocol, trained)(task)
+    twice = task.duplicates()
+    if accelerator.is_main_process:
+        report(task, name, measured, twice)
+        for folder in task.leftovers:
+            shutil.rmtree(folder, ignore_errors=True)
+    accelerator.wait_for_everyone()
+    accelerator.end_training()
+    return 0
+
+
+def report(task: Task, name: str, measured: list[results.Measured], twice: dict[str, int]) -> None:
+    """Say what was found, and add it to the results."""
+    config, data = task.config, task.data
+    shared = {
+        "model": name,
+        "parameters": sum(parameter.numel() for parameter in task.frozen.model.parameters()),
+        "img_size": list(task.preprocessing["input_size"][1:]),
+        "weights": task.weights,
+        "data": config.data.path,
+        "data_digest": data_digest(data.train),
+        "label": data.train.label,
+        "train": {"split": data.train_split, "images": len(task.learnt(config.seeds[0])), "subset": config.data.subset},
+        "test": {"split": data.test_split, "images": len(data.test)},
+        "classes": len(data.names),
+        "protocol": config.protocol,
+        "precision": config.precision,
+        "seeds": config.seeds,
+        "duplicates": twice,
+    }
+    found = [{**shared, "view": one.view, "settings": one.settings, **results.summary(one.right)} for one in measured]
+    results.append(config.results, found)
+    print(
+        f"{name} on {config.data.path}: learnt from {shared['train']['images']} images of {data.train_split}"
+        f"{f' ({config.data.subset})' if config.data.subset else ''}, tested on {len(data.test)} of {data.test_split}, "
+        f"{len(data.names)} classes"
+    )
+    if twice["train_test"]:
+        print(f"{twice['train_test']} test images are also in the training images, pixel for pixel")
+    for record in found:
+        print(results.line(record))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

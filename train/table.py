@@ -1,0 +1,122 @@
+"""Many results → one Markdown table for each data set and protocol, with the paper's rows: `train/table.py FILE…`.
+
+Of results that differ in their time only the newest is shown. Protocols that end in -cached are not the published ones,
+so they stand in tables of their own, without the paper's rows; so do subsets.
+"""
+
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from common import results
+
+from timm_dseq import UserError
+from timm_dseq.cards import _PAPER as PAPER
+from timm_dseq.cards import _PAPER_METHODS as METHODS
+
+# The paper's name of a task → alias of the data set and protocol.
+TASKS = {
+    "ImageNet-1k, linear probe": ("imagenet", "dseq"),
+    "ImageNet-1k, fine-tuned": ("imagenet", "finetune-mae"),
+    "iNat21-mini, linear probe": ("inat21-mini", "dseq"),
+    "CUB-200, linear probe": ("cub", "dseq"),
+    "Stanford Cars, linear probe": ("cars", "dseq"),
+    "CLEVR, count": ("clevr-count", "dseq"),
+    "CLEVR, distance": ("clevr-distance", "dseq"),
+}
+SAME_DATA = {"imagenet-wds": "imagenet"}
+COLUMNS = ("model", "size", "features", "top-1 %", "95 % interval", "seeds", "choice")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Print the tables of the files named."""
+    files = sys.argv[1:] if arguments is None else arguments
+    if not files or {"-h", "--help"} & set(files):
+        print("usage: table.py RESULTS.jsonl [MORE.jsonl …]")
+        return 0 if files else 2
+    try:
+        print(tables(results.read(files)))
+        return 0
+    except UserError as error:
+        print(f"table.py: {error}", file=sys.stderr)
+        return 1
+
+
+def tables(records: list[dict[str, Any]]) -> str:
+    """Markdown."""
+    groups: dict[tuple, dict[tuple, dict]] = {}
+    for record in records:  # later ones replace earlier ones
+        place = (
+            record["data"],
+            record["label"],
+            record["train"]["split"],
+            record["train"]["subset"] or "",
+            record["test"]["split"],
+            record["protocol"],
+        )
+        row = (record["model"], record["weights"], tuple(record["img_size"]), record["view"], _choice(record))
+        groups.setdefault(place, {})[row] = record
+    parts = []
+    for place in sorted(groups, key=str):
+        found = sorted(groups[place].values(), key=lambda record: -record["accuracy"])
+        parts.append("\n".join([_title(found), "", *_lines(found)]))
+    return "\n\n".join(parts)
+
+
+def _title(found: list[dict[str, Any]]) -> str:
+    first = found[0]
+    train, test = first["train"], first["test"]
+    subset = f" ({train['subset']})" if train["subset"] else ""
+    title = (
+        f"### {first['data']}, {first['protocol']}\n\n{first['classes']} classes ({first['label']}); learnt from "
+        f"{train['images']:,} images of {train['split']}{subset}, tested on {test['images']:,} of {test['split']}"
+    )
+    twice = first["duplicates"]["train_test"]
+    return title + (f"; {twice} test images are also in the training images, pixel for pixel." if twice else ".")
+
+
+def _lines(found: list[dict[str, Any]]) -> list[str]:
+    rows = [_row(record) for record in found] + _paper(found[0])
+    return [_line(COLUMNS), _line(["---"] * len(COLUMNS)), *map(_line, rows)]
+
+
+def _row(record: dict[str, Any]) -> list[str]:
+    low, high = record["interval"]
+    spread = "" if record["std"] is None else f" ± {record['std']:.2f}"
+    size = "×".join(str(side) for side in dict.fromkeys(record["img_size"]))
+    return [
+        f"{record['model']} ({record['parameters'] / 1e6:.1f} M)",
+        size,
+        record["view"],
+        f"{record['accuracy']:.2f}{spread}",
+        f"{low:.2f}–{high:.2f}",
+        str(len(record["each"])),
+        _choice(record),
+    ]
+
+
+def _paper(record: dict[str, Any]) -> list[list[str]]:
+    """The paper's results for the same data set and protocol."""
+    alias = record["data"].partition(":")[0]
+    place = (SAME_DATA.get(alias, alias), record["protocol"])
+    if record["train"]["subset"] or place not in TASKS.values():
+        return []
+    task = next(task for task, other in TASKS.items() if other == place)
+    rows = []
+    for architecture, tasks in PAPER.items():
+        size = "448" if architecture.endswith("448") else "224"
+        for method, figure in zip(METHODS, tasks.get(task, ()), strict=False):
+            rows.append([f"{method}, {architecture.removeprefix('dseq_jepa_')} (paper)", size, "", figure, "", "", ""])
+    return rows
+
+
+def _choice(record: dict[str, Any]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in record["settings"].items())
+
+
+def _line(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
