@@ -6,7 +6,6 @@ same command is given again.
 """
 
 import os
-import signal
 import sys
 import time
 from collections.abc import Iterator
@@ -23,6 +22,7 @@ from common.keeper import Done, Keeper
 from common.model import build, optimizer_of
 from common.order import Share, sample_seed
 from common.record import Figures, Recorder, Screen, available, memory
+from common.stop import STOPPED, Stop
 from common.stream import Stream, images_in
 from common.watch import Watch
 from torch.distributed.device_mesh import init_device_mesh
@@ -33,8 +33,6 @@ from torch.utils.data import DataLoader
 
 from timm_dseq import DSeqJEPA, UserError, block_masks
 from timm_dseq.draws import uniform
-
-STOPPED = 75  # exit code of a run that was asked to stop, and has saved: the same command goes on
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -225,19 +223,6 @@ class Length:
             f"{memory() / 2**10:.1f} GiB; "
             f"the whole run of {self.steps} steps would take about {self.steps * seconds / 3600:.1f} h"
         )
-
-
-class Stop:
-    """SIGTERM and SIGINT ask for an end behind the current step; a second one ends at once."""
-
-    def __init__(self) -> None:
-        self.asked = False
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._ask)
-
-    def _ask(self, number: int, _frame) -> None:
-        self.asked = True
-        signal.signal(number, signal.SIG_DFL)
 
 
 if __name__ == "__main__":

@@ -256,7 +256,7 @@ class Parser(ArgumentParser):
 
 def parser() -> ArgumentParser:
     """Of `train/pretrain.py`: YAML files by --config (later ones win), then options."""
-    parser = Parser(prog="pretrain.py", description="Pretrain a ViT with DSeq-JEPA.")
+    parser = Parser(prog="pretrain.py", description="Pretrain a ViT with DSeq-JEPA.", allow_abbrev=False)
     parser.add_argument(
         "--config", action="config", help="a YAML file of settings; later ones win (none: configs/demo.yaml)"
     )
