@@ -94,8 +94,9 @@ def gradients_by_hand(weights, x, labels, batch_norm):
 def batches():
     draw = torch.Generator().manual_seed(3)
     for _ in range(STEPS):
-        yield torch.randn(BATCH, WIDTH, generator=draw).double() * 2 + 1, torch.randint(
-            CLASSES, (BATCH,), generator=draw
+        yield (
+            torch.randn(BATCH, WIDTH, generator=draw).double() * 2 + 1,
+            torch.randint(CLASSES, (BATCH,), generator=draw),
         )
 
 
@@ -123,9 +124,10 @@ def attend(own, tokens, heads):
 
     def norm(x, name):
         centred = x - x.mean(-1, keepdim=True)
-        return centred / (centred.square().mean(-1, keepdim=True) + 1e-5).sqrt() * own[f"{name}.weight"] + own[
-            f"{name}.bias"
-        ]
+        return (
+            centred / (centred.square().mean(-1, keepdim=True) + 1e-5).sqrt() * own[f"{name}.weight"]
+            + own[f"{name}.bias"]
+        )
 
     def linear(x, name):
         return x @ own[f"{name}.weight"].T + own[f"{name}.bias"]

@@ -105,7 +105,8 @@ def _opened(data: Labels, alias: Alias, path: str) -> tuple[Source, Source, list
         raise UserError(f"{data.path} has no split to test on: name one, or a Parquet file, as data.test.")
     shared = {"config": data.config or alias.config, "image": data.image or alias.image}
     label = data.label or alias.label
-    task = alias.task or (data.label if data.scenes else None)
+    task = alias.task if folder.is_dir() else None
+    task = task or (data.label if data.scenes else None)
     if data.scenes and task not in clevr.TASKS:
         raise UserError(f"data.scenes: data.label has to name what is computed, {' or '.join(clevr.TASKS)}.")
     sides = []
@@ -129,10 +130,6 @@ def _side(
     place, name = path, split
     if Path(split).suffix == ".parquet" and Path(split).is_file():
         place, name = split, "train"
-    elif (Path(path) / split).is_dir():
-        place, name = str(Path(path) / split), "train"
-    elif (Path(path) / f"{split}.parquet").is_file():
-        place = str(Path(path) / f"{split}.parquet")
     column = data.scenes or ("scene" if task else None)
     where = Data(path=place, split=name, label=None if data.scenes else label, **shared)
     if column:
