@@ -1,5 +1,6 @@
 """What the published protocols learn from: every epoch a crop and a flip of its own, through the frozen backbone."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -120,6 +121,14 @@ def test_crops_differ_between_epochs_and_half_are_flipped(train):
 def test_a_batch_that_processes_cannot_share_is_refused(train):
     with pytest.raises(UserError, match=r"heads.batch_size=12 is no multiple of 5 processes"):
         Live(task_of(small(), processes=5), train, ["mean"], SEED, BATCH)
+
+
+def test_an_image_that_cannot_be_read_ends_a_live_run_with_its_name(train):
+    rows = [dict(train.rows[i]) for i in range(BATCH)]
+    rows[7]["image"] = {"bytes": rows[7]["image"]["bytes"][:50], "path": "photos/seven.png"}
+    broken = replace(train, rows=rows, truth=train.truth[:BATCH])
+    with pytest.raises(UserError, match=r"photos/seven.png \(row 7\).*mend or remove this image"):
+        next(Live(task_of(small()), broken, ["mean"], SEED, BATCH).batches(0))
 
 
 def test_features_that_are_not_finite_end_a_live_run(train):

@@ -107,6 +107,17 @@ def test_a_backbone_that_is_no_vit_and_raw_pixels(data, tmp_path):
             assert {record["view"] for record in results_of(tmp_path)} == {"pooled"}
 
 
+@pytest.mark.xdist_group("runs")
+@pytest.mark.parametrize("protocol", ["knn", "dinov2"])
+def test_bf16_runs_the_backbone_only(protocol, data, tmp_path):
+    process = start(tmp_path / "run", data, protocol=protocol, precision="bf16")
+    process.join(300)
+    assert process.exitcode == 0, said_of(tmp_path / "run").read_text()
+    assert results_of(tmp_path / "run")[0]["precision"] == "bf16"
+    if protocol == "dinov2":
+        assert all(tensor.dtype == torch.float32 for tensor in heads_of(tmp_path / "run").values())
+
+
 def test_vtab_takes_800_images_and_chooses_on_200(tmp_path):
     labels = [i % 2 for i in range(1100)]
     data = noisy(tmp_path / "data", labels, labels[:40])

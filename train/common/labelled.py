@@ -18,7 +18,6 @@ from .aliases import ALIASES, Alias
 from .config import Data
 from .data import Source, open_source, test_split
 from .order import sample_seed
-from .scenes import LENGTHS as SCENE_LENGTHS
 
 _SUBSET = -6  # the place of a subset's draw, where images have their index
 
@@ -100,7 +99,7 @@ def _opened(data: Labels, alias: Alias, path: str) -> tuple[Source, Source, list
     if folder.is_dir() and not (data.test and _has(folder, data.test)) and not _has(folder, test):
         test = data.test or _test_in(folder)
     elif not test:
-        test = ("test" if path in SCENE_LENGTHS or path == "scenes" else _test_of(path, data.config)) or ""
+        test = ("test" if path == "scenes" else _test_of(path, data.config)) or ""
     if not test:
         raise UserError(f"{data.path} has no split to test on: name one, or a Parquet file, as data.test.")
     shared = {"config": data.config or alias.config, "image": data.image or alias.image}
