@@ -14,7 +14,7 @@ from common.extract import data_digest, weights_digest
 from common.features import Frozen
 from common.knn import knn
 from common.labelled import open_whole, rows_of
-from common.linear import trained, vtab
+from common.linear import VTAB, trained, vtab
 from common.logistic import logistic
 from common.probing import Probe, parse
 from common.task import Task
@@ -41,7 +41,9 @@ def run(config: Probe) -> int:
     model, name = load_backbone(config.model, config.img_size, random=config.random, seed=0, **config.args)
     preprocessing = data_config(model)
     frozen = Frozen(model, preprocessing["mean"], preprocessing["std"]).to(accelerator.device)
-    task = Task(config, data, rows, frozen, preprocessing, weights_digest(model), accelerator)
+    layout = frozen.layout(preprocessing["input_size"])
+    task = Task(config, data, rows, frozen, layout, preprocessing, weights_digest(model), accelerator)
+    task.check_views()
     measured = PROTOCOLS.get(config.protocol, trained)(task)
     twice = task.duplicates()
     if accelerator.is_main_process:
@@ -56,6 +58,7 @@ def run(config: Probe) -> int:
 def report(task: Task, name: str, measured: list[results.Measured], twice: dict[str, int]) -> None:
     """Say what was found, and add it to the results."""
     config, data = task.config, task.data
+    images = VTAB[0] if config.protocol == "vtab" else len(task.learnt(config.seeds[0]))
     shared = {
         "model": name,
         "parameters": sum(parameter.numel() for parameter in task.frozen.model.parameters()),
@@ -64,7 +67,7 @@ def report(task: Task, name: str, measured: list[results.Measured], twice: dict[
         "data": config.data.path,
         "data_digest": data_digest(data.train),
         "label": data.train.label,
-        "train": {"split": data.train_split, "images": len(task.learnt(config.seeds[0])), "subset": config.data.subset},
+        "train": {"split": data.train_split, "images": images, "subset": config.data.subset},
         "test": {"split": data.test_split, "images": len(data.test)},
         "classes": len(data.names),
         "protocol": config.protocol,
@@ -75,7 +78,7 @@ def report(task: Task, name: str, measured: list[results.Measured], twice: dict[
     found = [{**shared, "view": one.view, "settings": one.settings, **results.summary(one.right)} for one in measured]
     results.append(config.results, found)
     print(
-        f"{name} on {config.data.path}: learnt from {shared['train']['images']} images of {data.train_split}"
+        f"{name} on {config.data.path}: learnt from {images} images of {data.train_split}"
         f"{f' ({config.data.subset})' if config.data.subset else ''}, tested on {len(data.test)} of {data.test_split}, "
         f"{len(data.names)} classes"
     )

@@ -91,7 +91,9 @@ def _create(name: str, img_size: int | None, pretrained: bool, args: dict[str, A
         model = timm.create_model(name, pretrained=pretrained, **args)
         model.pretrained_cfg = {**model.pretrained_cfg, "input_size": (3, img_size, img_size)}
         return model
-    except (TypeError, ValueError, AssertionError, LookupError) as error:
+    except UserError:
+        raise
+    except (TypeError, ValueError, AssertionError, LookupError, RuntimeError) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise UserError(f"model {name} cannot be made ({reason}): check its name, size and arguments.") from error
 

@@ -111,6 +111,10 @@ def load(data: Data, split: str, streaming: bool = False) -> Any:
         source = {"path": "parquet", "data_files": {split: str(path)}}
     elif path.exists() and not path.is_dir():
         raise UserError(f"{path} is no data set: give a folder, a .parquet file, or a name on the Hub.")
+    elif (path / f"{split}.parquet").is_file():
+        source = {"path": "parquet", "data_files": {split: str(path / f"{split}.parquet")}}
+    elif (path / split).is_dir():  # as it is named, where `datasets` would guess
+        source = {"path": data.path, "name": data.config, "data_files": {split: f"{split}/**"}}
     elif path.is_dir() or not (path.is_absolute() or data.path.startswith(".") or path.suffix):
         source = {"path": data.path, "name": data.config}
     else:

@@ -56,7 +56,7 @@ class Live:
     def __init__(self, task: Task, source: Source, views: list[str], seed: int, batch: int) -> None:
         self.task, self.source, self.views, self.seed, self.batch = task, source, views, seed, batch
         self.images = len(source)
-        self.layout = task.frozen.layout(task.preprocessing["input_size"])
+        self.layout = task.layout
         processes = task.accelerator.num_processes
         if batch % processes:
             raise UserError(f"heads.batch_size={batch} is no multiple of {processes} processes.")

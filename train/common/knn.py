@@ -47,7 +47,7 @@ def knn(task: Task) -> list[Measured]:
             raise UserError(f"knn.k={k}: there are {len(task.learnt(seed))} training images only, take fewer.")
     train, test = task.train_features(), task.test_features()
     found = []
-    for view in task.views(train.layout, "mean", "class"):
+    for view in task.views("mean", "class"):
         right = {(k, t): [] for k in settings.k for t in settings.temperature}
         for seed in task.drawn_seeds():
             learnt = task.learnt(seed)

@@ -18,7 +18,6 @@ from .aliases import ALIASES, Alias
 from .config import Data
 from .data import Source, open_source, test_split
 from .order import sample_seed
-from .scenes import LENGTHS as SCENE_LENGTHS
 
 _SUBSET = -6  # the place of a subset's draw, where images have their index
 
@@ -100,12 +99,13 @@ def _opened(data: Labels, alias: Alias, path: str) -> tuple[Source, Source, list
     if folder.is_dir() and not (data.test and _has(folder, data.test)) and not _has(folder, test):
         test = data.test or _test_in(folder)
     elif not test:
-        test = ("test" if path in SCENE_LENGTHS or path == "scenes" else _test_of(path, data.config)) or ""
+        test = ("test" if path == "scenes" else _test_of(path, data.config)) or ""
     if not test:
         raise UserError(f"{data.path} has no split to test on: name one, or a Parquet file, as data.test.")
     shared = {"config": data.config or alias.config, "image": data.image or alias.image}
     label = data.label or alias.label
-    task = alias.task or (data.label if data.scenes else None)
+    task = alias.task if folder.is_dir() else None
+    task = task or (data.label if data.scenes else None)
     if data.scenes and task not in clevr.TASKS:
         raise UserError(f"data.scenes: data.label has to name what is computed, {' or '.join(clevr.TASKS)}.")
     sides = []
@@ -129,10 +129,6 @@ def _side(
     place, name = path, split
     if Path(split).suffix == ".parquet" and Path(split).is_file():
         place, name = split, "train"
-    elif (Path(path) / split).is_dir():
-        place, name = str(Path(path) / split), "train"
-    elif (Path(path) / f"{split}.parquet").is_file():
-        place = str(Path(path) / f"{split}.parquet")
     column = data.scenes or ("scene" if task else None)
     where = Data(path=place, split=name, label=None if data.scenes else label, **shared)
     if column:

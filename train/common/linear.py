@@ -31,6 +31,7 @@ def trained(task: Task) -> list[Measured]:
     name, cached = task.config.protocol.removesuffix("-cached"), task.config.protocol.endswith("-cached")
     recipe = RECIPES[name]
     batch = task.config.heads.batch_size or recipe.batch_size
+    views = [TOKENS] if TOKENS in recipe.views else task.views(*recipe.views)
     on_test = task.config.heads.select_on == "test"
     rights, scores = [], []
     for seed in task.config.seeds:
@@ -39,11 +40,8 @@ def trained(task: Task) -> list[Measured]:
         kept = rows if on_test else rows[~aside]
         if cached:
             train, test = task.train_features(), task.test_features()
-            views = views_of(task, recipe, train.layout)
             feed = Stored(train, kept, views, seed, batch, task.accelerator.device)
         else:
-            views = [TOKENS] if TOKENS in recipe.views else None
-            views = views or views_of(task, recipe, task.frozen.layout(task.preprocessing["input_size"]))
             feed = Live(task, taken(task.data.train, torch.from_numpy(kept)), views, seed, batch)
         grid = fit(task, recipe, feed, seed)
         if cached:
@@ -66,12 +64,12 @@ def trained(task: Task) -> list[Measured]:
 def vtab(task: Task) -> list[Measured]:
     """VTAB-1k: 800 images to learn from, 200 to choose the view on, drawn by the seed; all of the test split."""
     recipe, rights, scores = RECIPES["vtab"], [], []
-    train, test = task.train_features(), task.test_features()
-    views = views_of(task, recipe, train.layout)
+    for seed in task.config.seeds:
+        if (images := len(task.learnt(seed))) < sum(VTAB):
+            raise UserError(f"vtab takes {sum(VTAB)} training images, and {task.config.data.path} has {images}.")
+    train, test, views = task.train_features(), task.test_features(), task.views(*recipe.views)
     for seed in task.config.seeds:
         rows = task.learnt(seed)
-        if len(rows) < sum(VTAB):
-            raise UserError(f"vtab takes {sum(VTAB)} training images, and {task.config.data.path} has {len(rows)}.")
         generator = torch.Generator().manual_seed(sample_seed(seed, 0, _VTAB_DRAW))
         drawn = rows[torch.randperm(len(rows), generator=generator)[: sum(VTAB)].numpy()]
         kept, aside = np.sort(drawn[: VTAB[0]]), np.sort(drawn[VTAB[0] :])
@@ -85,11 +83,6 @@ def vtab(task: Task) -> list[Measured]:
     best = int(score.argmax())
     settings = {"lr": grid.specs[best].lr, "wd": grid.specs[best].weight_decay, "selected on": "200 of train"}
     return [Measured(grid.specs[best].view, [right[best] for right in rights], settings)]
-
-
-def views_of(task: Task, recipe: Recipe, layout) -> list[str]:
-    """The recipe's views; the means, where it asks for a class token that the backbone has not."""
-    return task.views(layout, *recipe.views) or task.views(layout, "mean", "mean4")
 
 
 def fit(task: Task, recipe: Recipe, feed: Live | Stored, seed: int) -> Grid:

@@ -68,7 +68,7 @@ def logistic(task: Task) -> list[Measured]:
     train, test = task.train_features(), task.test_features()
     device, classes = task.accelerator.device, len(task.data.names)
     found = []
-    for view in task.views(train.layout, "mean", "class"):
+    for view in task.views("mean", "class"):
         tested = read(test.rows, np.arange(len(test.rows)), test.layout, view, device)
         truth, right, chosen = test.labels.to(device), [], []
         for seed in task.config.seeds:

@@ -15,7 +15,6 @@ from timm_dseq import UserError
 from .config import Parser
 from .labelled import Labels
 
-LIVE = ("dseq", "ijepa", "dinov2", "attentive")
 CACHED = ("dseq-cached", "ijepa-cached", "dinov2-cached")
 ON_FEATURES = ("knn", "logistic", "vtab", *CACHED)
 

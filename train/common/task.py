@@ -25,6 +25,7 @@ class Task:
     data: Labelled  # whole splits
     rows: dict[int, torch.Tensor | None]  # seed → rows of the training split, None for all
     frozen: Frozen
+    layout: Layout  # of its features
     preprocessing: dict[str, Any]
     weights: str  # their digest
     accelerator: Accelerator
@@ -49,15 +50,15 @@ class Task:
     def test_features(self) -> Extracted:
         return self._features("test", None)
 
-    def views(self, layout: Layout, *default: str) -> list[str]:
+    def views(self, *default: str) -> list[str]:
         """The views that are asked for, or those of the protocol that the backbone has."""
-        if not self.config.views:
-            return layout.views(*default)
-        found = layout.views(*self.config.views)
+        return self.config.views or self.layout.views(*default) or self.layout.views("mean", "mean4")
+
+    def check_views(self) -> None:
+        found = self.layout.views(*self.config.views)
         if absent := [view for view in self.config.views if view not in found]:
-            parts = ", ".join(name for name, *_ in layout.parts)
+            parts = ", ".join(name for name, *_ in self.layout.parts)
             raise UserError(f"views: {self.config.model} has no {absent[0]!r}, it has {parts}.")
-        return found
 
     def screen(self, total: int, unit: str) -> Screen:
         return Screen(total, 0, self.accelerator.is_main_process, unit=unit)
