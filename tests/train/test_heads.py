@@ -214,3 +214,16 @@ def test_stored_features_come_in_the_order_of_the_run():
             assert np.array_equal(views["mean4"].numpy(), rows[expected])
             assert np.array_equal(views["mean"].numpy(), rows[expected][:, 9:])
         found.close()
+
+
+@pytest.mark.parametrize(("name", "epochs", "edges"), [("dseq", 28, (8, 16, 24)), ("ijepa", 50, (15, 30, 45))])
+def test_the_learning_rate_falls_to_a_tenth_at_the_published_epochs(name, epochs, edges):
+    for epoch in range(epochs):
+        expected = 0.1 ** sum(epoch >= edge for edge in edges)
+        assert RECIPES[name].share(epoch / epochs) == pytest.approx(expected)
+        assert RECIPES[name].share((epoch + 0.99) / epochs) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("name", ["dinov2", "attentive", "vtab"])
+def test_the_cosine_goes_from_one_to_nothing(name):
+    assert [RECIPES[name].share(x) for x in (0, 1 / 3, 0.5, 1)] == pytest.approx([1, 0.75, 0.5, 0])
