@@ -36,7 +36,7 @@ _IJEPA_CITATION = """@inproceedings{assran2023ijepa,
 }"""
 
 # The paper's own results, top-1 % unless named: I-JEPA, DSeq-JEPA, C-JEPA, DSeq-JEPA + contrastive.
-_PAPER = {
+PAPER = {
     "dseq_jepa_vit_b16": {
         "ImageNet-1k, linear probe": ("72.4", "73.5", "73.5", "73.8"),
         "ImageNet-1k, fine-tuned": ("83.5", "84.0", "84.2", "84.3"),
@@ -57,7 +57,7 @@ _PAPER = {
         "Stanford Cars, linear probe": ("67.7", "70.1"),
     },
 }
-_PAPER_METHODS = ("I-JEPA", "DSeq-JEPA", "C-JEPA", "DSeq-JEPA + contrastive")
+PAPER_METHODS = ("I-JEPA", "DSeq-JEPA", "C-JEPA", "DSeq-JEPA + contrastive")
 
 _METHODS = {
     "in1k": "trained by this project's code with the recipe of the paper",
@@ -209,7 +209,7 @@ def _fill(name: str, backbone: Backbone, **words: str) -> str:
 
 def _training(architecture: str, tag: str) -> str:
     epochs = 300 if architecture == "dseq_jepa_vit_h16_448" else 600
-    in_paper = architecture in _PAPER or architecture == "dseq_jepa_vit_l16"
+    in_paper = architecture in PAPER or architecture == "dseq_jepa_vit_l16"
     data = "ImageNet-1k (ILSVRC-2012, 1,281,167 training images), labels unused."
     if tag == "in1k_official":
         return f"{data} Trained by the authors of the paper; their recipe is in the paper."
@@ -234,16 +234,16 @@ What this run did differently, its commit and its cost: [TO BE STATED: deviation
 
 
 def _results(architecture: str, tag: str) -> str:
-    if architecture not in _PAPER:
+    if architecture not in PAPER:
         return f"""The paper has no figures for this size.
 
 | task | these weights |
 |---|---|
 | ImageNet-1k, linear probe, top-1 | {_measure("ImageNet-1k linear probe")} |
 | ImageNet-1k, kNN (k = 20), top-1 | {_measure("ImageNet-1k kNN")} |"""
-    methods = _PAPER_METHODS[: len(next(iter(_PAPER[architecture].values())))]
+    methods = PAPER_METHODS[: len(next(iter(PAPER[architecture].values())))]
     header = " | ".join(f"{method} (paper)" for method in methods)
-    rows = [f"| {task} | {' | '.join(figures)} | {_measure(task)} |" for task, figures in _PAPER[architecture].items()]
+    rows = [f"| {task} | {' | '.join(figures)} | {_measure(task)} |" for task, figures in PAPER[architecture].items()]
     return f"""Columns marked "paper" are quoted from the paper, not measured here. It reports one spread, ±0.4 over 3
 seeds: a difference of a point needs several seeds to be believed.
 

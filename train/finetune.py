@@ -28,7 +28,7 @@ from common.probing import Cache
 from common.record import Screen, memory
 from common.schedules import warmup_cosine
 from common.scoring import right_answers
-from common.stop import STOPPED, Stop
+from common.stop import STOPPED, Stop, deaf
 from common.tuning import Tuning, parse
 from torch.utils.data import DataLoader
 
@@ -114,6 +114,7 @@ def tune(
             Augmented(labelled.train, training_transform(config.augment, data), seed),
             batch_sampler=Share(seed, images, length.batch, length.micro_batch, rank, processes, done.samples),
             num_workers=config.workers,
+            worker_init_fn=deaf,
             pin_memory=accelerator.device.type == "cuda",
         )
     )

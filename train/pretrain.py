@@ -22,7 +22,7 @@ from common.keeper import Done, Keeper
 from common.model import build, optimizer_of
 from common.order import Share, sample_seed
 from common.record import Figures, Recorder, Screen, available, memory
-from common.stop import STOPPED, Stop
+from common.stop import STOPPED, Stop, deaf
 from common.stream import Stream, images_in
 from common.watch import Watch
 from torch.distributed.device_mesh import init_device_mesh
@@ -183,7 +183,14 @@ def batches_from(
     crops = Crops(source, config.model.img_size, config.data.crop_scale, config.seed)
     pinned = accelerator.device.type == "cuda"
     return iter(
-        DataLoader(crops, batch_sampler=share, num_workers=config.data.workers, collate_fn=collate, pin_memory=pinned)
+        DataLoader(
+            crops,
+            batch_sampler=share,
+            num_workers=config.data.workers,
+            collate_fn=collate,
+            pin_memory=pinned,
+            worker_init_fn=deaf,
+        )
     )
 
 

@@ -11,8 +11,8 @@ from typing import Any
 from common import results
 
 from timm_dseq import UserError
-from timm_dseq.cards import _PAPER as PAPER
-from timm_dseq.cards import _PAPER_METHODS as METHODS
+from timm_dseq.cards import PAPER
+from timm_dseq.cards import PAPER_METHODS as METHODS
 
 # The paper's name of a task → alias of the data set and protocol.
 TASKS = {

@@ -5,6 +5,7 @@ import random
 import signal
 import time
 
+import psutil
 import pytest
 import torch
 
@@ -69,10 +70,14 @@ def test_25_more_killed_runs_end_bit_for_bit_like_the_whole_one(whole, tmp_path)
 @pytest.mark.xdist_group("runs")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_behind_a_step_saves_and_exits_with_75(whole, tmp_path, number):
+    """To the loader's worker as well: a scheduler, or Ctrl-C in a terminal, signals every process of a job."""
     output = tmp_path / "run"
-    process = start(output)
+    process = start(output, data__workers=1)
     while not (output / "log.jsonl").exists() or len((output / "log.jsonl").read_text().splitlines()) < 4:
         time.sleep(0.01)
+    (worker,) = psutil.Process(process.pid).children()
+    worker.send_signal(number)
+    time.sleep(0.3)  # a worker that died of it is noticed by now
     os.kill(process.pid, number)
     process.join(60)
     assert process.exitcode == 75

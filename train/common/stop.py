@@ -16,3 +16,9 @@ class Stop:
     def _ask(self, number: int, _frame) -> None:
         self.asked = True
         signal.signal(number, signal.SIG_DFL)
+
+
+def deaf(_worker: int) -> None:
+    """For loader workers: a signal to the whole job is the main process's, which needs them until its step is done."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
