@@ -40,6 +40,8 @@ def options(output: Path, **settings) -> list[str]:
 
 def _child(script: str, arguments: list[str], said: Path, environment: dict[str, str]) -> None:
     os.environ |= environment
+    # Loader workers are to start as in a user's process; the forkserver would hand its own way down.
+    multiprocessing.set_start_method(multiprocessing.get_all_start_methods()[0], force=True)
     import torch
 
     torch.set_num_threads(1)
