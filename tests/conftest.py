@@ -19,14 +19,13 @@ os.environ |= {
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "HF_HUB_DISABLE_XET": "1",  # the loopback Hub stores plain files
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "OMP_NUM_THREADS": "1",  # most tensors here are tiny, and the suite itself runs in two processes
 }
 
 import pytest  # noqa: E402
-import torch  # noqa: E402
 
 from . import layouts  # noqa: E402
 
-torch.set_num_threads(1)  # most tensors here are tiny: threads cost more than they bring
 ROOT = Path(__file__).parent.parent
 
 

@@ -11,6 +11,8 @@ from torch.distributed.tensor import DTensor
 from torch.multiprocessing import spawn
 from torch.nn.parallel import DistributedDataParallel
 
+from timm_dseq.contrastive import Contrastive
+
 from .tiny import batch, jepa
 
 SETTINGS = {
@@ -23,7 +25,11 @@ IMAGES = 6
 
 
 def model_of(setting):
-    return jepa(dtype=torch.float64, **SETTINGS[setting])
+    model = jepa(dtype=torch.float64, **SETTINGS[setting])
+    if model.contrastive is not None:  # the published projector is 3072 wide
+        torch.manual_seed(0)
+        model.contrastive = Contrastive(model.student.embed_dim, width=32).double()
+    return model
 
 
 def one_step(call, model, part):

@@ -12,9 +12,9 @@ import timm
 
 from .conftest import ROOT
 
-# Of ViT-L and ViT-H the pruning check copies the model three times for each block and runs each copy: minutes. It does
-# not depend on the width, so they run it two blocks deep, in test_dseq_jepa.py.
-NOT_FOR_LARGE = " and not test_prune_intermediate_layers_contract"
+# The pruning check copies the model three times for each block and runs each copy: minutes for the larger models. It
+# does not depend on the width: ViT-L and H run it two blocks deep, in test_dseq_jepa.py.
+PRUNING = "test_prune_intermediate_layers_contract"
 
 
 @pytest.fixture(scope="module")
@@ -38,27 +38,28 @@ def timm_source(request) -> Path:
 @pytest.mark.xdist_group("timm_suite")  # one process fetches the source
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize(
-    ("names", "but", "skipped_for_size"),
+    ("chosen", "skipped_for_size"),
     [
-        ("ti16 or s16 or b16", "", False),
-        pytest.param("l16 or h14", NOT_FOR_LARGE, False, marks=pytest.mark.slow),
-        ("h16_448", "", True),
+        (f"ti16 or s16 or (b16 and not {PRUNING})", False),
+        pytest.param(f"(b16 and {PRUNING}) or ((l16 or h14) and not {PRUNING})", False, marks=pytest.mark.slow),
+        pytest.param("h16_448", True, marks=pytest.mark.slow),
     ],
+    ids=["Ti, S and B", "L and H", "H at 448 px"],
 )
-def test_timms_own_model_tests_pass_on_our_names(timm_source, tmp_path, names, but, skipped_for_size):
+def test_timms_own_model_tests_pass_on_our_names(timm_source, tmp_path, chosen, skipped_for_size):
     report = tmp_path / "report.xml"
     command = [sys.executable, "-m", "pytest", "tests/test_models.py", "-p", "timm_names", "-q", f"--junitxml={report}"]
+    command += ["-k", f"dseq_jepa and ({chosen})"]
     env = {
         **os.environ,
         "PYTHONPATH": os.pathsep.join([str(ROOT / "tests"), str(ROOT)]),
         "TIMEOUT": "900",  # timm's own limits are for its runners
     }
-    chosen = f"dseq_jepa and ({names}){but}"
-    run = subprocess.run([*command, "-k", chosen], cwd=timm_source, env=env, capture_output=True, text=True)
+    run = subprocess.run(command, cwd=timm_source, env=env, capture_output=True, text=True)
     assert run.returncode == 0, run.stdout[-5000:]
     cases = list(ElementTree.parse(report).iter("testcase"))
     skips = [case.find("skipped").get("message") for case in cases if case.find("skipped") is not None]
-    print(f"timm {timm.__version__}, {names}: {len(cases) - len(skips)} checks passed, {len(skips)} skipped")
+    print(f"timm {timm.__version__}, {chosen}: {len(cases) - len(skips)} checks passed, {len(skips)} skipped")
     assert all("size" in reason for reason in skips) and bool(skips) == skipped_for_size, skips
     ran = {case.get("name").split("[")[0] for case in cases}
     assert {"test_model_forward", "test_model_backward", "test_model_forward_intermediates"} <= ran

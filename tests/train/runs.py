@@ -28,8 +28,8 @@ TINY = {
 }
 
 # One process with everything imported, of which each run is a fork: starting a run takes no time.
-_context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["tests.train.runs", "pretrain", "finetune"])
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(["tests.train.runs", "pretrain", "finetune"])
 
 
 def options(output: Path, **settings) -> list[str]:
@@ -42,8 +42,10 @@ def _child(script: str, arguments: list[str], said: Path, environment: dict[str,
     os.environ |= environment
     # Loader workers are to start as in a user's process; the forkserver would hand its own way down.
     multiprocessing.set_start_method(multiprocessing.get_all_start_methods()[0], force=True)
+    import datasets
     import torch
 
+    datasets.config.SLEEP_TIME_ON_THREADS_SHUTDOWN = 0.1  # it waits 5 s at each end of a stream, for pyarrow's threads
     torch.set_num_threads(1)
     with said.open("a") as file, contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
         code = importlib.import_module(script).main(arguments)
@@ -55,7 +57,7 @@ def launch(
 ) -> multiprocessing.Process:
     """A script under way in a process of its own; what it says goes beside its output."""
     output.parent.mkdir(parents=True, exist_ok=True)
-    process = _context.Process(target=_child, args=(script, arguments, said_of(output), environment or {}))
+    process = FORKS.Process(target=_child, args=(script, arguments, said_of(output), environment or {}))
     process.start()
     return process
 

@@ -1,6 +1,8 @@
 """Each protocol's first 20 steps are those of the published recipe, written out by hand."""
 
 import math
+import resource
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,6 +12,8 @@ from common.features import Layout
 from common.feeds import Stored
 from common.heads import RECIPES, TOKENS, Attentive, Grid
 from common.order import order
+
+from .runs import FORKS
 
 CLASSES, WIDTH, BATCH, STEPS, RUN = 5, 12, 32, 20, 40
 
@@ -227,3 +231,30 @@ def test_the_learning_rate_falls_to_a_tenth_at_the_published_epochs(name, epochs
 @pytest.mark.parametrize("name", ["dinov2", "attentive", "vtab"])
 def test_the_cosine_goes_from_one_to_nothing(name):
     assert [RECIPES[name].share(x) for x in (0, 1 / 3, 0.5, 1)] == pytest.approx([1, 0.75, 0.5, 0])
+
+
+def _peak(heads: int, out) -> None:
+    """MiB that this process grows by in one step of so many heads over 10,000 classes, of which it tells `out`."""
+    lrs = tuple(0.01 * (i + 1) for i in range(heads))
+    recipe = replace(RECIPES["dinov2"], lrs=lrs)
+    grid = Grid(recipe, recipe.heads(["class"]), [8] * heads, 10_000, seed=0)
+    views, labels = {"class": torch.randn(2048, 8)}, torch.arange(2048)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    grid.step(views, labels, 0.5)
+    grid.right(views, labels)
+    out.send((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+
+
+@pytest.mark.xdist_group("runs")
+def test_memory_holds_the_logits_of_one_head_of_ten_thousand_classes():
+    def peak(heads: int) -> float:
+        ours, theirs = FORKS.Pipe()
+        process = FORKS.Process(target=_peak, args=(heads, theirs))
+        process.start()
+        process.join(120)
+        return ours.recv()
+
+    logits = 2048 * 10_000 * 4 / 2**20
+    one = peak(1)
+    assert one > logits  # the measure sees what it is to see
+    assert peak(8) - one < 2 * logits

@@ -66,7 +66,11 @@ def test_how_a_batch_is_dealt_changes_nothing(setting, way, alone, tmp_path, unu
     ("settings", "tolerance"),
     [
         # the term couples images, so rounds of a step are apart; processes are not
-        ({"model__contrastive": "true", "system__precision": "float64", "checkpoint__every": 1000}, 1e-9),
+        pytest.param(
+            {"model__contrastive": "true", "system__precision": "float64", "checkpoint__every": 1000},
+            1e-9,
+            marks=pytest.mark.slow,  # the projector is 3072 wide: tests/test_distributed.py has a narrow one
+        ),
         ({"optim__regions": 0.0, "optim__regions_end": 0.0}, 1e-5),
         ({}, 1e-5),
     ],

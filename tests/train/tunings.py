@@ -23,8 +23,8 @@ TINY = {
 }
 
 
-def colours(folder: Path, train: int = 64, test: int = 24) -> Path:
-    """Parquet files of noisy images in which one colour is strongest: that is the class."""
+def colours(folder: Path, train: int = 64, test: int = 24, shuffled: bool = False) -> Path:
+    """Parquet files of noisy images in which one colour is strongest: that is the class, unless they are shuffled."""
     folder.mkdir(exist_ok=True)
     draw = random.Random(0)
     kinds = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=NAMES)})
@@ -35,6 +35,8 @@ def colours(folder: Path, train: int = 64, test: int = 24) -> Path:
             encoded = io.BytesIO()
             Image.frombytes("RGB", (40, 40), bytes(pixels)).save(encoded, "PNG")
             rows["image"].append({"bytes": encoded.getvalue(), "path": None})
+        if shuffled:
+            draw.shuffle(rows["label"])
         datasets.Dataset.from_dict(rows, features=kinds).to_parquet(folder / f"{split}.parquet")
     return folder
 
