@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 from accelerate import Accelerator
+from common import results
 from common.augment import Augmented, training_transform
 from common.backbone import data_config, load_backbone
 from common.classifier import Described, describe
@@ -46,6 +47,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def run(config: Tuning, text: str) -> int:
     """One run for each seed, then the hand-over."""
+    results.check(config.results)
     accelerator = Accelerator(mixed_precision="bf16" if config.system.precision == "bf16" else "no")
     splits = [open_labelled(config.data, seed) for seed in config.seeds]
     look = cache(lambda: seen_twice(config, splits, accelerator))

@@ -35,6 +35,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def run(config: Probe) -> int:
     """Everything that can be wrong is looked for first; then the protocol, then its results."""
+    results.check(config.results)
     accelerator = Accelerator(mixed_precision="bf16" if config.precision == "bf16" else "no")
     data = open_whole(config.data)
     rows = {seed: rows_of(data, config.data, seed) for seed in config.seeds}

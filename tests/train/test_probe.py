@@ -159,6 +159,8 @@ def test_test_images_among_the_training_images_are_told(protocol, tmp_path):
         ({"model": "vit_tiny", "args": None}, "neither a model of timm nor a path that exists"),
         ({"views": "[sum]"}, "has no 'sum', it has mean, class"),
         ({"seeds": "[1,1]"}, "give one or more, each once"),
+        ({"results": "/dev/null/results.jsonl"}, "results=/dev/null/results.jsonl cannot be written"),
+        ({"results": "/dev"}, "results=/dev cannot be written (it is a folder)"),
     ],
 )
 def test_mistakes_end_in_one_line_before_any_feature_is_computed(settings, says, data, tmp_path):

@@ -3,6 +3,7 @@
 import datetime
 import fcntl
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,6 +51,20 @@ def interval(answers: torch.Tensor, seed: int = 0) -> tuple[float, float]:
     )
     low, high = means.quantile(torch.tensor([0.025, 0.975], dtype=means.dtype)).tolist()
     return low, high
+
+
+def check(path: str | Path) -> None:
+    """Before long work: whether a result can be added there at its end."""
+    path = Path(path)
+    reason = "it is a folder" if path.is_dir() else None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if not reason and not os.access(path if path.exists() else path.parent, os.W_OK):
+            reason = "Permission denied"
+    except OSError as error:
+        reason = error.strerror
+    if reason:
+        raise UserError(f"results={path} cannot be written ({reason}): name another file.")
 
 
 def append(path: str | Path, records: Sequence[dict[str, Any]]) -> None:
