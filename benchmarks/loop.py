@@ -25,6 +25,7 @@ from common import checkpoints, schedules
 from common.config import parse
 from common.data import Crops, open_source
 from common.keeper import Done, Keeper
+from common.length import Length
 from common.model import build, optimizer_of
 
 STEPS, ROUNDS = 12, 4
@@ -35,7 +36,7 @@ def main() -> None:
     config.output_dir = tempfile.mkdtemp()
     accelerator = Accelerator(mixed_precision="bf16" if config.system.precision == "bf16" else "no")
     source = open_source(config.data)
-    length = pretrain.Length.of(config, len(source), 1)
+    length = Length.of(config.optim, len(source), 1)
     model = build(config)
     whole = accelerator.prepare(model)
     optimizer = optimizer_of(model, config.optim)

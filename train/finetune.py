@@ -7,7 +7,7 @@ stopped, killed or crashed goes on where it was when the same command is given a
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -24,9 +24,10 @@ from common.journal import Journal
 from common.keeper import Keeper
 from common.labelled import Labelled, open_labelled
 from common.learner import Learner
+from common.length import Length
 from common.order import Share
 from common.probing import Cache
-from common.record import Screen, memory
+from common.record import Screen
 from common.schedules import warmup_cosine
 from common.scoring import right_answers
 from common.stop import STOPPED, Stop, deaf
@@ -86,7 +87,8 @@ def tune(
 ) -> Tuned | int:
     """Model, loop and judgement of one seed; an exit code where the run is not over."""
     seed, images = config.seeds[0], len(labelled.train)
-    length = Length.of(config, images, accelerator.num_processes)
+    mixing = bool(config.augment.mixup or config.augment.cutmix)
+    length = Length.of(config.optim, images, accelerator.num_processes, pairs=mixing)
     drop = {"drop_path_rate": config.optim.drop_path} if config.optim.drop_path else {}
     model, shown = load_backbone(
         config.model,
@@ -108,7 +110,10 @@ def tune(
         look()  # what is quick to find wrong has been looked for
 
     screen = Screen(last, done.step, accelerator.is_main_process)
-    screen.say(length.describe(config, shown, done.step))
+    screen.say(
+        f"recipe {config.recipe}: {shown} on {config.data.path}, seed {seed}, {length.describe(done.step)}, in "
+        f"{config.output_dir}"
+    )
     journal = Journal(config, accelerator, done, screen)
     rank, processes = accelerator.process_index, accelerator.num_processes
     batches = iter(
@@ -136,7 +141,7 @@ def tune(
             break
     screen.close()
     if config.dry_run:
-        screen.say(length.estimate((time.monotonic() - started) / 2, config))
+        screen.say(length.estimate((time.monotonic() - started) / 2) + ", for each seed")
         return 0
     if done.step < length.steps:
         screen.say(f"stopped after step {done.step} and saved: the same command goes on from there")
@@ -159,45 +164,6 @@ def judge(
     screen.say(f"seed {config.seeds[0]}: {right.float().mean():.2%} of {len(right)} test images")
     weights = {name: tensor.detach().cpu().clone() for name, tensor in learner.judged.state_dict().items()}
     return Tuned(described, weights, right)
-
-
-@dataclass(frozen=True)
-class Length:
-    """How long the run is: steps of `batch` images, dealt to processes in micro-batches."""
-
-    steps: int
-    batch: int
-    micro_batch: int
-
-    @classmethod
-    def of(cls, config: Tuning, images: int, processes: int) -> "Length":
-        batch, parts = config.optim.batch_size, config.optim.accumulation * processes
-        pairs = 2 if config.augment.mixup or config.augment.cutmix else 1
-        if batch % (parts * pairs):
-            raise UserError(
-                f"optim.batch_size={batch} is no multiple of {processes} processes × optim.accumulation="
-                f"{config.optim.accumulation}{' × 2 images to mix' if pairs == 2 else ''}: take "
-                f"{max(1, round(batch / parts / pairs)) * parts * pairs}."
-            )
-        return cls(max(1, round(config.optim.epochs * images / batch)), batch, batch // parts)
-
-    @property
-    def samples(self) -> int:
-        return self.steps * self.batch
-
-    def describe(self, config: Tuning, shown: str, step: int) -> str:
-        begin = f"going on after step {step}" if step else "from the start"
-        return (
-            f"recipe {config.recipe}: {shown} on {config.data.path}, seed {config.seeds[0]}, {self.steps} steps of "
-            f"{self.batch} images, {begin}, in {config.output_dir}"
-        )
-
-    def estimate(self, seconds: float, config: Tuning) -> str:
-        hours = self.steps * seconds * len(config.seeds) / 3600
-        return (
-            f"dry run: {seconds:.2f} s a step ({self.batch / seconds:.0f} images/s, the first steps are slow), "
-            f"{memory():.0f} MiB; the whole run of {self.steps} steps would take about {hours:.1f} h"
-        )
 
 
 if __name__ == "__main__":

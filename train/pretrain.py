@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 
 import torch
 from accelerate import Accelerator
@@ -19,9 +19,10 @@ from common.config import Config, flat, parse
 from common.data import Crops, Source, collate, normalised, open_source
 from common.finish import finish
 from common.keeper import Done, Keeper
+from common.length import Length
 from common.model import build, optimizer_of
 from common.order import Share, sample_seed
-from common.record import Figures, Recorder, Screen, available, memory
+from common.record import Figures, Recorder, Screen, available
 from common.stop import STOPPED, Stop, deaf
 from common.stream import Stream, images_in
 from common.watch import Watch
@@ -53,7 +54,7 @@ def run(config: Config, text: str) -> int:
     )
     source = None if config.data.streaming else open_source(config.data)
     images = images_in(config) if source is None else len(source)
-    length = Length.of(config, images, accelerator.num_processes)
+    length = Length.of(config.optim, images, accelerator.num_processes)
     model = build(config)
     whole = spread(model, config, accelerator)
     optimizer = optimizer_of(model, config.optim)
@@ -66,7 +67,11 @@ def run(config: Config, text: str) -> int:
         last = min(last, done.step + 2)
 
     screen = Screen(last, done.step, accelerator.is_main_process)
-    screen.say(length.describe(config, model, done))
+    size = sum(parameter.numel() for parameter in model.student.parameters()) / 1e6
+    screen.say(
+        f"{config.model.objective}: {config.model.name} ({size:.1f} M parameters) at {config.model.img_size} px on "
+        f"{config.data.path}, {length.describe(done.step)}, in {config.output_dir}"
+    )
     watch = Watch(config, accelerator, whole, screen)
     recorder = Recorder(config, accelerator, model, done, screen)
     before = {f"{name}_before": found for name, found in watch.look(0).items()} if done.step == 0 else {}
@@ -172,7 +177,7 @@ def gathering(whole: torch.nn.Module, now: bool) -> Iterator[None]:
 
 
 def batches_from(
-    config: Config, source: Source | None, length: "Length", done: Done, accelerator: Accelerator
+    config: Config, source: Source | None, length: Length, done: Done, accelerator: Accelerator
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor, list[str]]]:
     """This process's micro-batches behind those that are done, without end: images, (epoch, index), what is broken."""
     rank, processes = accelerator.process_index, accelerator.num_processes
@@ -192,44 +197,6 @@ def batches_from(
             worker_init_fn=deaf,
         )
     )
-
-
-@dataclass(frozen=True)
-class Length:
-    """How long the run is: steps of `batch` images, dealt to processes in micro-batches."""
-
-    steps: int
-    batch: int
-    micro_batch: int
-
-    @classmethod
-    def of(cls, config: Config, images: int, processes: int) -> "Length":
-        batch, parts = config.optim.batch_size, config.optim.accumulation * processes
-        if batch % parts:
-            raise UserError(
-                f"optim.batch_size={batch} is no multiple of {processes} processes × optim.accumulation="
-                f"{config.optim.accumulation}: take {max(1, round(batch / parts)) * parts}."
-            )
-        return cls(max(1, round(config.optim.epochs * images / batch)), batch, batch // parts)
-
-    @property
-    def samples(self) -> int:
-        return self.steps * self.batch
-
-    def describe(self, config: Config, model: DSeqJEPA, done: Done) -> str:
-        size = sum(parameter.numel() for parameter in model.student.parameters()) / 1e6
-        begin = f"going on after step {done.step}" if done.step else "from the start"
-        return (
-            f"{config.model.objective}: {config.model.name} ({size:.1f} M parameters) at {config.model.img_size} px on "
-            f"{config.data.path}, {self.steps} steps of {self.batch} images, {begin}, in {config.output_dir}"
-        )
-
-    def estimate(self, seconds: float) -> str:
-        return (
-            f"dry run: {seconds:.2f} s a step ({self.batch / seconds:.0f} images/s, the first steps are slow), "
-            f"{memory() / 2**10:.1f} GiB; "
-            f"the whole run of {self.steps} steps would take about {self.steps * seconds / 3600:.1f} h"
-        )
 
 
 if __name__ == "__main__":

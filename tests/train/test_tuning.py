@@ -2,8 +2,8 @@
 
 import pytest
 import yaml
+from common.length import Length
 from common.tuning import RECIPES, parse, parser
-from finetune import Length
 
 from timm_dseq import UserError
 
@@ -76,10 +76,10 @@ def test_a_batch_that_cannot_be_dealt_is_refused_with_one_that_can(batch, accumu
     words += [] if mixing else ["--recipe=ijepa"]
     config = parse([*GIVEN, *words])[0]
     if take is None:
-        assert Length.of(config, 100, processes).batch == batch
+        assert Length.of(config.optim, 100, processes, pairs=mixing).batch == batch
         return
     with pytest.raises(UserError, match=f"take {take}") as error:
-        Length.of(config, 100, processes)
+        Length.of(config.optim, 100, processes, pairs=mixing)
     assert take % (accumulation * processes * (2 if mixing else 1)) == 0
     assert "\n" not in str(error.value)
 

@@ -13,7 +13,7 @@ from jsonargparse.typing import ClosedUnitInterval, NonNegativeInt, PositiveFloa
 
 from timm_dseq import UserError
 
-from .config import Parser
+from .config import Checkpoint, Parser
 from .labelled import Labels
 
 
@@ -76,21 +76,6 @@ class Optim:
 
 
 @dataclass
-class Checkpoint:
-    """When the run is saved.
-
-    Args:
-        every: steps between checkpoints
-        keep: newest checkpoints that stay
-        keep_every: checkpoints whose step is a multiple of this stay for ever
-    """
-
-    every: PositiveInt = 1000
-    keep: PositiveInt = 2
-    keep_every: PositiveInt | None = None
-
-
-@dataclass
 class System:
     """How it is computed. Processes and nodes are accelerate's: `accelerate launch --help`.
 
@@ -133,7 +118,7 @@ class Tuning:
     augment: Augment = field(default_factory=Augment)
     optim: Optim = field(default_factory=Optim)
     system: System = field(default_factory=System)
-    checkpoint: Checkpoint = field(default_factory=Checkpoint)
+    checkpoint: Checkpoint = field(default_factory=lambda: Checkpoint(every=1000))
     output_dir: str = "runs/finetune"
     results: str = "runs/results.jsonl"
     resume: str = "auto"
