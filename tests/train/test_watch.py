@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from common import watch
+from common.record import Screen
 from common.report import write_report
 from torch.nn import functional as F
 
@@ -166,3 +167,15 @@ def test_a_tracker_that_is_not_installed_is_named(tmp_path):
     code, said = train(tmp_path / "run", watch__trackers="[wandb]", max_steps=1)
     assert code == 1
     assert "watch.trackers: wandb is not installed: pip install wandb" in said and "Traceback" not in said
+
+
+@pytest.mark.parametrize(("seconds", "lines"), [(0.0, ["64", "100", "64", "100"]), (60.0, [])])
+def test_a_long_probe_says_how_far_it_is(seconds, lines, monkeypatch, capsys):
+    monkeypatch.setattr(watch.Watch, "_look", lambda self, images: (torch.ones(len(images), 4, 8), None))
+    looking = watch.Watch.__new__(watch.Watch)
+    looking.screen = Screen(10, 0, shown=True, seconds=seconds)
+    for _ in range(2):
+        features, labels = looking._features(torch.zeros(100, 3, 2, 2), torch.arange(100))
+    assert features.shape == (100, 8) and len(labels) == 100
+    said = capsys.readouterr().out.splitlines()
+    assert said == [f"probing: features of {done} of 100 images" for done in lines]

@@ -160,6 +160,7 @@ class Screen:
     def __init__(self, total: int, done: int, shown: bool, seconds: float = 20, unit: str = "step") -> None:
         self.total, self.shown, self.seconds, self.unit = total, shown, seconds, unit
         self.begun, self.first, self.last = time.monotonic(), done, 0.0
+        self.noted = self.begun
         self.bar = None
         if shown and sys.stdout.isatty():
             columns = [TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}")]
@@ -190,6 +191,14 @@ class Screen:
             left = (self.last - self.begun) / max(1, done - self.first) * (self.total - done)
             hours, rest = divmod(round(left), 3600)
             print(f"{self.unit} {done}/{self.total}  {text}  {hours}:{rest // 60:02d}:{rest % 60:02d} left", flush=True)
+
+    def note(self, text: str) -> None:
+        """What is being done while the steps wait: in the bar's place, or now and then a line."""
+        if self.bar:
+            self.bar.update(self.task, description=text)
+        elif self.shown and time.monotonic() - max(self.last, self.noted) > self.seconds:
+            self.noted = time.monotonic()
+            print(text, flush=True)
 
     def say(self, text: str) -> None:
         if self.shown:

@@ -75,7 +75,10 @@ class Watch:
 
     def _features(self, images: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Mean patch features (n, D), float32 on the host, and the labels."""
-        means = [features.float().mean(1).cpu() for features, _ in map(self._look, images.split(_BATCH))]
+        means = []
+        for part in images.split(_BATCH):
+            means.append(self._look(part)[0].float().mean(1).cpu())
+            self.screen.note(f"probing: features of {sum(map(len, means))} of {len(images)} images")
         return torch.cat(means), labels
 
     @torch.no_grad()
