@@ -179,3 +179,18 @@ def test_a_long_probe_says_how_far_it_is(seconds, lines, monkeypatch, capsys):
     assert features.shape == (100, 8) and len(labels) == 100
     said = capsys.readouterr().out.splitlines()
     assert said == [f"probing: features of {done} of 100 images" for done in lines]
+
+
+def test_the_time_left_is_that_of_the_steps_not_of_the_probe_before_them(monkeypatch, capsys):
+    now = [1000.0]
+    monkeypatch.setattr("common.record.time.monotonic", lambda: now[0])
+    screen = Screen(301, 0, shown=True, seconds=1)
+    now[0] += 130  # a probe
+    for step in (1, 2, 3):
+        now[0] += 5
+        screen.show(step, "loss")
+    assert capsys.readouterr().out.splitlines() == [
+        "step 1/301  loss",
+        "step 2/301  loss  0:24:55 left",  # 299 × 5 s
+        "step 3/301  loss  0:24:50 left",
+    ]

@@ -159,8 +159,8 @@ class Screen:
 
     def __init__(self, total: int, done: int, shown: bool, seconds: float = 20, unit: str = "step") -> None:
         self.total, self.shown, self.seconds, self.unit = total, shown, seconds, unit
-        self.begun, self.first, self.last = time.monotonic(), done, 0.0
-        self.noted = self.begun
+        self.first: tuple[float, int] | None = None  # when the first step was shown, and which
+        self.last, self.noted = 0.0, time.monotonic()
         self.bar = None
         if shown and sys.stdout.isatty():
             columns = [TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}")]
@@ -184,13 +184,16 @@ class Screen:
         """Say how far it is."""
         if not self.shown:
             return
+        now = time.monotonic()
+        begun, first = self.first = self.first or (now, done)
         if self.bar:
             self.bar.update(self.task, completed=done, description=text)
-        elif time.monotonic() - self.last > self.seconds or done == self.total:
-            self.last = time.monotonic()
-            left = (self.last - self.begun) / max(1, done - self.first) * (self.total - done)
-            hours, rest = divmod(round(left), 3600)
-            print(f"{self.unit} {done}/{self.total}  {text}  {hours}:{rest // 60:02d}:{rest % 60:02d} left", flush=True)
+        elif now - self.last > self.seconds or done == self.total:
+            self.last = now
+            if done > first:
+                hours, rest = divmod(round((now - begun) / (done - first) * (self.total - done)), 3600)
+                text += f"  {hours}:{rest // 60:02d}:{rest % 60:02d} left"
+            print(f"{self.unit} {done}/{self.total}  {text}", flush=True)
 
     def note(self, text: str) -> None:
         """What is being done while the steps wait: in the bar's place, or now and then a line."""
