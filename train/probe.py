@@ -25,12 +25,15 @@ PROTOCOLS = {"knn": knn, "logistic": logistic, "vtab": vtab}
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run; returns the exit code: 0 done, 1 something the message names is wrong, 2 misspelt."""
+    """Run; returns the exit code: 0 done, 1 something the message names is wrong, 2 misspelt, 130 Ctrl-C."""
     try:
         return run(parse(arguments))
     except UserError as error:
         print(f"probe.py: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("probe.py: stopped. The same command goes on: features and checkpoints of heads stay.", file=sys.stderr)
+        return 130
 
 
 def run(config: Probe) -> int:

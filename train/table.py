@@ -53,8 +53,11 @@ def tables(records: list[dict[str, Any]]) -> str:
             record["train"]["subset"] or "",
             record["test"]["split"],
             record["protocol"],
+            *(record[part]["images"] for part in ("train", "test")),
+            record["classes"],
         )
-        row = (record["model"], record["weights"], tuple(record["img_size"]), record["view"], _choice(record))
+        row = (record["model"], record["weights"], *record["img_size"], record["view"], results.chosen(record))
+        row += tuple(record["seeds"])
         groups.setdefault(place, {})[row] = record
     parts = []
     for place in sorted(groups, key=str):
@@ -91,7 +94,7 @@ def _row(record: dict[str, Any]) -> list[str]:
         f"{record['accuracy']:.2f}{spread}",
         f"{low:.2f}–{high:.2f}",
         str(len(record["each"])),
-        _choice(record),
+        results.chosen(record),
     ]
 
 
@@ -108,10 +111,6 @@ def _paper(record: dict[str, Any]) -> list[list[str]]:
         for method, figure in zip(METHODS, tasks.get(task, ()), strict=False):
             rows.append([f"{method}, {architecture.removeprefix('dseq_jepa_')} (paper)", size, "", figure, "", "", ""])
     return rows
-
-
-def _choice(record: dict[str, Any]) -> str:
-    return ", ".join(f"{name} {value}" for name, value in record["settings"].items())
 
 
 def _line(cells: Sequence[str]) -> str:

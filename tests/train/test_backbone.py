@@ -1,6 +1,7 @@
 """Whatever names a backbone opens the same weights, and what names none is told in one line."""
 
 import json
+import shutil
 
 import pytest
 import timm
@@ -107,3 +108,37 @@ def test_what_names_no_backbone(tmp_path, hub):
         assert "\n" not in str(error.value)
     with pytest.raises(UserError, match="cannot be made"):
         load_backbone("vit_tiny_patch16_224", 33, random=True, no_such=1)
+
+
+def test_weights_inside_a_folder_are_opened_with_what_the_folder_says(run, exported, roles, tmp_path):
+    for folder in (exported, run / "checkpoints" / "step-00000006"):
+        whole, name = load_backbone(str(folder))
+        model, same_name = load_backbone(str(folder / "model.safetensors"))
+        same(model, roles["target"])
+        assert (data_config(model), same_name) == (data_config(whole), name)
+    (tmp_path / "alone").mkdir()
+    save_file(roles["target"], tmp_path / "alone" / "model.safetensors")
+    model, name = load_backbone(str(tmp_path / "alone" / "model.safetensors"))
+    assert data_config(model) == data_config(whole) and name == "alone/model.safetensors"
+
+
+def test_a_folder_of_checkpoints_is_its_run(run):
+    assert load_backbone(str(run / "checkpoints"))[1] == "run, step-00000006"
+
+
+def test_a_damaged_export_is_told_in_one_line(exported, tmp_path):
+    folder = tmp_path / "run" / "export"
+    shutil.copytree(exported, folder)
+    assert load_backbone(str(folder))[1] == "run/export"
+    weights = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(weights[:100000])
+    with pytest.raises(UserError, match=r"the weights of .*export cannot be read .*copy or export them again"):
+        load_backbone(str(folder))
+    (folder / "config.json").write_text("{")
+    with pytest.raises(UserError, match=r"config\.json is no JSON"):
+        load_backbone(str(folder))
+
+
+def test_fresh_weights_have_no_licence_of_others():
+    model, _ = load_backbone("test_vit", random=True)
+    assert timm.get_pretrained_cfg("test_vit").license and "license" not in model.pretrained_cfg

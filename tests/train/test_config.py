@@ -3,6 +3,7 @@
 import pytest
 import yaml
 from common.config import Config, parse, parser
+from common.model import build
 
 from timm_dseq import UserError
 
@@ -87,3 +88,9 @@ def test_without_a_file_the_small_run_is_taken_and_with_one_the_papers():
     assert parse([])[0].data.path == "scenes"
     paper = parse([f"--config={TRAIN / 'configs' / 'vit_b16_in1k.yaml'}"])[0]
     assert (paper.model, paper.optim) == (Config().model.__class__(predictor_depth=6), Config().optim)
+
+
+def test_a_grid_too_small_for_blocks_is_told_before_anything_runs():
+    config, _ = parse(["--model.img_size=48"])
+    with pytest.raises(UserError, match=r"model\.img_size=48: 3×3 patches are too few for blocks"):
+        build(config)

@@ -211,6 +211,7 @@ def test_a_run_counts_what_it_could_not_read_and_stops_above_a_rate(folder, tmp_
     assert code == 0, said
     assert runs.log_of(tmp_path / "few")[-1]["broken"] == 16
     assert len((tmp_path / "few" / "unreadable.txt").read_text().splitlines()) == 16
+    assert said.count("an image cannot be read and is replaced by another") == 1
     code, said = runs.train(tmp_path / "many", data__path=folder, optim__epochs=40, watch__probe_every=0)
     assert code == 1
     assert "images cannot be read, more than data.max_broken=0.01: see" in said

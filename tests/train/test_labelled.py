@@ -74,6 +74,29 @@ def test_a_folder_of_images_whose_test_lacks_a_class_keeps_the_numbering(tmp_pat
     assert found.test.truth.bincount(minlength=3).tolist() == [2, 0, 1]
 
 
+def test_a_class_that_is_tested_only_is_named_with_its_split(tmp_path):
+    folder = image_folder(tmp_path / "data", train={"a": 1, "b": 1}, val={"a": 1, "b": 1, "c": 1})
+    with pytest.raises(UserError, match="class 'c' is in val but not in train"):
+        open_labelled(Labels(path=folder))
+
+
+def test_a_folder_of_one_class_says_what_is_wanted(tmp_path):
+    folder = image_folder(tmp_path / "data", train={"a": 2}, val={"a": 1})
+    with pytest.raises(UserError, match="each class is a folder, and there have to be two"):
+        open_labelled(Labels(path=folder))
+
+
+def test_an_empty_folder_is_told_in_one_line(tmp_path):
+    with pytest.raises(UserError, match=r"cannot be opened .*check data\.path") as error:
+        open_labelled(Labels(path=str(tmp_path)))
+    assert "\n" not in str(error.value)
+
+
+def test_a_misspelt_word_is_told_with_what_was_meant(hub):
+    with pytest.raises(UserError, match="did you mean imagenette"):
+        open_labelled(Labels(path="imagenett"))
+
+
 def test_inaturalist_folders_take_the_split_that_is_named(tmp_path, monkeypatch):
     places = {"ant": 1, "bee": 1}
     path = image_folder(tmp_path / "inat", train={"ant": 3, "bee": 3}, train_mini=places, val=places)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import datasets
 import numpy as np
+import probe as script
 import pytest
 import table
 import torch
@@ -176,6 +177,15 @@ def test_a_misspelt_setting_is_told_with_what_was_meant(data, tmp_path, capsys):
     assert end.value.code == 2
 
 
+def test_ctrl_c_is_one_line(data, tmp_path, monkeypatch):
+    def interrupted(task):
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(script.PROTOCOLS, "knn", interrupted)
+    code, said = probe(tmp_path, data)
+    assert code == 130 and "stopped. The same command goes on" in said and "Traceback" not in said
+
+
 def heads_of(folder):
     return load_file(max((folder / "heads").glob("*/step-*/model.safetensors")))
 
@@ -236,16 +246,31 @@ def test_results_of_several_files_become_tables_beside_the_papers(tmp_path):
         shared |= {"label": "label", "classes": 200, "train": {"split": "train", "images": 5994, "subset": None}}
         shared |= {"test": {"split": "test", "images": 5794}, "protocol": "dseq", "view": "mean4", "settings": {}}
         shared |= {"duplicates": {"train_test": 0}, "accuracy": 60.0, "std": 0.5, "interval": [59, 61], "each": [1, 2]}
+        shared |= {"seeds": [0, 1], "precision": "no"}
         return {**shared, **changes}
 
     results.append(tmp_path / "a.jsonl", [record(), record(accuracy=66.0)])
     results.append(tmp_path / "b.jsonl", [record(protocol="dseq-cached", accuracy=70.0)])
+    results.append(tmp_path / "b.jsonl", [record(precision="bf16", accuracy=67.0), record(seeds=[0], accuracy=68.0)])
+    less = {"split": "train", "images": 50, "subset": None}
+    results.append(tmp_path / "b.jsonl", [record(train=less, accuracy=20.0, settings={"C": [0.03162277, 1.0]})])
     text = table.tables(results.read([tmp_path / "a.jsonl", tmp_path / "b.jsonl"]))
-    live, cached = text.split("### cub, dseq-cached")
+    few, live, cached = text.split("### cub, dseq")[1:]  # a smaller data set of the same name stands apart
+    live, cached = "### cub, dseq" + live, cached.removeprefix("-cached")
+    assert "learnt from 50 images" in few and "| C 0.03162 / 1 |" in few and "66.00" not in few
+    assert "| 67.00 ± 0.50 | 59.00–61.00 | 2 | bf16 |" in live and "| 68.00 " in live  # neither replaces the other
     assert "### cub, dseq\n" in live and "| m (85.8 M) | 224 | mean4 | 66.00 ± 0.50 | 59.00–61.00 | 2 |  |" in live
     assert "60.00" not in text  # an older result of the same
     assert "| DSeq-JEPA, vit_b16 (paper) | 224 |  | 66.2 |" in live and "(paper)" not in cached
     assert "| DSeq-JEPA, vit_h16_448 (paper) | 448 |  | 68.9 |" in live
+
+
+@pytest.mark.parametrize("text", ['{"hello": 1}', "[1, 2]", "{", "\x80"])
+def test_a_table_of_what_is_no_result_says_where(text, tmp_path, capsys):
+    (tmp_path / "log.jsonl").write_bytes(text.encode("latin1"))
+    assert table.main([str(tmp_path / "log.jsonl")]) == 1
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and "log.jsonl" in said
 
 
 @pytest.mark.parametrize("name, count", [("stanford_cars128", 3)])

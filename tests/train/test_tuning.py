@@ -2,6 +2,7 @@
 
 import pytest
 import yaml
+from common import config as pretraining
 from common.length import Length
 from common.tuning import RECIPES, parse, parser
 
@@ -40,7 +41,7 @@ def test_a_recipe_named_in_a_file_is_taken_too_and_saved_settings_make_the_same_
     ("mistake", "says"),
     [
         (["--augment.crop_scale=[0.5,0.2]"], "least share"),
-        (["--optim.warmup_epochs=200"], "is longer than optim.epochs"),
+        (["--optim.warmup_epochs=100"], "leaves nothing of optim.epochs=100"),
         (["--seeds=[]"], "give one or more"),
         (["--seeds=[1,1]"], "each once"),
         (["--max_steps=3", "--dry-run"], "leave max_steps out"),
@@ -49,6 +50,17 @@ def test_a_recipe_named_in_a_file_is_taken_too_and_saved_settings_make_the_same_
 def test_settings_that_contradict_each_other_are_refused(mistake, says):
     with pytest.raises(UserError, match=says):
         parse([*GIVEN, *mistake])
+
+
+@pytest.mark.parametrize("words", [["--dry-run"], ["--dry_run"], ["--dry-run", "true"], ["--dry_run=true"]])
+def test_a_dry_run_is_asked_for_in_any_form(words):
+    assert parse([*GIVEN, *words])[0].dry_run and not parse([*GIVEN, "--dry_run", "false"])[0].dry_run
+    assert pretraining.parse(words)[0].dry_run and not pretraining.parse(["--dry_run", "false"])[0].dry_run
+
+
+def test_a_batch_larger_than_the_data_set_is_refused():
+    with pytest.raises(UserError, match=r"optim\.batch_size=1024 is more than the 30 images there are: give less"):
+        Length.of(parse(GIVEN)[0].optim, 30, 1)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,8 @@ from typing import Any
 
 import timm
 import torch
-from timm.data import resolve_model_data_config
+from safetensors import SafetensorError
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, resolve_model_data_config
 from torch import nn
 
 import timm_dseq  # noqa: F401, its names
@@ -22,6 +23,13 @@ from timm_dseq.hub import explained
 
 from . import checkpoints
 
+_CONFIG = "config.json"
+_OURS = {
+    "mean": IMAGENET_DEFAULT_MEAN,
+    "std": IMAGENET_DEFAULT_STD,
+    "crop_pct": 0.875,
+    "interpolation": "bicubic",
+}
 _REMOTE = ("hf-hub:", "hf_hub:", "local-dir:")
 
 
@@ -55,7 +63,10 @@ def load_backbone(
         raise UserError(
             f"model {name} is neither a model of timm nor a path that exists" + (f", maybe {near[0]}." if near else ".")
         )
-    return model.eval(), f"{shown}, random" if random else shown
+    if random:  # what is drawn here has no licence of others
+        model.pretrained_cfg = {name: value for name, value in model.pretrained_cfg.items() if name != "license"}
+        shown += ", random"
+    return model.eval(), shown
 
 
 class Pixels(nn.Module):
@@ -93,36 +104,51 @@ def _create(name: str, img_size: int | None, pretrained: bool, args: dict[str, A
         return model
     except UserError:
         raise
+    except SafetensorError as error:
+        raise UserError(f"the weights of {name} cannot be read ({error}): copy or export them again.") from error
     except (TypeError, ValueError, AssertionError, LookupError, RuntimeError) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise UserError(f"model {name} cannot be made ({reason}): check its name, size and arguments.") from error
 
 
 def _from_path(path: Path, img_size: int | None, random: bool, args: dict[str, Any]) -> tuple[nn.Module, str]:
-    if (path / "config.json").is_file():
-        shown = path.resolve().name
-        return _create(f"local-dir:{path}", img_size, not random, args), shown
+    path = path.resolve()
+    if path.name == checkpoints.MODEL and any((path.parent / name).is_file() for name in (_CONFIG, checkpoints.STATE)):
+        path = path.parent  # which says more than the weights alone
+    if (path / _CONFIG).is_file():
+        try:
+            json.loads((path / _CONFIG).read_text())
+        except ValueError as error:
+            raise UserError(f"{path / _CONFIG} is no JSON ({error}): copy or export it again.") from error
+        return _create(f"local-dir:{path}", img_size, not random, args), _named(path)
     if path.is_file():
-        return _detected(path, img_size, random, args), path.name
+        return _detected(path, img_size, random, args), f"{path.parent.name}/{path.name}"
     step = path
-    if (path / "checkpoints").is_dir():
-        step, skipped = checkpoints.newest(path / "checkpoints")
+    runs = path / "checkpoints" if (path / "checkpoints").is_dir() else path
+    if any(runs.glob("step-*")):
+        step, skipped = checkpoints.newest(runs)
         if step is None:
-            raise UserError(f"{path / 'checkpoints'} holds no whole checkpoint{': ' * bool(skipped)}{skipped[:1]}.")
+            raise UserError(f"{runs} holds no whole checkpoint{': ' * bool(skipped)}{skipped[:1]}.")
     elif not (path / checkpoints.STATE).is_file():
         if (path / checkpoints.MODEL).is_file():
-            return _detected(path / checkpoints.MODEL, img_size, random, args), path.resolve().name
+            return _detected(path / checkpoints.MODEL, img_size, random, args), _named(path)
         raise UserError(f"{path} holds no backbone: neither config.json, nor model.safetensors, nor checkpoints.")
     elif wrong := checkpoints.fault(path):
         raise UserError(f"{path}: {wrong}. Take another checkpoint.")
-    return _trained(step, img_size, random, args), f"{step.resolve().parents[1].name}, {step.name}"
+    return _trained(step, img_size, random, args), f"{step.parents[1].name}, {step.name}"
+
+
+def _named(folder: Path) -> str:
+    """A folder in tables; every run calls one of its folders `export`."""
+    return f"{folder.parent.name}/{folder.name}" if folder.name == "export" else folder.name
 
 
 def _detected(file: Path, img_size: int | None, random: bool, args: dict[str, Any]) -> nn.Module:
-    """A plain ViT in a file of weights, told by their names and shapes."""
+    """A plain ViT in a file of weights, told by their names and shapes; ImageNet's mean and std, as we train."""
     weights = encoder_weights(read(file))
     found = detect(weights)
     plain = timm.create_model(found.stock, img_size=found.img_size, in_chans=found.in_chans, **found.model_args, **args)
+    plain.pretrained_cfg = {**plain.pretrained_cfg, **_OURS}
     return _filled(plain, weights, str(file), img_size, random)
 
 

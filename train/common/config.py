@@ -268,7 +268,7 @@ def parse(arguments: Sequence[str] | None = None) -> tuple[Config, str]:
     """The run's configuration, and the same as YAML."""
     its_parser = parser()
     arguments = sys.argv[1:] if arguments is None else arguments
-    arguments = ["--dry_run=true" if a in ("--dry-run", "--dry_run") else a for a in arguments]
+    arguments = flagged(arguments)
     if not any(a.split("=")[0] == "--config" for a in arguments):
         arguments = [f"--config={DEMO}", *arguments]
     namespace = its_parser.parse_args(arguments)
@@ -277,6 +277,16 @@ def parse(arguments: Sequence[str] | None = None) -> tuple[Config, str]:
     config = Config(**vars(its_parser.instantiate(namespace)))
     check(config)
     return config, text
+
+
+def flagged(arguments: Sequence[str]) -> list[str]:
+    """`--dry-run` alone stands for `--dry_run=true`."""
+    words = [re.sub(r"^--dry-run(?=$|=)", "--dry_run", word) for word in arguments]
+    following = [*words, ""][1:]
+    return [
+        "--dry_run=true" if word == "--dry_run" and after not in ("true", "false") else word
+        for word, after in zip(words, following, strict=True)
+    ]
 
 
 def check(config: Config) -> None:

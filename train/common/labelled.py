@@ -1,5 +1,6 @@
 """A labelled data set: what is learnt from and what is tested on, checked before anything long begins."""
 
+import difflib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -9,7 +10,7 @@ from typing import Any
 import datasets
 import pyarrow.compute
 import torch
-from jsonargparse.typing import ClosedUnitInterval, PositiveInt
+from jsonargparse.typing import PositiveInt
 
 from timm_dseq import UserError
 
@@ -36,7 +37,6 @@ class Labels:
         classes: how many there have to be
         subset: what of the training split is used: 1%, 10%, 5-per-class, or a file of row or image names, one a line
         scenes: column that holds CLEVR's scenes as JSON, from which labels are computed
-        max_broken: share of unreadable images at which a run stops
     """
 
     path: str
@@ -48,7 +48,6 @@ class Labels:
     classes: PositiveInt | None = None
     subset: str | None = None
     scenes: str | None = None
-    max_broken: ClosedUnitInterval = 0.01
 
 
 @dataclass(frozen=True)
@@ -117,9 +116,10 @@ def _opened(data: Labels, alias: Alias, path: str) -> tuple[Source, Source, list
         else:
             sides.append(_side(data, path, split, shared, label, task))
     (train_source, names), (test_source, test_names) = sides
+    train_source, test_source = replace(train_source, name=train), replace(test_source, name=test)
     if names != test_names:
         test_source, names = _renumbered(test_source, test_names, names)
-    return replace(train_source, name=train), replace(test_source, name=test), names
+    return train_source, test_source, names
 
 
 def _side(
@@ -142,7 +142,10 @@ def _side(
             raise UserError(f"{place} has no column {column!r}: data.scenes is one of {', '.join(features)}.")
     source = open_source(where)
     if source.label is None:
-        raise UserError(f"{data.path}, split {split}, has no column of classes: name it as data.label.")
+        hint = (
+            " In a folder of images, each class is a folder, and there have to be two." if Path(place).is_dir() else ""
+        )
+        raise UserError(f"{data.path}, split {split}, has no column of classes: name it as data.label.{hint}")
     truth = _labels(source)
     kind = getattr(source.rows, "features", {}).get(source.label)
     if isinstance(kind, datasets.ClassLabel):
@@ -299,7 +302,7 @@ def _has(folder: Path, split: str) -> bool:
 
 
 def _test_in(folder: Path) -> str | None:
-    return next((name for name in ("validation", "val", "valid", "test") if _has(folder, name)), None) or test_split(
+    return next((name for name in ("validation", "val", "valid", "test") if _has(folder, name)), None) or _test_of(
         str(folder), None
     )
 
@@ -309,4 +312,6 @@ def _test_of(path: str, name: str | None) -> str | None:
         return test_split(path, name)
     except (ValueError, OSError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise UserError(f"{path} cannot be opened ({reason}): check data.path.") from error
+        near = difflib.get_close_matches(path, ALIASES, 1)
+        meant = f", or did you mean {near[0]}?" if near else "."
+        raise UserError(f"{path} cannot be opened ({reason}): check data.path{meant}") from error

@@ -32,6 +32,8 @@ class Length:
                 f"{optim.accumulation}{' × 2 images to mix' if pairs else ''}: take "
                 f"{max(1, round(batch / unit)) * unit}."
             )
+        if batch > images:
+            raise UserError(f"optim.batch_size={batch} is more than the {images} images there are: give less.")
         return cls(max(1, round(optim.epochs * images / batch)), batch, batch // parts)
 
     @property

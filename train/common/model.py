@@ -7,7 +7,7 @@ import torch
 from timm.optim import param_groups_weight_decay
 from torch import nn
 
-from timm_dseq import DSeqJEPA, UserError
+from timm_dseq import DSeqJEPA, UserError, block_masks
 from timm_dseq.checkpoints import Weights, encoder_weights, misfits, parse, read
 
 from .config import Config, Model, Optim
@@ -40,6 +40,12 @@ def build(config: Config) -> DSeqJEPA:
         predictor_width=settings.predictor_width,
         predictor_depth=settings.predictor_depth,
     )
+    rows, columns = model.student.patch_embed.grid_size
+    if not block_masks((rows, columns), torch.arange(16)).targets.any():
+        raise UserError(
+            f"model.img_size={settings.img_size}: {rows}×{columns} patches are too few for blocks: give more, or a "
+            "smaller patch_size in model.args."
+        )
     if settings.init:
         initialise(model, settings)
     if config.system.checkpointing:

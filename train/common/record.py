@@ -65,7 +65,7 @@ class Recorder:
         self.utilisation = Utilisation(model)
         self.rate = matrix_rate(accelerator.device, DTYPES[config.system.precision]) * accelerator.num_processes
         self.folder = Path(config.output_dir)
-        self.stopping = False
+        self.stopping = self.told = False
         self.waiting: tuple | None = None
         self.begin()
         self.file = None
@@ -140,6 +140,12 @@ class Recorder:
             self.folder.mkdir(parents=True, exist_ok=True)
             with (self.folder / "unreadable.txt").open("a") as file:
                 file.writelines(f"{line}\n" for line in figures.broken)
+            if not self.told:
+                self.told = True
+                self.screen.say(
+                    f"an image cannot be read and is replaced by another: {figures.broken[0]}. All such are listed in "
+                    f"{self.folder / 'unreadable.txt'}."
+                )
         if self.done.broken > self.config.data.max_broken * max(samples, 1000):
             raise UserError(
                 f"{self.done.broken} of {samples} images cannot be read, more than data.max_broken="

@@ -67,6 +67,12 @@ def check(path: str | Path) -> None:
         raise UserError(f"results={path} cannot be written ({reason}): name another file.")
 
 
+_KEYS = (
+    *("data", "label", "train", "test", "classes", "protocol", "model", "weights", "img_size", "view", "settings"),
+    *("seeds", "precision"),
+)
+
+
 def append(path: str | Path, records: Sequence[dict[str, Any]]) -> None:
     """Add lines to a file that several commands may write to at the same time."""
     path = Path(path)
@@ -90,11 +96,19 @@ def read(paths: Sequence[str | Path]) -> list[dict[str, Any]]:
     for path in map(Path, paths):
         if not path.is_file():
             raise UserError(f"{path} is no file of results.")
-        for number, line in enumerate(path.read_text().splitlines(), 1):
+        try:
+            lines = path.read_text().splitlines()
+        except UnicodeDecodeError as error:
+            raise UserError(f"{path} is no file of results, which are lines of JSON.") from error
+        for number, line in enumerate(lines, 1):
             try:
-                records.append(json.loads(line))
+                record = json.loads(line)
             except ValueError as error:
                 raise UserError(f"{path}, line {number}, is no JSON: remove it.") from error
+            known = isinstance(record, dict) and all(name in record for name in _KEYS)
+            if not known or not isinstance(record.get("accuracy"), (int, float)):
+                raise UserError(f"{path}, line {number}, is no result of probe.py or finetune.py: remove it.")
+            records.append(record)
     return records
 
 
@@ -102,11 +116,20 @@ def line(record: dict[str, Any]) -> str:
     """A record in words."""
     low, high = record["interval"]
     spread = "" if record["std"] is None else f" ± {record['std']:.2f} over {len(record['each'])} seeds"
-    choice = ", ".join(
-        f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}"
-        for name, value in record["settings"].items()
-    )
+    choice = chosen(record)
     return (
         f"{record['protocol']:<14} {record['view']:<12} {record['accuracy']:.2f} %{spread} "
         f"[{low:.2f}, {high:.2f}]{'  ' * bool(choice)}{choice}"
     )
+
+
+def chosen(record: dict[str, Any]) -> str:
+    """The settings of a record in words, and the precision where it is not float32."""
+
+    def said(value: Any) -> str:
+        if isinstance(value, list):
+            return " / ".join(map(said, value))
+        return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+    parts = [f"{name} {said(value)}" for name, value in record["settings"].items()]
+    return ", ".join(parts + [record["precision"]] * (record["precision"] != "no"))

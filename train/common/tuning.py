@@ -13,7 +13,7 @@ from jsonargparse.typing import ClosedUnitInterval, NonNegativeInt, PositiveFloa
 
 from timm_dseq import UserError
 
-from .config import Checkpoint, Parser
+from .config import Checkpoint, Parser, flagged
 from .labelled import Labels
 
 
@@ -145,9 +145,6 @@ RECIPES = {
 }
 
 
-_SHORT = {r"--dry[-_]run$": "--dry_run=true", r"--data(=|$)": r"--data.path\1"}
-
-
 def parser(recipe: str = "mae") -> ArgumentParser:
     """Of `train/finetune.py`, with a recipe's defaults."""
     parser = Parser(prog="finetune.py", description="Fine-tune a backbone.", allow_abbrev=False)
@@ -160,8 +157,7 @@ def parser(recipe: str = "mae") -> ArgumentParser:
 def parse(arguments: Sequence[str] | None = None) -> tuple[Tuning, str]:
     """The run's configuration, and the same as YAML."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    for short, long in _SHORT.items():
-        arguments = [re.sub(f"^{short}", long, word) for word in arguments]
+    arguments = [re.sub(r"^--data(?=$|=)", "--data.path", word) for word in flagged(arguments)]
     its_parser = parser(parser().parse_args(arguments).recipe)
     namespace = its_parser.parse_args(arguments)
     text = its_parser.dump(namespace)
@@ -176,9 +172,9 @@ def check(config: Tuning) -> None:
     low, high = config.augment.crop_scale
     if not 0 < low <= high:
         raise UserError(f"augment.crop_scale={low}, {high}: give the least share of the area first, above 0.")
-    if config.optim.warmup_epochs > config.optim.epochs:
+    if config.optim.warmup_epochs >= config.optim.epochs:
         raise UserError(
-            f"optim.warmup_epochs={config.optim.warmup_epochs} is longer than optim.epochs={config.optim.epochs}: "
+            f"optim.warmup_epochs={config.optim.warmup_epochs} leaves nothing of optim.epochs={config.optim.epochs}: "
             "give less."
         )
     if not config.seeds or len(set(config.seeds)) < len(config.seeds):
