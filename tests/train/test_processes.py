@@ -33,7 +33,7 @@ def alone(tmp_path_factory):
 
 # Each way with one setting, and the one that holds all of them with both; the rest takes a minute more.
 EVERY = [(setting, way) for setting in SETTINGS for way in WAYS]
-LONGER = [(setting, way) for setting, way in EVERY[len(WAYS) : -1]]
+LONGER = [*EVERY[len(WAYS) : -1], ("dseq", "two processes, FSDP2")]
 
 
 @pytest.mark.xdist_group("runs")
