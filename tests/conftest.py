@@ -20,7 +20,7 @@ os.environ |= {
     "HF_HUB_DISABLE_XET": "1",  # the loopback Hub stores plain files
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
-    "OMP_NUM_THREADS": "1",  # most tensors here are tiny, and the suite itself runs in two processes
+    "OMP_NUM_THREADS": "1",  # most tensors here are tiny, and the suite itself runs in several processes
 }
 
 import pytest  # noqa: E402
