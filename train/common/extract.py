@@ -27,6 +27,7 @@ from .data import Source
 from .features import Frozen, Layout
 from .probing import Cache
 from .record import Screen
+from .stop import deaf
 
 DTYPES = {"float16": np.float16, "float32": np.float32}
 _DIGEST = 16
@@ -157,7 +158,8 @@ def digests_of(source: Source, workers: int, cache: Cache, accelerator: Accelera
         screen = Screen(len(source), 0, True, unit="image")
         screen.say(f"looking for duplicates: {len(source)} images of {source.name}")
         digests = np.zeros((len(source), _DIGEST), np.uint8)
-        loader = DataLoader(Pictures(source, None), 256, num_workers=workers, collate_fn=together)
+        pictures = Pictures(source, None)
+        loader = DataLoader(pictures, 256, num_workers=workers, collate_fn=together, worker_init_fn=deaf)
         for indices, _, found in whole(loader):
             digests[indices] = found
             screen.show(int(indices[-1]) + 1, "digests")

@@ -10,6 +10,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from .data import Source
+from .stop import deaf
 
 _BATCH = 128
 
@@ -39,7 +40,8 @@ def right_answers(
     model.eval()
     mine = range(accelerator.process_index, len(source), accelerator.num_processes)
     pinned = accelerator.device.type == "cuda"
-    loader = DataLoader(Subset(Plain(source, data), mine), _BATCH, num_workers=workers, pin_memory=pinned)
+    mine = Subset(Plain(source, data), mine)
+    loader = DataLoader(mine, _BATCH, num_workers=workers, pin_memory=pinned, worker_init_fn=deaf)
     right = torch.zeros(len(source), device=accelerator.device)
     for indices, images, labels in loader:
         with accelerator.autocast():
