@@ -142,3 +142,9 @@ def test_a_damaged_export_is_told_in_one_line(exported, tmp_path):
 def test_fresh_weights_have_no_licence_of_others():
     model, _ = load_backbone("test_vit", random=True)
     assert timm.get_pretrained_cfg("test_vit").license and "license" not in model.pretrained_cfg
+
+
+def test_weights_of_a_run_have_no_licence_of_published_ones(run, exported):
+    stated = load_backbone(str(exported))[0].pretrained_cfg.get("license")
+    assert load_backbone(str(exported / "model.safetensors"))[0].pretrained_cfg.get("license") == stated
+    assert "license" not in load_backbone(str(run))[0].pretrained_cfg

@@ -171,6 +171,11 @@ def test_mistakes_end_in_one_line_before_any_feature_is_computed(settings, says,
     assert not (tmp_path / "results.jsonl").exists()
 
 
+def test_looking_whether_results_can_be_written_leaves_no_trace(tmp_path):
+    results.check(tmp_path / "new" / "results.jsonl")
+    assert not (tmp_path / "new").exists()
+
+
 def test_a_misspelt_setting_is_told_with_what_was_meant(data, tmp_path, capsys):
     with pytest.raises(SystemExit) as end:
         probe(tmp_path, data, knn__temprature=1)

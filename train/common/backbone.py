@@ -12,7 +12,7 @@ from typing import Any
 import timm
 import torch
 from safetensors import SafetensorError
-from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, resolve_model_data_config
+from timm.data import resolve_model_data_config
 from torch import nn
 
 import timm_dseq  # noqa: F401, its names
@@ -24,12 +24,6 @@ from timm_dseq.hub import explained
 from . import checkpoints
 
 _CONFIG = "config.json"
-_OURS = {
-    "mean": IMAGENET_DEFAULT_MEAN,
-    "std": IMAGENET_DEFAULT_STD,
-    "crop_pct": 0.875,
-    "interpolation": "bicubic",
-}
 _REMOTE = ("hf-hub:", "hf_hub:", "local-dir:")
 
 
@@ -63,10 +57,14 @@ def load_backbone(
         raise UserError(
             f"model {name} is neither a model of timm nor a path that exists" + (f", maybe {near[0]}." if near else ".")
         )
-    if random:  # what is drawn here has no licence of others
-        model.pretrained_cfg = {name: value for name, value in model.pretrained_cfg.items() if name != "license"}
-        shown += ", random"
-    return model.eval(), shown
+    if random or not _published(path):  # the licence that timm names is of other weights
+        model.pretrained_cfg = {key: value for key, value in model.pretrained_cfg.items() if key != "license"}
+    return model.eval(), f"{shown}, random" if random else shown
+
+
+def _published(path: Path) -> bool:
+    """Whether the weights came with a description of their own, or are those that timm describes."""
+    return not path.exists() or (path if path.is_dir() else path.parent).joinpath(_CONFIG).is_file()
 
 
 class Pixels(nn.Module):
@@ -85,7 +83,7 @@ class Pixels(nn.Module):
 
 def data_config(model: nn.Module) -> dict[str, Any]:
     """timm's words for the preprocessing: input_size, mean, std, crop_pct, interpolation, crop_mode."""
-    found = resolve_model_data_config(model)
+    found = {k: tuple(v) if isinstance(v, list) else v for k, v in resolve_model_data_config(model).items()}
     size = getattr(getattr(model, "patch_embed", None), "img_size", None)
     return {**found, "input_size": (found["input_size"][0], *size)} if size else found
 
@@ -144,11 +142,11 @@ def _named(folder: Path) -> str:
 
 
 def _detected(file: Path, img_size: int | None, random: bool, args: dict[str, Any]) -> nn.Module:
-    """A plain ViT in a file of weights, told by their names and shapes; ImageNet's mean and std, as we train."""
+    """A plain ViT in a file of weights, told by their names and shapes; seen as timm-dseq convert writes it."""
     weights = encoder_weights(read(file))
     found = detect(weights)
     plain = timm.create_model(found.stock, img_size=found.img_size, in_chans=found.in_chans, **found.model_args, **args)
-    plain.pretrained_cfg = {**plain.pretrained_cfg, **_OURS}
+    plain.pretrained_cfg = {**plain.pretrained_cfg, **found.config("", "")["pretrained_cfg"]}
     return _filled(plain, weights, str(file), img_size, random)
 
 

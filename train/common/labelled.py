@@ -50,6 +50,11 @@ class Labels:
     scenes: str | None = None
 
 
+def shortened(arguments: Sequence[str]) -> list[str]:
+    """`--data NAME` on a command line is short for `--data.path NAME`."""
+    return [re.sub(r"^--data(?=$|=)", "--data.path", word) for word in arguments]
+
+
 @dataclass(frozen=True)
 class Labelled:
     """Both splits with their labels in memory, and the names of the classes."""

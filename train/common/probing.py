@@ -13,7 +13,7 @@ from jsonargparse.typing import NonNegativeInt, PositiveFloat, PositiveInt
 from timm_dseq import UserError
 
 from .config import Parser
-from .labelled import Labels
+from .labelled import Labels, shortened
 
 CACHED = ("dseq-cached", "ijepa-cached", "dinov2-cached")
 ON_FEATURES = ("knn", "logistic", "vtab", *CACHED)
@@ -128,8 +128,7 @@ def parse(arguments: Sequence[str] | None = None) -> Probe:
     """The settings of a command line; `--data NAME` is short for `--data.path NAME`."""
     its_parser = parser()
     arguments = sys.argv[1:] if arguments is None else arguments
-    arguments = ["--data.path" + a[6:] if a.split("=")[0] == "--data" else a for a in arguments]
-    namespace = its_parser.parse_args(arguments)
+    namespace = its_parser.parse_args(shortened(arguments))
     namespace.pop("config", None)
     config = Probe(**vars(its_parser.instantiate(namespace)))
     if not config.seeds or len(set(config.seeds)) < len(config.seeds):

@@ -54,15 +54,16 @@ def interval(answers: torch.Tensor, seed: int = 0) -> tuple[float, float]:
 
 
 def check(path: str | Path) -> None:
-    """Before long work: whether a result can be added there at its end."""
+    """Before long work, and without a trace: whether a result can be added there at its end."""
     path = Path(path)
-    reason = "it is a folder" if path.is_dir() else None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if not reason and not os.access(path if path.exists() else path.parent, os.W_OK):
-            reason = "Permission denied"
-    except OSError as error:
-        reason = error.strerror
+    nearest = next(place for place in (path, *path.absolute().parents) if place.exists())
+    reason = None
+    if path.is_dir():
+        reason = "it is a folder"
+    elif nearest != path and not nearest.is_dir():
+        reason = f"{nearest} is no folder"
+    elif not os.access(nearest, os.W_OK):
+        reason = "Permission denied"
     if reason:
         raise UserError(f"results={path} cannot be written ({reason}): name another file.")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -14,7 +13,7 @@ from jsonargparse.typing import ClosedUnitInterval, NonNegativeInt, PositiveFloa
 from timm_dseq import UserError
 
 from .config import Checkpoint, Parser, flagged
-from .labelled import Labels
+from .labelled import Labels, shortened
 
 
 @dataclass
@@ -157,7 +156,7 @@ def parser(recipe: str = "mae") -> ArgumentParser:
 def parse(arguments: Sequence[str] | None = None) -> tuple[Tuning, str]:
     """The run's configuration, and the same as YAML."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    arguments = [re.sub(r"^--data(?=$|=)", "--data.path", word) for word in flagged(arguments)]
+    arguments = shortened(flagged(arguments))
     its_parser = parser(parser().parse_args(arguments).recipe)
     namespace = its_parser.parse_args(arguments)
     text = its_parser.dump(namespace)
