@@ -28,7 +28,7 @@ from common.keeper import Done, Keeper
 from common.length import Length
 from common.model import build, optimizer_of
 
-STEPS, ROUNDS = 12, 4
+WARM, STEPS, ROUNDS = 8, 12, 4
 
 
 def main() -> None:
@@ -63,11 +63,11 @@ def main() -> None:
             crops[0, index % len(source)]
         return time.thread_time() - begun
 
-    seconds(loader, 2)
     bare = loop = decoding = float("inf")
     for _ in range(ROUNDS):  # in turns
         bare = min(bare, seconds(cycle(ready), STEPS))
         decoding = min(decoding, decode())
+        seconds(loader, WARM)  # uses up what the workers had ahead meanwhile
         loop = min(loop, seconds(loader, STEPS))
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     batch = config.optim.batch_size

@@ -68,9 +68,10 @@ def test_25_more_killed_runs_end_bit_for_bit_like_the_whole_one(whole, tmp_path)
 
 
 @pytest.mark.xdist_group("runs")
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
 def test_a_signal_ends_behind_a_step_saves_and_exits_with_75(whole, tmp_path, number):
-    """To the loader's worker as well: a scheduler, or Ctrl-C in a terminal, signals every process of a job."""
+    """To the loader's worker as well, and twice: a scheduler, or Ctrl-C in a terminal, signals every process of a job,
+    and torchrun hands on to its processes what they have got already."""
     output = tmp_path / "run"
     process = start(output, data__workers=1)
     while not (output / "log.jsonl").exists() or len((output / "log.jsonl").read_text().splitlines()) < 4:
@@ -78,7 +79,9 @@ def test_a_signal_ends_behind_a_step_saves_and_exits_with_75(whole, tmp_path, nu
     (worker,) = psutil.Process(process.pid).children()
     worker.send_signal(number)
     time.sleep(0.3)  # a worker that died of it is noticed by now
-    os.kill(process.pid, number)
+    for _ in range(2):
+        os.kill(process.pid, number)
+        time.sleep(0.05)
     process.join(60)
     assert process.exitcode == 75
     done = len(log_of(output))

@@ -1,16 +1,19 @@
-"""A signal to a whole job leaves loader workers alone, wherever a run that stops behind a step loads images."""
+"""Signals: a run stops behind a step, and one to a whole job leaves loader workers alone wherever images are loaded."""
 
 import os
-import signal
+from pathlib import Path
 from types import SimpleNamespace
 
+import pytest
 import torch
 from accelerate import Accelerator
 from common.extract import digests_of
 from common.probing import Cache
 from common.scoring import right_answers
+from common.stop import NUMBERS
 from PIL import Image
 
+TRAIN = Path(__file__).parents[2] / "train"
 DATA = {"input_size": (3, 8, 8), "interpolation": "bicubic", "mean": (0.5,) * 3, "std": (0.5,) * 3, "crop_pct": 1.0}
 
 
@@ -26,7 +29,7 @@ class Signalled:
 
     def picture(self, index):
         assert os.getpid() != self.main
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in NUMBERS:
             os.kill(os.getpid(), number)
         return Image.new("RGB", (8, 8))
 
@@ -41,3 +44,22 @@ def test_the_judgement_of_a_classifier_goes_on():
 
 def test_the_search_for_duplicates_goes_on(tmp_path):
     assert digests_of(Signalled(), 1, Cache(folder=str(tmp_path)), Accelerator(cpu=True)).shape == (2, 16)
+
+
+@pytest.mark.parametrize("number", NUMBERS)
+def test_a_second_signal_ends_at_once_but_not_when_it_is_an_echo(run_python, number):
+    code = """
+import os, sys, time
+from common import stop
+asked, number = stop.Stop(), int(sys.argv[1])
+os.kill(os.getpid(), number)
+assert asked.asked
+os.kill(os.getpid(), number)
+print("alive", flush=True)
+later = time.monotonic() + stop.ECHO
+stop.time = type("Clock", (), {"monotonic": lambda: later + 0.1})
+os.kill(os.getpid(), number)
+print("still alive", flush=True)
+"""
+    done = run_python(code, str(int(number)), PYTHONPATH=str(TRAIN))
+    assert (done.returncode, done.stdout) == (-number, "alive\n"), done.stderr

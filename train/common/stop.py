@@ -1,24 +1,32 @@
 """The end of a run by a signal: asked for, and granted behind a step."""
 
+import os
 import signal
+import time
 
 STOPPED = 75  # exit code of a run that was asked to stop, and has saved: the same command goes on
+ECHO = 5.0  # seconds within which a second signal is the first one again: torchrun hands on what all have got already
+NUMBERS = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1") if hasattr(signal, name)]
 
 
 class Stop:
-    """SIGTERM and SIGINT ask for an end behind the current step; a second one ends at once."""
+    """SIGTERM, SIGINT and SIGUSR1 ask for an end behind the current step; one more, after a while, ends at once."""
 
     def __init__(self) -> None:
         self.asked = False
-        for number in (signal.SIGTERM, signal.SIGINT):
+        self._since = 0.0
+        for number in NUMBERS:
             signal.signal(number, self._ask)
 
     def _ask(self, number: int, _frame) -> None:
-        self.asked = True
-        signal.signal(number, signal.SIG_DFL)
+        if not self.asked:
+            self.asked, self._since = True, time.monotonic()
+        elif time.monotonic() - self._since > ECHO:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
 
 
 def deaf(_worker: int) -> None:
     """For loader workers: a signal to the whole job is the main process's, which needs them until its step is done."""
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in NUMBERS:
         signal.signal(number, signal.SIG_IGN)
