@@ -178,7 +178,7 @@ def test_verify_sees_each_fault(run, complete, tmp_path):
 def test_verify_sees_weights_that_load_to_other_numbers(run, complete, monkeypatch):
     from timm_dseq import verify as module
 
-    monkeypatch.setattr(module, "_STOCK_TIMM", module._STOCK_TIMM.replace("model(load", "1.001 * model(load"))
+    monkeypatch.setattr(module, "_STOCK", module._STOCK.replace("return timm", "return 1.001 * timm"))
     code, out, err = run("verify", complete, "--json")
     assert err.startswith("timm-dseq verify: 1 of ") and "(stock timm)" in err and err.count("\n") == 1
     checks = json.loads(out)

@@ -23,22 +23,30 @@ from .errors import UserError
 
 TOLERANCE = 1e-5
 
-_STOCK_TIMM = """
-import sys, timm, torch
+# Check → what loads there: the features of each that can be, the fault of each that cannot.
+_STOCK = """
+import json, sys, timm, torch
+from pathlib import Path
 from safetensors.torch import load_file, save_file
-model = timm.create_model(sys.argv[1], pretrained=True).float().eval()
-with torch.inference_mode():
-    save_file({"features": model(load_file(sys.argv[2])["image"])}, sys.argv[3])
+
+def in_timm(source):
+    return timm.create_model(source, pretrained=True).float().eval()(image)
+
+def in_transformers(source):
+    from transformers import AutoModel
+    return AutoModel.from_pretrained(source).float().eval()(image).pooler_output
+
+folder, found, faults = Path(sys.argv[1]), {}, {}
+image = load_file(folder / "image.safetensors")["image"]
+for check, source in json.loads((folder / "sources.json").read_text()).items():
+    try:
+        with torch.inference_mode():
+            found[check] = (in_transformers if check == "transformers" else in_timm)(source).contiguous()
+    except Exception as error:
+        faults[check] = f"{type(error).__name__}: {error}".strip().splitlines()[-1]
 assert not any(name.startswith("timm_dseq") for name in sys.modules)
-"""
-_TRANSFORMERS = """
-import sys, torch
-from safetensors.torch import load_file, save_file
-from transformers import AutoModel
-model = AutoModel.from_pretrained(sys.argv[1]).float().eval()
-with torch.inference_mode():
-    save_file({"features": model(load_file(sys.argv[2])["image"]).pooler_output.contiguous()}, sys.argv[3])
-assert not any(name.startswith("timm_dseq") for name in sys.modules)
+save_file(found, folder / "found.safetensors")
+(folder / "faults.json").write_text(json.dumps(faults))
 """
 
 
@@ -105,17 +113,18 @@ def verify(folder: str | os.PathLike, repository: str | None = None) -> dict[str
         expected = model(image)
         pooled = model.forward_head(model.forward_features(image), pre_logits=True)
 
-    with tempfile.TemporaryDirectory() as scratch:
-        save_file({"image": image}, f"{scratch}/image.safetensors")
-        checks["stock timm"] = _in_process(_STOCK_TIMM, f"local-dir:{folder.resolve()}", expected, scratch)
-        if repository:
-            checks["stock timm from the Hub"] = _in_process(_STOCK_TIMM, f"hf-hub:{repository}", expected, scratch)
-        if backbone.dseq_name:
-            checks["timm_dseq"] = _with_package(folder, backbone, image, expected)
-        if find_spec("transformers"):
-            checks["transformers"] = _in_process(_TRANSFORMERS, str(folder.resolve()), pooled, scratch)
-        else:
-            checks["transformers"] = {"ok": True, "seen": "not installed, not checked: pip install transformers"}
+    sources = {"stock timm": f"local-dir:{folder.resolve()}"}
+    if repository:
+        sources["stock timm from the Hub"] = f"hf-hub:{repository}"
+    if find_spec("transformers"):
+        sources["transformers"] = str(folder.resolve())
+    checks |= _without_package(
+        sources, image, {name: pooled if name == "transformers" else expected for name in sources}
+    )
+    if "transformers" not in sources:
+        checks["transformers"] = {"ok": True, "seen": "not installed, not checked: pip install transformers"}
+    if backbone.dseq_name:
+        checks["timm_dseq"] = _with_package(folder, backbone, image, expected)
     return checks
 
 
@@ -140,13 +149,23 @@ def _compared(features: torch.Tensor, expected: torch.Tensor) -> dict:
     return {"ok": difference <= TOLERANCE, "seen": f"largest difference {difference:.1e}"}
 
 
-def _in_process(script: str, source: str, expected: torch.Tensor, scratch: str) -> dict:
-    paths = f"{scratch}/image.safetensors", f"{scratch}/features.safetensors"
-    command = [sys.executable, "-c", script, source, *paths]
-    run = subprocess.run(command, capture_output=True, text=True)
-    if run.returncode:
-        return {"ok": False, "seen": (run.stderr.strip().splitlines() or ["no message"])[-1]}
-    return _compared(load_file(paths[1])["features"], expected)
+def _without_package(
+    sources: dict[str, str], image: torch.Tensor, expected: dict[str, torch.Tensor]
+) -> dict[str, dict]:
+    """The checks that stock timm and transformers pass or not, in a process of their own."""
+    with tempfile.TemporaryDirectory() as name:
+        scratch = Path(name)
+        save_file({"image": image}, scratch / "image.safetensors")
+        (scratch / "sources.json").write_text(json.dumps(sources))
+        run = subprocess.run([sys.executable, "-c", _STOCK, name], capture_output=True, text=True)
+        if run.returncode:
+            said = (run.stderr.strip().splitlines() or [f"the process ended with {run.returncode}"])[-1]
+            return {check: {"ok": False, "seen": said} for check in sources}
+        found, faults = load_file(scratch / "found.safetensors"), json.loads((scratch / "faults.json").read_text())
+    return {
+        check: {"ok": False, "seen": faults[check]} if check in faults else _compared(found[check], expected[check])
+        for check in sources
+    }
 
 
 def _with_package(folder: Path, backbone: Backbone, image: torch.Tensor, expected: torch.Tensor) -> dict:
