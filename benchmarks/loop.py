@@ -1,4 +1,4 @@
-"""The whole training loop against the bare step: what data, logging and checkpoints cost, in one run.
+"""The whole training loop against the bare step: what data, logging, checkpoints and probes cost, in one run.
 
     python benchmarks/loop.py                                                     # the demo's model on the CPU
     python benchmarks/loop.py --config train/configs/vit_b16_in1k.yaml --data.path FOLDER --optim.batch_size 256
@@ -27,6 +27,8 @@ from common.data import Crops, open_source
 from common.keeper import Done, Keeper
 from common.length import Length
 from common.model import build, optimizer_of
+from common.record import Screen
+from common.watch import Watch
 
 WARM, STEPS, ROUNDS = 8, 12, 4
 
@@ -81,11 +83,19 @@ def main() -> None:
     begun = time.perf_counter()
     keeper.save(model, optimizer, Done(1, batch), None)
     saving = time.perf_counter() - begun
-    size = sum(file.stat().st_size for file in keeper.newest().iterdir()) / 2**20
-    share = saving / (config.checkpoint.every * loop)
-    every = config.checkpoint.every
-    print(f"checkpoint {saving:.2f} s for {size:.0f} MiB, {share:.2%} of the time at one in {every} steps")
     assert checkpoints.fault(keeper.newest()) is None
+    size = sum(file.stat().st_size for file in keeper.newest().iterdir()) / 2**20
+    print(f"checkpoint of {size:.0f} MiB: {_share(saving, config.checkpoint.every, loop)}")
+
+    watch = Watch(config, accelerator, whole, Screen(0, 0, False))
+    begun = time.perf_counter()
+    watch.look(1)
+    if every := config.watch.probe_every or config.watch.pictures_every:
+        print(f"probes and pictures: {_share(time.perf_counter() - begun, every, loop)}")
+
+
+def _share(spent: float, every: int, step: float) -> str:
+    return f"{spent:.2f} s, {spent / (every * step):.2%} of the time at one in {every} steps"
 
 
 def _sync(device: torch.device) -> None:

@@ -123,7 +123,7 @@ def extract(
     if len(todo):
         screen.say(f"features of {len(todo)} images of {source.name}, into {folder}")
     loader = DataLoader(
-        Subset(Pictures(source, eval_transform(preprocessing)), mine),
+        Subset(Pictures(source, eval_transform(preprocessing)), mine.tolist()),
         cache.batch_size,
         num_workers=workers,
         collate_fn=together,
