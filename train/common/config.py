@@ -5,18 +5,19 @@ Without a file of settings, configs/demo.yaml is taken, which a laptop runs in m
 
 from __future__ import annotations
 
-import difflib
 import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal
 
 from jsonargparse import ArgumentParser
 from jsonargparse.typing import ClosedUnitInterval, NonNegativeInt, PositiveFloat, PositiveInt
 
 from timm_dseq import UserError
+
+from .parser import Parser
 
 DEMO = Path(__file__).parents[1] / "configs" / "demo.yaml"
 
@@ -230,28 +231,6 @@ class Config:
     seed: int = 0
     max_steps: PositiveInt | None = None
     dry_run: bool = False
-
-
-class Parser(ArgumentParser):
-    """One line for a mistake, with what was probably meant."""
-
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        known = [action.dest for action in self._actions]
-        wrong = re.search(r"unrecognized arguments: --([\w.-]+)", message)
-        inside = re.search(r"Group '(.+?)' does not accept option '(.+?)'", message)
-        unknown = re.search(r"Option '(.+?)' is not accepted", message)
-        name = wrong[1].replace("-", "_") if wrong else None
-        name = f"{inside[1]}.{inside[2]}" if inside else name
-        name = unknown[1] if unknown else name
-        line = " ".join(message.split())
-        if name:
-            ends = {dest.rpartition(".")[2]: dest for dest in known}
-            near = difflib.get_close_matches(name, known, 1) or [
-                ends[end] for end in difflib.get_close_matches(name.rpartition(".")[2], ends, 1)
-            ]
-            line = f"there is no setting {name}" + (f"; did you mean {near[0]}?" if near else "; see --help")
-        print(f"{self.prog}: {line}", file=sys.stderr)
-        sys.exit(2)
 
 
 def parser() -> ArgumentParser:

@@ -12,8 +12,8 @@ from jsonargparse.typing import NonNegativeInt, PositiveFloat, PositiveInt
 
 from timm_dseq import UserError
 
-from .config import Parser
 from .labelled import Labels, shortened
+from .parser import Parser
 
 CACHED = ("dseq-cached", "ijepa-cached", "dinov2-cached")
 ON_FEATURES = ("knn", "logistic", "vtab", *CACHED)

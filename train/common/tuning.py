@@ -12,8 +12,9 @@ from jsonargparse.typing import ClosedUnitInterval, NonNegativeInt, PositiveFloa
 
 from timm_dseq import UserError
 
-from .config import Checkpoint, Parser, flagged
+from .config import Checkpoint, flagged
 from .labelled import Labels, shortened
+from .parser import Parser
 
 
 @dataclass
