@@ -25,10 +25,10 @@ from common.order import Share, sample_seed
 from common.record import Figures, Recorder, Screen, available
 from common.stop import STOPPED, Stop, deaf
 from common.stream import Stream, images_in
+from common.update import update
 from common.watch import Watch
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
-from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
@@ -132,21 +132,10 @@ def train_step(
             (loss * facts["weight"]).backward()
         figures.add(loss, facts, samples, broken)
 
-    gradients = [parameter.grad for parameter in whole.parameters() if parameter.grad is not None]
-    own = [gradient.to_local() if isinstance(gradient, DTensor) else gradient for gradient in gradients]
-    torch._foreach_div_(own, figures.weight)
-    norm = torch.nn.utils.get_total_norm(gradients)
-    norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
-    if config.optim.clip:
-        torch._foreach_mul_(own, (config.optim.clip / (norm + 1e-6)).clamp(max=1.0))
-    figures.gradient_norm = norm
-    optimizer.found_inf = (~norm.isfinite()).float()  # AdamW leaves such a step out, on the device
-    optimizer.grad_scale = None
     for group in optimizer.param_groups:
         group["lr"] = now.lr
         group["weight_decay"] = now.weight_decay if group["decays"] else 0.0
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
+    figures.gradient_norm = update(whole.parameters(), optimizer, figures.weight, config.optim.clip)
     model.update_target(now.momentum)
     return figures
 

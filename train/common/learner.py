@@ -16,6 +16,7 @@ from .drop_path import DropPathCoins
 from .journal import Figures
 from .order import sample_seed
 from .tuning import Tuning
+from .update import update
 
 HEAD_STD = 2e-5  # MAE's: the first logits are near zero, so the backbone is not shaken
 _DROPOUT = -5  # the place of the seeds of what else a model draws, where images have their index
@@ -63,7 +64,10 @@ class Learner:
                 loss.backward()
             figures.loss = figures.loss + loss.detach()
             figures.images += len(images)
-        figures.gradient_norm = self._update(batch / processes, lr)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr * group["lr_scale"]
+        clip = self.config.optim.clip
+        figures.gradient_norm = update(self.model.parameters(), self.optimizer, batch / processes, clip)
         if self.ema:
             self.ema.update(self.model, step)
         return figures
@@ -78,18 +82,3 @@ class Learner:
         with self.accelerator.autocast():
             logits = self.whole(images)
         return SoftTargetCrossEntropy()(logits.float(), targets) * len(images)
-
-    def _update(self, images: float, lr: float) -> torch.Tensor:
-        """AdamW on gradients of sums over `images`; returns the norm of their mean."""
-        gradients = [parameter.grad for parameter in self.model.parameters() if parameter.grad is not None]
-        torch._foreach_div_(gradients, images)
-        norm = torch.nn.utils.get_total_norm(gradients)
-        if self.config.optim.clip:
-            torch._foreach_mul_(gradients, (self.config.optim.clip / (norm + 1e-6)).clamp(max=1.0))
-        self.optimizer.found_inf = (~norm.isfinite()).float()  # AdamW leaves such a step out, on the device
-        self.optimizer.grad_scale = None
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr * group["lr_scale"]
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        return norm

@@ -1,0 +1,31 @@
+"""One optimiser step on gradients that are sums over a batch, however it was dealt; nothing waits for the device."""
+
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+from torch.distributed.tensor import DTensor
+
+
+def update(
+    parameters: Iterable[nn.Parameter],
+    optimizer: torch.optim.Optimizer,
+    weight: torch.Tensor | float,
+    clip: float | None,
+) -> torch.Tensor:
+    """Divide the gradients by `weight`, clip, step. Returns their norm, (), before the clipping.
+
+    A step whose gradient is not finite is left out.
+    """
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    own = [gradient.to_local() if isinstance(gradient, DTensor) else gradient for gradient in gradients]
+    torch._foreach_div_(own, weight)
+    norm = torch.nn.utils.get_total_norm(gradients)
+    norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
+    if clip:
+        torch._foreach_mul_(own, (clip / (norm + 1e-6)).clamp(max=1.0))
+    optimizer.found_inf = (~norm.isfinite()).float()  # AdamW heeds it, on the device
+    optimizer.grad_scale = None
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return norm
