@@ -160,11 +160,11 @@ _PAGE = """<!doctype html>
 <style>
 body {{ font: 15px/1.45 system-ui, sans-serif; color: #181a20; max-width: 1000px; margin: 2em auto; padding: 0 1em }}
 h1 {{ font-size: 1.5em; margin-bottom: 0 }} h2 {{ font-size: 1.15em; margin-top: 2em }}
-.charts {{ display: grid; grid-template-columns: repeat(auto-fit, minmax(400px, 1fr)); gap: 1.2em }}
+.charts {{ display: grid; grid-template-columns: repeat(auto-fit, minmax(min(400px, 100%), 1fr)); gap: 1.2em }}
 figure {{ margin: 0 }} figcaption {{ font-weight: 600; margin: .6em 0 .2em }}
 svg {{ width: 100% }} svg text {{ font: 11px system-ui, sans-serif; fill: #6e727c }}
 polyline {{ fill: none; stroke-width: 1.6 }} .grid {{ stroke: #e4e5ea }}
-.legend {{ font-size: .85em }} .legend span {{ margin-right: 1em }}
+.legend {{ font-size: .85em }} .legend span {{ margin-right: 1em; display: inline-block }}
 .legend i {{ display: inline-block; width: .8em; height: .8em; margin-right: .35em; border-radius: 2px }}
 img {{ max-width: 100%; border-radius: 4px }} pre {{ background: #f5f5f7; padding: 1em; overflow: auto }}
 table {{ border-collapse: collapse }}
