@@ -37,10 +37,12 @@ def test_max_steps_stops_early_and_leaves_the_schedules_alone(half, tmp_path):
     assert (half / "export" / "model.safetensors").is_file()
 
 
-def test_a_finished_run_exports_again_and_exits_with_0(own):
+@pytest.mark.parametrize("max_steps", [6, 4])
+def test_a_finished_run_exports_again_and_exits_with_0(own, max_steps):
     shutil.rmtree(own / "export")
-    code, said = train(own, max_steps=6)
+    code, said = train(own, max_steps=max_steps)
     assert code == 0, said
+    assert f"nothing is left to train up to step {max_steps}: what step 6 holds is exported" in said
     assert load_file(own / "export" / "model.safetensors").keys()
     assert len(log_of(own)) == 6
 
