@@ -15,11 +15,10 @@ import time
 from itertools import cycle, islice
 from pathlib import Path
 
-import torch
-
 sys.path.insert(0, str(Path(__file__).parents[1] / "train"))
 
-import pretrain
+import pretrain  # before torch, whose threads it sets
+import torch
 from accelerate import Accelerator
 from common import checkpoints, schedules
 from common.config import parse

@@ -12,6 +12,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 
+# Read when torch is loaded: threads of OpenMP that spin while they wait take the cores of the loader's workers.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 import torch
 from accelerate import Accelerator
 from common import schedules
