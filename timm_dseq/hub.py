@@ -47,7 +47,6 @@ def explained(what: str) -> Iterator[None]:
     except hub_errors.OfflineModeIsEnabled as error:
         raise UserError(f"{what} needs the network: unset HF_HUB_OFFLINE.") from error
     except OSError as error:  # the Hub's refusals, network errors, a download that broke off, the disk
-        _check_endpoint(error)
         status = getattr(getattr(error, "response", None), "status_code", None)
         if status in (401, 403):
             raise UserError(f"{what}: your token may not do this: log in with one that may (hf auth login).") from error
@@ -62,6 +61,7 @@ def explained(what: str) -> Iterator[None]:
             raise UserError(
                 f"{error.filename} cannot be used ({fault}): set HF_HOME or cache_dir to a folder that can be written."
             ) from error
+        _check_endpoint(error)
         raise UserError(f"{what} did not arrive whole ({_first_line(error)}): try again.") from error
     except Exception as error:  # httpx and requests have no common base below Exception
         if type(error).__module__.split(".")[0] not in ("httpx", "httpx2", "requests", "urllib3", "httpcore"):
@@ -71,7 +71,7 @@ def explained(what: str) -> Iterator[None]:
 
 
 def _check_endpoint(error: Exception) -> None:
-    """Whether what the network says is the fault of the address that was set."""
+    """A failure of the network is the fault of the address that was set, where that is none."""
     endpoint = huggingface_hub.constants.ENDPOINT
     if not re.match(r"https?://[^/]", endpoint):
         raise UserError(f"HF_ENDPOINT={endpoint!r} is no address: begin it with https://, or unset it.") from error

@@ -2,6 +2,7 @@
 
 import os
 import random
+import shutil
 import signal
 import time
 
@@ -97,3 +98,10 @@ def test_loader_workers_change_nothing(whole, tmp_path):
     code, said = train(tmp_path / "run", data__workers=2)
     assert code == 0, said
     assert_same_run(tmp_path / "run", whole[0])
+
+
+@pytest.mark.xdist_group("runs")
+def test_a_dry_run_of_a_finished_run_speaks_of_no_export(whole, tmp_path):
+    shutil.copytree(whole[0], tmp_path / "run")
+    code, said = train(tmp_path / "run", dry_run=True)
+    assert code == 0 and "exported" not in said, said

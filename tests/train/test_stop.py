@@ -18,7 +18,7 @@ DATA = {"input_size": (3, 8, 8), "interpolation": "bicubic", "mean": (0.5,) * 3,
 
 
 class Signalled:
-    """Two images; the loader's worker gets both signals while it reads them."""
+    """Two images; the loader's worker gets every signal while it reads them."""
 
     name, truth, label = "test", torch.zeros(2, dtype=torch.int64), "label"
     rows = SimpleNamespace(_fingerprint="")

@@ -5,7 +5,6 @@ Without a file of settings, configs/demo.yaml is taken, which a laptop runs in m
 
 from __future__ import annotations
 
-import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -17,7 +16,7 @@ from jsonargparse.typing import ClosedUnitInterval, NonNegativeInt, PositiveFloa
 
 from timm_dseq import UserError
 
-from .parser import Parser
+from .parser import Parser, flagged
 
 DEMO = Path(__file__).parents[1] / "configs" / "demo.yaml"
 
@@ -256,16 +255,6 @@ def parse(arguments: Sequence[str] | None = None) -> tuple[Config, str]:
     config = Config(**vars(its_parser.instantiate(namespace)))
     check(config)
     return config, text
-
-
-def flagged(arguments: Sequence[str]) -> list[str]:
-    """`--dry-run` alone stands for `--dry_run=true`."""
-    words = [re.sub(r"^--dry-run(?=$|=)", "--dry_run", word) for word in arguments]
-    following = [*words, ""][1:]
-    return [
-        "--dry_run=true" if word == "--dry_run" and after not in ("true", "false") else word
-        for word, after in zip(words, following, strict=True)
-    ]
 
 
 def check(config: Config) -> None:

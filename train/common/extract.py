@@ -123,7 +123,9 @@ def extract(
     if len(todo):
         screen.say(f"features of {len(todo)} images of {source.name}, into {folder}")
     loader = DataLoader(
-        Subset(Pictures(source, eval_transform(preprocessing)), mine.tolist()),
+        Subset(
+            Pictures(source, eval_transform(preprocessing)), mine.tolist()
+        ),  # datasets 4.0 takes no integers of numpy
         cache.batch_size,
         num_workers=workers,
         collate_fn=together,

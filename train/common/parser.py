@@ -4,6 +4,7 @@ import difflib
 import re
 import sys
 import types
+from collections.abc import Sequence
 from typing import Any, Literal, NoReturn, Union, get_args, get_origin
 
 from jsonargparse import ArgumentParser
@@ -14,7 +15,6 @@ _WORDS = {
     int: "a whole number",
     float: "a number",
     str: "text",
-    Any: "anything",
     type(None): "null",
     PositiveInt: "a whole number above 0",
     NonNegativeInt: "a whole number, 0 or more",
@@ -50,6 +50,16 @@ class Parser(ArgumentParser):
             return f"{name}: {reason}"
         given = re.search(r"(?:Got|Given) value: (.+)$|: (\S+) does not conform|'([^']*)'$", reason)
         return f"{name} takes {takes(kind)}" + (f", not {next(filter(None, given.groups()), '')}" if given else "")
+
+
+def flagged(arguments: Sequence[str]) -> list[str]:
+    """`--dry-run` alone stands for `--dry_run=true`."""
+    words = [re.sub(r"^--dry-run(?=$|=)", "--dry_run", word) for word in arguments]
+    following = [*words, ""][1:]
+    return [
+        "--dry_run=true" if word == "--dry_run" and after not in ("true", "false") else word
+        for word, after in zip(words, following, strict=True)
+    ]
 
 
 def _unknown(line: str) -> str | None:

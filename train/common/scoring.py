@@ -40,8 +40,8 @@ def right_answers(
     model.eval()
     mine = range(accelerator.process_index, len(source), accelerator.num_processes)
     pinned = accelerator.device.type == "cuda"
-    mine = Subset(Plain(source, data), mine)
-    loader = DataLoader(mine, _BATCH, num_workers=workers, pin_memory=pinned, worker_init_fn=deaf)
+    own = Subset(Plain(source, data), mine)
+    loader = DataLoader(own, _BATCH, num_workers=workers, pin_memory=pinned, worker_init_fn=deaf)
     right = torch.zeros(len(source), device=accelerator.device)
     for indices, images, labels in loader:
         with accelerator.autocast():

@@ -12,9 +12,9 @@ from jsonargparse.typing import ClosedUnitInterval, NonNegativeInt, PositiveFloa
 
 from timm_dseq import UserError
 
-from .config import Checkpoint, flagged
+from .config import Checkpoint
 from .labelled import Labels, shortened
-from .parser import Parser
+from .parser import Parser, flagged
 
 
 @dataclass
