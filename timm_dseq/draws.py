@@ -25,3 +25,14 @@ def uniform(seeds: torch.Tensor, count: int, stream: int = 0) -> torch.Tensor:
     counter = torch.arange(1, count + 1, device=seeds.device)
     bits = _mix(_mix((key[:, None] + counter * 0x9E3779B1) & _LOW) ^ key[:, None])
     return (bits >> 8).float() / 2**24
+
+
+def hashed(columns: torch.Tensor) -> torch.Tensor:
+    """Rows of integers (B, n) → 63 bits that depend on all of a row, in their order: (B,) int64."""
+    low = torch.full_like(columns[:, 0], 0x510E527F)
+    high = torch.full_like(low, 0x1F83D9AB)
+    for column in columns.long().unbind(1):
+        for part in (column & _LOW, (column >> 32) & _LOW):
+            low = _mix(low ^ part)
+            high = _mix((high + low) & _LOW ^ part)
+    return ((high & 0x7FFFFFFF) << 32) | low

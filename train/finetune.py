@@ -4,6 +4,8 @@ Ends in a Hub-ready classifier. `--recipe` names whose settings are taken, `--he
 stopped, killed or crashed goes on where it was when the same command is given again.
 """
 
+import common.environment  # noqa: F401, I001  # before torch is loaded
+
 import sys
 import time
 from collections.abc import Callable
@@ -14,7 +16,7 @@ from typing import Any
 
 import numpy as np
 from accelerate import Accelerator
-from common import results
+from common import launch, results
 from common.augment import Augmented, training_transform
 from common.backbone import data_config, load_backbone
 from common.classifier import Described, describe
@@ -49,7 +51,7 @@ def main(arguments: list[str] | None = None) -> int:
 def run(config: Tuning, text: str) -> int:
     """One run for each seed, then the hand-over."""
     results.check(config.results)
-    accelerator = Accelerator(mixed_precision="bf16" if config.system.precision == "bf16" else "no")
+    accelerator = launch.accelerator(mixed_precision="bf16" if config.system.precision == "bf16" else "no")
     splits = [open_labelled(config.data, seed) for seed in config.seeds]
     look = cache(lambda: seen_twice(config, splits, accelerator))
     stop, tuned = Stop(), []
@@ -101,8 +103,9 @@ def tune(
     data = data_config(model)
     described = describe(model, shown, labelled.names, config.data.path, data)
     learner = Learner(model, config, len(labelled.names), accelerator)
-    keeper = Keeper(config, text, labelled.train.fingerprint(), accelerator)
-    done = keeper.resume(learner.saved, learner.optimizer)
+    keeper = Keeper(config, text, accelerator)
+    done = keeper.find()
+    keeper.resume(learner.saved, learner.optimizer, labelled.train.fingerprint())
     last = min(length.steps, config.max_steps or length.steps)
     if config.dry_run:
         last = min(last, done.step + 2)

@@ -4,11 +4,12 @@ kNN and logistic regression on features that are computed once, or heads trained
 setting, docs/probing.md says which protocol is whose. Results are added to a JSON-lines file that train/table.py reads.
 """
 
+import common.environment  # noqa: F401, I001  # before torch is loaded
+
 import shutil
 import sys
 
-from accelerate import Accelerator
-from common import results
+from common import launch, results
 from common.backbone import data_config, load_backbone
 from common.extract import data_digest, weights_digest
 from common.features import Frozen
@@ -39,7 +40,7 @@ def main(arguments: list[str] | None = None) -> int:
 def run(config: Probe) -> int:
     """Everything that can be wrong is looked for first; then the protocol, then its results."""
     results.check(config.results)
-    accelerator = Accelerator(mixed_precision="bf16" if config.precision == "bf16" else "no")
+    accelerator = launch.accelerator(mixed_precision="bf16" if config.precision == "bf16" else "no")
     data = open_whole(config.data)
     rows = {seed: rows_of(data, config.data, seed) for seed in config.seeds}
     model, name = load_backbone(config.model, config.img_size, random=config.random, seed=0, **config.args)

@@ -21,6 +21,8 @@ TINY = {
     "optim.regions": 0.5,
     "optim.momentum": 0.9,
     "data.workers": 0,
+    "data.resident": "false",
+    "system.precision": "no",
     "checkpoint.every": 3,
     "watch.probe_every": 7,
     "watch.probe_images": 16,

@@ -7,8 +7,9 @@ import torch
 from accelerate import Accelerator
 from common import schedules
 from common.config import parse
-from common.model import build, optimizer_of
-from pretrain import train_step
+from common.model import build
+from common.precision import Precision
+from common.training import Training
 from torch import nn
 
 from .runs import options
@@ -31,8 +32,8 @@ def steps(tmp_path, count, spoil=lambda model: model, **settings):
     config, _ = parse(options(tmp_path, **settings))
     accelerator = Accelerator(cpu=True)
     model = build(config)
-    optimizer = optimizer_of(model, config.optim)
-    whole = spoil(model)
+    training = Training(model, config, Precision("no", accelerator.device), accelerator)
+    training.whole, optimizer = spoil(model), training.optimizer
     draw = torch.Generator().manual_seed(0)
     seen = []
     for step in range(count):
@@ -48,7 +49,7 @@ def steps(tmp_path, count, spoil=lambda model: model, **settings):
             ]
         )
         now = schedules.at(config, 8 * step, 8192, 160)
-        figures = train_step(whole, model, optimizer, batches, now, config, accelerator)
+        figures = training.step(batches, now)
         weights = {name: tensor.clone() for name, tensor in model.named_parameters() if not name.startswith("target.")}
         moments = [
             {key: value.clone() for key, value in optimizer.state[p].items()}

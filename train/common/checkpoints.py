@@ -113,10 +113,14 @@ def newest(folder: Path) -> tuple[Path | None, list[str]]:
     return None, skipped
 
 
+def state_of(path: Path) -> dict[str, Any]:
+    """What stands in a whole checkpoint beside tensors."""
+    return json.loads((path / STATE).read_text())
+
+
 def load(path: Path) -> Saved:
     """Read a checkpoint that is whole."""
-    state = json.loads((path / STATE).read_text())
-    return Saved(load_file(path / MODEL), load_file(path / OPTIMIZER), state)
+    return Saved(load_file(path / MODEL), load_file(path / OPTIMIZER), state_of(path))
 
 
 def _files(folder: Path) -> list[tuple[str, int, str]]:

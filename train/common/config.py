@@ -35,6 +35,11 @@ class Data:
         images: images in an epoch, where a stream does not tell
         crop_scale: least and greatest share of the area of a random crop
         workers: loader processes of each process; their number changes nothing but the speed
+        flip: chance of a horizontal flip (the paper: 0)
+        color_jitter: strength of changes of brightness, contrast and saturation (the paper: 0)
+        resident: decode once into a file of pixels and crop on the device: true, false, or auto (where it fits)
+        resident_size: side of the images in that file, in pixels (default: from the crop's side and the images)
+        cache: folder of such files (default: beside the Hub's caches)
         max_broken: share of unreadable images at which the run stops
         probe_split: the split the probes are tested on (default: validation or test, else images held out)
     """
@@ -48,6 +53,11 @@ class Data:
     images: PositiveInt | None = None
     crop_scale: tuple[ClosedUnitInterval, ClosedUnitInterval] = (0.3, 1.0)
     workers: NonNegativeInt = 12
+    flip: ClosedUnitInterval = 0.0
+    color_jitter: ClosedUnitInterval = 0.0
+    resident: Literal["auto"] | bool = "auto"
+    resident_size: PositiveInt | None = None
+    cache: str | None = None
     max_broken: ClosedUnitInterval = 0.01
     probe_split: str | None = None
 
@@ -143,15 +153,15 @@ class System:
     """How it is computed. Processes and nodes are accelerate's: `accelerate launch --help`.
 
     Args:
-        precision: no (float32), bf16 autocast, or float64, which the equality tests use
+        precision: no (float32), bf16 autocast, float64 (for equality tests), or auto: bf16 where it is faster
         fsdp: shard weights, gradients and optimiser over the processes (FSDP2), for models too large for one device
-        compile: torch.compile the blocks
+        compile: torch.compile the blocks (auto: on CUDA)
         checkpointing: recompute activations instead of keeping them
     """
 
-    precision: Literal["no", "bf16", "float64"] = "no"
+    precision: Literal["auto", "no", "bf16", "float64"] = "auto"
     fsdp: bool = False
-    compile: bool = False
+    compile: Literal["auto"] | bool = "auto"
     checkpointing: bool = False
 
 

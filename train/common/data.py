@@ -9,6 +9,7 @@ import io
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from torchvision.transforms.functional import pil_to_tensor, resized_crop
 
 from timm_dseq import UserError
 
-from .config import Config, Data
+from .config import Data
 from .order import sample_seed, seeded
 from .scenes import LABELS as SCENE_LABELS
 from .scenes import LENGTHS, Scenes
@@ -212,8 +213,13 @@ def collate(items: list) -> tuple[torch.Tensor, torch.Tensor, list[str]]:
     return torch.stack(images), torch.tensor(samples), [where for some in broken for where in some]
 
 
-def normalised(images: torch.Tensor, config: Config) -> torch.Tensor:
-    """uint8 (B, 3, H, W) → ImageNet's mean and standard deviation, in the precision of the run."""
-    dtype = torch.float64 if config.system.precision == "float64" else torch.float32
-    mean, std = (torch.tensor(x, dtype=dtype, device=images.device) for x in (IMAGENET_MEAN, IMAGENET_STD))
-    return (images.to(dtype) / 255 - mean[:, None, None]) / std[:, None, None]
+def normalised(images: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """uint8 (B, 3, H, W) → ImageNet's mean and standard deviation."""
+    mean, std = _statistics(dtype, images.device)
+    return (images.to(dtype) / 255 - mean) / std
+
+
+@lru_cache
+def _statistics(dtype: torch.dtype, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    mean, std = (torch.tensor(x, dtype=dtype).to(device)[:, None, None] for x in (IMAGENET_MEAN, IMAGENET_STD))
+    return mean, std

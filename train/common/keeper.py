@@ -9,7 +9,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
 
-from timm_dseq import DSeqJEPA, UserError
+from timm_dseq import UserError
 
 from . import checkpoints
 from .config import Config, flat
@@ -17,7 +17,16 @@ from .state import collect, restore
 
 # Settings that may differ when a run goes on: none of them changes what is computed.
 FREE = ("data.path", "data.workers", "data.max_broken", "data.probe_split", "optim.accumulation", "optim.max_skipped")
-FREE += ("system.compile", "system.checkpointing", "system.fsdp", "checkpoint.", "watch.", "hub.", "output_dir")
+FREE += (
+    "system.compile",
+    "system.checkpointing",
+    "system.fsdp",
+    "data.cache",
+    "checkpoint.",
+    "watch.",
+    "hub.",
+    "output_dir",
+)
 FREE += ("resume", "max_steps", "dry_run", "model.init", "workers", "eval_every", "results")
 
 
@@ -30,16 +39,20 @@ class Done:
     broken: int = 0  # images that could not be read
     skipped: int = 0  # steps in a row that were not finite
     streams: list[dict[str, Any]] = field(default_factory=list)  # of a streamed data set: where each process is
+    chosen: dict[str, Any] = field(default_factory=dict)  # what settings that were `auto` became when the run began
 
 
 class Keeper:
     """Saves and restores one run."""
 
-    def __init__(self, config: Config, text: str, data: str, accelerator: Accelerator) -> None:
-        """text: the settings as YAML; data: the fingerprint of the data set."""
-        self.config, self.text, self.data, self.accelerator = config, text, data, accelerator
+    def __init__(self, config: Config, text: str, accelerator: Accelerator) -> None:
+        """text: the settings as YAML."""
+        self.config, self.text, self.accelerator = config, text, accelerator
         self.output = Path(config.output_dir)
         self.folder = self.output / "checkpoints"
+        self.path: str | None = None  # of the checkpoint to go on from
+        self.state: dict[str, Any] = {}  # and what stands in it beside tensors
+        self.data = ""  # the fingerprint of the data set
 
     def due(self, step: int) -> bool:
         return step % self.config.checkpoint.every == 0 and not self.config.dry_run
@@ -48,7 +61,7 @@ class Keeper:
         return checkpoints.steps(self.folder)[-1]
 
     def save(
-        self, model: DSeqJEPA, optimizer: torch.optim.Optimizer, done: Done, stream: dict[str, Any] | None
+        self, model: torch.nn.Module, optimizer: torch.optim.Optimizer, done: Done, stream: dict[str, Any] | None
     ) -> None:
         """Write a checkpoint of this step, and remove those that are too old. All processes have to call it."""
         if self.config.dry_run:
@@ -62,23 +75,34 @@ class Keeper:
             checkpoints.prune(self.folder, self.config.checkpoint.keep, self.config.checkpoint.keep_every)
         self.accelerator.wait_for_everyone()
 
-    def resume(self, model: DSeqJEPA, optimizer: torch.optim.Optimizer) -> Done:
-        """Go on from where the settings say; a run that begins leaves its configuration behind."""
-        choice: list[Any] = [None]
+    def find(self) -> Done:
+        """How far the run is that is to go on; nothing is read but that, so that later steps can follow it."""
+        found: list[Any] = [None]
         if self.accelerator.is_main_process:
-            choice = [self._choose()]
-        broadcast_object_list(choice)
-        path, wrong = choice[0]
+            path, wrong = self._choose()
+            found = [(path, wrong, None if wrong or path is None else checkpoints.state_of(Path(path)))]
+        broadcast_object_list(found)
+        self.path, wrong, state = found[0]
         if wrong:
             raise UserError(wrong)
-        if path is None:
+        if self.path is None:
+            return Done()
+        self.state = state
+        return Done(**state["done"])
+
+    def resume(self, model: torch.nn.Module, optimizer: torch.optim.Optimizer, data: str) -> None:
+        """Go on from what was found; a run that begins leaves its configuration behind.
+
+        data: the fingerprint of the data set.
+        """
+        self.data = data
+        if self.path is None:
             if self.accelerator.is_main_process and not self.config.dry_run:
                 self._begin()
-            return Done()
-        saved = checkpoints.load(Path(path))
-        self._check(saved.state, path)
+            return
+        self._check(self.state, self.path)
+        saved = checkpoints.load(Path(self.path))
         restore(model, optimizer, saved.model, saved.optimizer)
-        return Done(**saved.state["done"])
 
     def _choose(self) -> tuple[str | None, str | None]:
         """The checkpoint to go on from, if any, or what is wrong."""
@@ -118,6 +142,11 @@ class Keeper:
         """Refuse to go on with other settings or other images."""
         before, now = flat(state["config"]), flat(json.loads(json.dumps(asdict(self.config))))
         for name in sorted({*before, *now}):
+            if name not in before and not name.startswith(FREE):
+                raise UserError(
+                    f"{path} was written by another version of this program, which had no {name}: go on with that one, "
+                    "or start anew with --resume never."
+                )
             if before.get(name) != now.get(name) and not name.startswith(FREE):
                 raise UserError(
                     f"{name} was {before.get(name)} in {path} and is {now.get(name)} now: change it back, or start "

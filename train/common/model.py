@@ -51,8 +51,6 @@ def build(config: Config) -> DSeqJEPA:
     if config.system.checkpointing:
         model.student.set_grad_checkpointing()
         model.predictor.grad_checkpointing = True
-    if config.system.compile:
-        model.compile()
     return model.double() if config.system.precision == "float64" else model
 
 

@@ -15,6 +15,8 @@ from threading import Lock
 import torch
 from torch.utils.data import Sampler
 
+from timm_dseq.draws import hashed
+
 _one_at_a_time = Lock()
 
 
@@ -22,6 +24,11 @@ def sample_seed(seed: int, epoch: int, index: int) -> int:
     """63 random bits for one image in one epoch."""
     digest = hashlib.blake2b(struct.pack("<3q", seed, epoch, index), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
+
+
+def sample_seeds(seed: int, samples: torch.Tensor) -> torch.Tensor:
+    """63 random bits for each (epoch, index) of samples (B, 2): (B,) int64. No sample's depend on another's."""
+    return hashed(torch.cat([torch.full_like(samples[:, :1], seed), samples], dim=1))
 
 
 @lru_cache(maxsize=2)  # a batch may straddle two epochs

@@ -19,10 +19,9 @@ from timm_dseq import DSeqJEPA, UserError
 
 from .config import Config, flat
 from .keeper import Done
+from .precision import Precision
 from .schedules import Now
 from .utilisation import Utilisation, matrix_rate
-
-DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "float64": torch.float64}
 
 
 @dataclass
@@ -60,10 +59,18 @@ class Recorder:
     A step's figures are read when the next one is under way, so that nobody waits for them.
     """
 
-    def __init__(self, config: Config, accelerator: Accelerator, model: DSeqJEPA, done: Done, screen: "Screen") -> None:
+    def __init__(
+        self,
+        config: Config,
+        accelerator: Accelerator,
+        model: DSeqJEPA,
+        precision: Precision,
+        done: Done,
+        screen: "Screen",
+    ) -> None:
         self.config, self.accelerator, self.done, self.screen = config, accelerator, done, screen
         self.utilisation = Utilisation(model)
-        self.rate = matrix_rate(accelerator.device, DTYPES[config.system.precision]) * accelerator.num_processes
+        self.rate = matrix_rate(accelerator.device, precision.product_dtype) * accelerator.num_processes
         self.folder = Path(config.output_dir)
         self.stopping = self.told = False
         self.waiting: tuple | None = None

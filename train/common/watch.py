@@ -15,6 +15,7 @@ from timm_dseq.explain import draw_regions, draw_saliency
 
 from .config import Config
 from .data import Source, load, normalised, open_source, source_of, test_split
+from .precision import Precision
 from .record import Screen
 
 _BATCH = 64
@@ -24,8 +25,11 @@ _CELL = 160  # pixels of one picture on the sheet
 class Watch:
     """Probes and pictures of one run, on images that stay the same."""
 
-    def __init__(self, config: Config, accelerator: Accelerator, model: nn.Module, screen: Screen) -> None:
+    def __init__(
+        self, config: Config, accelerator: Accelerator, model: nn.Module, precision: Precision, screen: Screen
+    ) -> None:
         self.config, self.accelerator, self.model, self.screen = config, accelerator, model, screen
+        self.precision = precision
         self.folder = Path(config.output_dir) / "pictures"
         self.learned = self.tested = None  # (images, labels)
         if config.dry_run:
@@ -83,7 +87,9 @@ class Watch:
 
     @torch.no_grad()
     def _look(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        return self.model(normalised(images.to(self.accelerator.device), self.config), look=True)
+        images = normalised(images.to(self.accelerator.device), self.precision.dtype)
+        with self.precision.autocast():  # FSDP does not bring it
+            return self.model(images, look=True)
 
     def _draw(self, step: int) -> None:
         """One sheet: each image with its saliency and its ranked regions below."""

@@ -1,0 +1,25 @@
+"""Every switch of a device and of a group of processes, in one place."""
+
+from datetime import timedelta
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
+
+# A process that waits so long waits for one that is gone. Work that one process does alone has to stay far below it.
+LONGEST_WAIT = timedelta(hours=1)
+
+
+def accelerator(**settings) -> Accelerator:
+    """accelerate's Accelerator, on a device that is set up for batches of changing shapes."""
+    if torch.cuda.is_available():
+        # cuDNN makes a plan for every new shape of attention, for up to a second; batches differ in shape.
+        torch.backends.cuda.enable_cudnn_sdp(False)
+        torch.backends.cudnn.benchmark = True  # of the patch embedding, whose shape stays
+        torch.set_float32_matmul_precision("high")  # TF32 where float32 is asked for
+    handlers = [
+        InitProcessGroupKwargs(timeout=LONGEST_WAIT),
+        # the buffers are constants; gradients need no second copy
+        DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True),
+    ]
+    return Accelerator(kwargs_handlers=handlers, **settings)

@@ -1,0 +1,71 @@
+"""In which number format a run computes, and how `auto` chooses it: by a measurement, never by a device's name."""
+
+import time
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+import torch
+
+from timm_dseq import DSeqJEPA, block_masks
+
+FASTER = 1.1  # bf16 has to gain so much on a CPU
+_SECONDS = 2.0
+
+
+@dataclass(frozen=True)
+class Precision:
+    """`no` is float32, `bf16` autocast over float32 weights, `float64` what the equality tests use."""
+
+    name: str
+    device: torch.device
+
+    def autocast(self) -> AbstractContextManager:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.name == "bf16")
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of images and weights."""
+        return torch.float64 if self.name == "float64" else torch.float32
+
+    @property
+    def product_dtype(self) -> torch.dtype:
+        """Of matrix products."""
+        return torch.bfloat16 if self.name == "bf16" else self.dtype
+
+
+def chosen(asked: str, model: DSeqJEPA, img_size: int, device: torch.device) -> tuple[str, str]:
+    """What `asked` becomes on this device, and why."""
+    if asked != "auto":
+        return asked, "asked for"
+    if device.type == "cuda":
+        able = torch.cuda.is_bf16_supported(including_emulation=False)
+        return ("bf16", "the GPU has it") if able else ("no", "the GPU has no bf16")
+    if device.type != "cpu":
+        return "no", f"bf16 is not tried on {device.type}"
+    gain = _gain_on_a_cpu(model, img_size)
+    return ("bf16" if gain >= FASTER else "no"), f"bf16 runs at {gain:.2f} times the speed of float32 here"
+
+
+def _gain_on_a_cpu(model: DSeqJEPA, img_size: int) -> float:
+    """Seconds of a small step in float32 over those in bf16, each as the run would compute it."""
+    batch = max(4, min(32, 400_000 // img_size**2))
+    images = torch.rand(batch, 3, img_size, img_size, generator=torch.Generator().manual_seed(0))
+    blocks = block_masks(model.student.patch_embed.grid_size, torch.arange(batch))
+    coins = torch.arange(batch) % 2 == 0
+
+    def seconds(name: str) -> float:
+        model.explicit_attention(name == "bf16")
+        begun = time.perf_counter()
+        with Precision(name, images.device).autocast():
+            loss, _ = model(images, coins, blocks)
+        loss.backward()
+        return time.perf_counter() - begun
+
+    least = {name: float("inf") for name in ("no", "bf16")}
+    begun, rounds = time.perf_counter(), 0
+    while rounds < 2 or (time.perf_counter() - begun < _SECONDS and rounds < 10):
+        least = {name: min(least[name], seconds(name)) for name in least}
+        rounds += 1
+    model.zero_grad(set_to_none=True)
+    model.explicit_attention(False)
+    return least["no"] / least["bf16"]

@@ -1,0 +1,87 @@
+"""The model while it is pretrained: over all processes, in the run's precision, one optimiser step at a time."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from accelerate import Accelerator
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.nn.parallel import DistributedDataParallel
+
+from timm_dseq import DSeqJEPA, UserError, block_masks
+from timm_dseq.draws import uniform
+
+from .config import Config
+from .data import normalised
+from .model import optimizer_of
+from .order import sample_seeds
+from .precision import Precision
+from .record import Figures
+from .schedules import Now
+from .update import update
+
+Batch = tuple[torch.Tensor, torch.Tensor, list[str]]  # images (B, 3, S, S) uint8, (epoch, index) (B, 2), what is broken
+
+
+class Training:
+    """`model` is what learns; `whole` is the same as all processes call it."""
+
+    def __init__(self, model: DSeqJEPA, config: Config, precision: Precision, accelerator: Accelerator) -> None:
+        self.config, self.precision, self.accelerator, self.model = config, precision, accelerator, model
+        model.explicit_attention(accelerator.device.type == "cpu" and precision.name == "bf16")
+        if config.system.compile is True or (config.system.compile == "auto" and accelerator.device.type == "cuda"):
+            model.compile()
+        self.whole = spread(model, config, accelerator)
+        self.optimizer = optimizer_of(model, config.optim)
+
+    def step(self, batches: Iterator[Batch], now: Now) -> Figures:
+        """One optimiser step over all processes and accumulation rounds; nothing waits for the device.
+
+        The backward runs on sums, and gradients are divided once by the number of target tokens of the whole batch:
+        how it is dealt to processes and rounds changes nothing.
+        """
+        config, device, figures = self.config, self.accelerator.device, Figures()
+        for last_round in [False] * (config.optim.accumulation - 1) + [True]:
+            images, samples, broken = next(batches)
+            seeds = sample_seeds(config.seed, samples)
+            coins = uniform(seeds, 1, stream=1)[:, 0] < now.regions
+            inputs = normalised(images.to(device, non_blocking=True), self.precision.dtype)
+            blocks = block_masks(self.model.student.patch_embed.grid_size, seeds.to(device))
+            with gathering(self.whole, last_round), self.precision.autocast():
+                loss, facts = self.whole(inputs, coins, blocks)
+                (loss * facts["weight"]).backward()
+            figures.add(loss, facts, samples, broken)
+
+        for group in self.optimizer.param_groups:
+            group["lr"] = now.lr
+            group["weight_decay"] = now.weight_decay if group["decays"] else 0.0
+        figures.gradient_norm = update(self.whole.parameters(), self.optimizer, figures.weight, config.optim.clip)
+        self.model.update_target(now.momentum)
+        return figures
+
+
+def spread(model: DSeqJEPA, config: Config, accelerator: Accelerator) -> torch.nn.Module:
+    """The model over all processes: whole in each (DDP), or sharded (FSDP2)."""
+    if os.environ.get("ACCELERATE_USE_FSDP", "false") == "true":
+        raise UserError("FSDP is a setting of this script: launch without --use_fsdp, and give --system.fsdp=true.")
+    if not config.system.fsdp or accelerator.num_processes == 1:
+        return accelerator.prepare(model)
+    mesh = init_device_mesh(accelerator.device.type, (accelerator.num_processes,))
+    model.to(accelerator.device)
+    for block in (*model.student.blocks, *model.target.blocks, *model.predictor.blocks):
+        fully_shard(block, mesh=mesh)
+    return fully_shard(model, mesh=mesh)
+
+
+@contextmanager
+def gathering(whole: torch.nn.Module, now: bool) -> Iterator[None]:
+    """Gradients meet over the processes in the last round of a step only."""
+    if isinstance(whole, FSDPModule):
+        whole.set_requires_gradient_sync(now)
+    elif isinstance(whole, DistributedDataParallel) and not now:
+        with whole.no_sync():
+            yield
+        return
+    yield
