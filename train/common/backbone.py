@@ -47,8 +47,8 @@ def load_backbone(
     elif timm.is_model(name):
         if not random and not timm.is_model_pretrained(name):
             raise UserError(
-                f"model {name} has no published weights: give a folder or a checkpoint, or --model.random true for "
-                "fresh ones."
+                f"model {name} has no published weights: give a folder or a checkpoint, or --random true for fresh "
+                "ones."
             )
         with explained(name):
             model, shown = _create(name, img_size, not random, args), name

@@ -3,7 +3,6 @@
 import json
 import math
 import os
-import resource
 import sys
 import time
 from dataclasses import dataclass, field
@@ -22,6 +21,11 @@ from .keeper import Done
 from .precision import Precision
 from .schedules import Now
 from .utilisation import Utilisation, matrix_rate
+
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None
 
 
 @dataclass
@@ -244,9 +248,11 @@ def records(path: Path) -> list[dict[str, Any]]:
 
 
 def memory() -> float:
-    """Most memory that was in use so far, in MiB: of the GPU, or of the process."""
+    """Most memory that was in use so far, in MiB: of the GPU, or of the process (0 on Windows, which does not tell)."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 2**20
+    if resource is None:
+        return 0.0
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return most / 2**20 if sys.platform == "darwin" else most / 2**10
 

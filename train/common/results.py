@@ -1,7 +1,6 @@
 """Results: one JSON line for each number that was measured, and how far it can be trusted."""
 
 import datetime
-import fcntl
 import json
 import os
 from collections.abc import Sequence
@@ -14,6 +13,11 @@ import torch
 
 import timm_dseq
 from timm_dseq import UserError
+
+try:
+    import fcntl
+except ImportError:  # Windows: there two commands must not add to one file at the same time
+    fcntl = None
 
 RESAMPLES = 1000
 
@@ -85,7 +89,8 @@ def append(path: str | Path, records: Sequence[dict[str, Any]]) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("a") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
+            if fcntl is not None:
+                fcntl.flock(file, fcntl.LOCK_EX)
             file.write(lines)
     except OSError as error:
         raise UserError(f"results={path} cannot be written ({error.strerror}): name another file.") from error
