@@ -61,10 +61,11 @@ def run(config: Tuning, text: str) -> int:
         if isinstance(result, int):
             return result
         tuned.append(result)
-    if accelerator.is_main_process:
-        hand_over(config, tuned, splits[0], look())
+    twice = look()
     accelerator.wait_for_everyone()
-    accelerator.end_training()
+    accelerator.end_training()  # nobody waits for the hand-over, however long it takes
+    if accelerator.is_main_process:
+        hand_over(config, tuned, splits[0], twice)
     return 0
 
 

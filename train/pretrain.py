@@ -100,10 +100,10 @@ def run(config: Config, text: str) -> int:
     if done.step < last:
         screen.say(f"stopped after step {done.step} and saved: the same command goes on from there")
         return STOPPED
+    accelerator.wait_for_everyone()
+    accelerator.end_training()  # nobody waits for the hand-over, however long it takes
     if accelerator.is_main_process:
         finish(config, keeper.newest(), screen)
-    accelerator.wait_for_everyone()
-    accelerator.end_training()
     return 0
 
 

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 import xxhash
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 from timm.data import create_transform
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, Subset
@@ -154,24 +155,35 @@ def extract(
 
 
 def digests_of(source: Source, workers: int, cache: Cache, accelerator: Accelerator) -> np.ndarray:
-    """The digests alone, (n, 16), for protocols that keep no features; kept as features are."""
+    """The digests alone, (n, 16), for protocols that keep no features; kept beside features.
+
+    All processes have to ask; each reads its share of the images.
+    """
     path = Path(cache.folder) / f"digests-{data_digest(source)}-{source.name.replace('/', '_')}.npy"
-    if accelerator.is_main_process and not path.is_file():
-        screen = Screen(len(source), 0, True, unit="image")
-        screen.say(f"looking for duplicates: {len(source)} images of {source.name}")
-        digests = np.zeros((len(source), _DIGEST), np.uint8)
-        pictures = Pictures(source, None)
-        loader = DataLoader(pictures, 256, num_workers=workers, collate_fn=together, worker_init_fn=deaf)
-        for indices, _, found in whole(loader):
-            digests[indices] = found
-            screen.show(int(indices[-1]) + 1, "digests")
-        screen.close()
+    known = [np.load(path) if accelerator.is_main_process and path.is_file() else None]
+    broadcast_object_list(known)
+    if known[0] is not None:
+        return known[0]
+    mine = range(accelerator.process_index, len(source), accelerator.num_processes)
+    screen = Screen(len(mine), 0, accelerator.is_main_process, unit="image")
+    screen.say(f"looking for duplicates: {len(source)} images of {source.name}")
+    own = Subset(Pictures(source, None), mine)
+    found, seen = np.zeros((len(source), _DIGEST), np.uint8), 0
+    for indices, _, digests in whole(
+        DataLoader(own, 256, num_workers=workers, collate_fn=together, worker_init_fn=deaf)
+    ):
+        found[indices] = digests
+        seen += len(indices)
+        screen.show(seen, "digests")
+    screen.close()
+    summed = accelerator.reduce(torch.from_numpy(found).to(accelerator.device), "sum")  # a row is one process's
+    found = summed.cpu().numpy()
+    if accelerator.is_main_process:
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.with_suffix(".new").open("wb") as file:
-            np.save(file, digests)
+            np.save(file, found)
         path.with_suffix(".new").replace(path)
-    accelerator.wait_for_everyone()
-    return np.load(path)
+    return found
 
 
 def read(rows: np.ndarray, indices: np.ndarray, layout: Layout, view: str, device: torch.device) -> torch.Tensor:

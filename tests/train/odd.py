@@ -1,0 +1,25 @@
+"""Runs in places and with habits of their own, as the environment says.
+
+HASTY: seconds a process waits for another. SLOW: seconds the hand-over takes. APART: the folder that every process but
+the first begins in, as on another node's disk.
+"""
+
+import importlib
+import os
+import time
+from datetime import timedelta
+
+
+def main(arguments: list[str]) -> int:
+    """pretrain.py."""
+    script = importlib.import_module("pretrain")
+    from common import launch
+
+    if seconds := os.environ.get("HASTY"):
+        launch.LONGEST_WAIT = timedelta(seconds=float(seconds))
+    if seconds := os.environ.get("SLOW"):
+        at_once = script.finish
+        script.finish = lambda *given: (time.sleep(float(seconds)), at_once(*given))
+    if (folder := os.environ.get("APART")) and os.environ["RANK"] != "0":
+        os.chdir(folder)
+    return script.main(arguments)
