@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-import timm_dseq.jepa
+import timm_dseq.curriculum
 import timm_dseq.predictor
 from timm_dseq.blocks import Blocks
 from timm_dseq.plans import Plan, plan_blocks
@@ -50,7 +50,7 @@ def lagging(regions, *args, **kwargs):
     return Plan(right.contexts[lagged], right.context_image, right.targets, right.target_context, right.step)
 
 
-RIGHT = timm_dseq.jepa.plan_regions
+RIGHT = timm_dseq.curriculum.plan_regions
 
 
 def test_lagging_context_is_caught(monkeypatch):
@@ -58,7 +58,7 @@ def test_lagging_context_is_caught(monkeypatch):
     check_loss(model, inputs, 1e-5)
     check_sequence(plan("regions", 5, (6, 6)))
     fails(check_sequence, lagging(("regions", 5, (6, 6))))
-    monkeypatch.setattr(timm_dseq.jepa, "plan_regions", lagging)
+    monkeypatch.setattr(timm_dseq.curriculum, "plan_regions", lagging)
     fails(check_loss, model, inputs, 1e-5)
 
 
@@ -72,7 +72,7 @@ def test_transposed_block_masks_are_caught(monkeypatch):
         return plan_blocks(Blocks(masks.context, masks.targets.mT, masks.seeds), *args)
 
     fails(check_blocks_plan, transposed(blocks), blocks)
-    monkeypatch.setattr(timm_dseq.jepa, "plan_blocks", transposed)
+    monkeypatch.setattr(timm_dseq.curriculum, "plan_blocks", transposed)
     fails(check_loss, model, inputs, 1e-5)
 
 

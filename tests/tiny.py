@@ -1,5 +1,6 @@
 """Small encoders, models, batches and random plans for the tests of the engine."""
 
+import sys
 from functools import partial
 
 import torch
@@ -12,6 +13,28 @@ from timm_dseq.plans import Plan, plan_blocks, plan_regions
 from timm_dseq.regions import rank_regions
 
 SHAPES = {"square": (48, 48), "wide": (40, 72)}  # images of 6×6 and 5×9 patches
+
+
+def lines_run(work) -> int:
+    """How many lines of this project's Python something runs."""
+    counted = 0
+
+    def line(frame, event, _):
+        nonlocal counted
+        counted += event == "line"
+        return line
+
+    def call(frame, _event, _):
+        ours = any(part in frame.f_code.co_filename for part in ("timm_dseq/", "train/common", "train/pretrain"))
+        return line if ours and "/tests/" not in frame.f_code.co_filename else None
+
+    before = sys.gettrace()
+    sys.settrace(call)
+    try:
+        work()
+    finally:
+        sys.settrace(before)
+    return counted
 
 
 def encoder(img_size=(48, 48), **kwargs) -> VisionTransformer:
@@ -62,10 +85,12 @@ def plan(kind: str, count: int, grid: tuple[int, int], seed: int = 0) -> Plan:
     regions = rank_regions(maps, num_regions=5, min_area=0.01)
     blocks = block_masks(grid, torch.randint(0, 2**40, (count,), generator=generator))
     if kind == "mixed":
-        return Plan.cat([plan_regions(regions, images=range(0, count, 2)), plan_blocks(blocks, range(1, count, 2))])
+        return Plan.cat(
+            [plan_regions(regions, images=torch.arange(0, count, 2)), plan_blocks(blocks, torch.arange(1, count, 2))]
+        )
     if kind == "mixed_causal":
-        first = plan_regions(regions, causal=True, images=range(0, count, 2))
-        return Plan.cat([first, plan_blocks(blocks, range(1, count, 2))])
+        first = plan_regions(regions, causal=True, images=torch.arange(0, count, 2))
+        return Plan.cat([first, plan_blocks(blocks, torch.arange(1, count, 2))])
     if kind == "blocks":
         return plan_blocks(blocks)
     return plan_regions(regions, flat=kind == "flat", causal=kind == "causal")

@@ -50,9 +50,9 @@ def block_masks(
     b, blocks = len(seeds), num_targets + 1
     draws = uniform(seeds, ATTEMPTS * blocks * 4).view(b, ATTEMPTS, blocks, 4)  # scale, aspect, row, column
     scale, aspect, row, column = draws.unbind(-1)  # each (B, attempts, blocks), the context first
-    low = torch.tensor([context_scale[0]] + [target_scale[0]] * num_targets, device=seeds.device)
-    high = torch.tensor([context_scale[1]] + [target_scale[1]] * num_targets, device=seeds.device)
-    area = h * w * (low + (high - low) * scale)
+    context = context_scale[0] + (context_scale[1] - context_scale[0]) * scale[:, :, :1]
+    targets = target_scale[0] + (target_scale[1] - target_scale[0]) * scale[:, :, 1:]
+    area = h * w * torch.cat([context, targets], dim=2)
     aspect = target_aspect[0] + (target_aspect[1] - target_aspect[0]) * aspect
     aspect[:, :, 0] = h / w
     height = (area * aspect).sqrt().round().clamp(1, h)

@@ -11,6 +11,7 @@ from timm.models import VisionTransformer
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from .attention import Boundaries
 from .errors import UserError
 
 
@@ -32,17 +33,32 @@ def final_norm(model: VisionTransformer) -> nn.Module:
 def run_blocks(
     blocks: Iterable[nn.Module], tokens: torch.Tensor, rule: torch.Tensor, checkpointing: bool = False
 ) -> torch.Tensor:
-    """Rows of tokens (R, L, D) through blocks, under one attention rule (R, 1, L, L) bool."""
+    """Rows of tokens (R, L, D) through blocks, under one attention rule: (R, 1, L, L) bool, or `Boundaries`."""
+    mask = _additive(rule, tokens)  # once, where each block would do it again
     for block in blocks:
-        # compilers else take the first batch's rows and length for constants
-        for x, dims in ((tokens, (0, 1)), (rule, (0, 2, 3))):
-            for dim in dims:
-                torch._dynamo.maybe_mark_dynamic(x, dim)
+        if block._compiled_call_impl is not None:
+            _free_sizes(tokens, mask)
         if checkpointing:
-            tokens = checkpoint(block, tokens, rule, use_reentrant=False)
+            tokens = checkpoint(block, tokens, mask, use_reentrant=False, preserve_rng_state=False)  # nothing is drawn
         else:
-            tokens = block(tokens, attn_mask=rule)
+            tokens = block(tokens, attn_mask=mask)
     return tokens
+
+
+def _additive(rule: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+    """The rule as numbers to add to the scores, in the precision the scores will have."""
+    if isinstance(rule, Boundaries):
+        return rule
+    kind = tokens.device.type
+    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else tokens.dtype
+    return torch.zeros(rule.shape, dtype=dtype, device=rule.device).masked_fill_(~rule, float("-inf"))
+
+
+def _free_sizes(tokens: torch.Tensor, mask: torch.Tensor) -> None:
+    """Tell compilers that sizes change; else they take those of the first batch for constants."""
+    sizes = [(tokens, 1), (mask.ends, 0)] if isinstance(mask, Boundaries) else []
+    for x, dim in sizes or [(tokens, 0), (tokens, 1), (mask, 0), (mask, 2), (mask, 3)]:
+        torch._dynamo.maybe_mark_dynamic(x, dim)
 
 
 def block_index(model: VisionTransformer, block: int | float) -> int:

@@ -12,13 +12,15 @@ from torch.nn import functional as F
 
 from .blocks import Blocks
 from .contrastive import Contrastive
+from .curriculum import Choice
 from .encoder import block_index, check_packable, embed, final_norm, full_precision, grid_of, run_blocks
 from .errors import UserError
-from .packing import attention_rule, order_of, pack, place, spread
-from .plans import Plan, block_area, plan_blocks, plan_regions
+from .host import to_device
+from .packing import Layout, attention_rule, chain, order_of, pack, place, spread
+from .plans import Plan
 from .positions import sincos_positions
 from .predictor import Predictor, init_weights
-from .regions import check_options, rank_regions
+from .regions import Regions, check_options, rank_regions
 from .saliency import TRAINING_QUERIES, check_query, saliency_from_tokens
 
 OBJECTIVES = ("dseq", "dseq_causal", "ijepa")
@@ -86,6 +88,7 @@ class DSeqJEPA(nn.Module):
         heads = encoder.blocks[0].attn.num_heads
         self.predictor = Predictor(encoder.patch_embed.grid_size, encoder.embed_dim, heads, predictor_width, depth)
         self.contrastive = Contrastive(encoder.embed_dim) if contrastive else None
+        self.varlen = False  # of the student's pass; see Predictor.varlen
 
     def train(self, mode: bool = True) -> "DSeqJEPA":
         super().train(mode)
@@ -112,11 +115,13 @@ class DSeqJEPA(nn.Module):
         blocks: Blocks | None = None,
         plan: Plan | None = None,
         look: bool = False,
+        fetch: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, dict] | tuple[torch.Tensor, torch.Tensor] | torch.Tensor:
         """The loss of a batch and facts about it. Given a plan: its predictions (see `predict`). With look: see `look`.
 
         use_regions (B,) bool: the curriculum's coin of each image (None: regions for all). blocks: what an image
-        without regions, or whose coin says so, is trained on.
+        without regions, or whose coin says so, is trained on. fetch: numbers on the device that the caller wants on the
+        host: they come as facts["fetched"] in the step's one copy.
         """
         if plan is not None:
             return self._predictions(images, plan)[0]
@@ -124,8 +129,10 @@ class DSeqJEPA(nn.Module):
             return self._features(images)
         if blocks is None or len(blocks) != len(images):
             raise UserError("blocks are missing: give one for each image, by block_masks(grid, seeds)")
-        latents, tokens = self._look(images)
-        plan, facts = self._plan(images, tokens, use_regions, blocks)
+        seen = self._begin_target(images)
+        choice = Choice(self._regions(images, seen, blocks), use_regions, blocks, images.device, fetch)
+        latents = self._latents(seen)  # what is asked for travels meanwhile
+        plan, facts = choice.plan(self.flat, self.objective == "dseq_causal")
         predictions, run = self._predictions(images, plan)
         with torch.autocast(images.device.type, enabled=False):
             loss, by_step = self._loss(full_precision(predictions), latents, plan)
@@ -145,60 +152,38 @@ class DSeqJEPA(nn.Module):
         torch._foreach_lerp_(list(self.target.parameters()), list(self.student.parameters()), 1 - momentum)
 
     @torch.no_grad()
-    def _run_target(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """One pass of the target: its patch features (B, N, D), and the tokens that saliency reads."""
+    def _begin_target(self, images: torch.Tensor) -> torch.Tensor:
+        """The target's pass up to the block that saliency is read from: its tokens (B, prefix + N, D)."""
         tokens = embed(self.target, images)
-        for index, block in enumerate(self.target.blocks):
+        for block in self.target.blocks[: self.saliency_block + 1]:
             tokens = block(tokens)
-            if index == self.saliency_block:
-                seen = tokens
-        return final_norm(self.target)(tokens)[:, self.target.num_prefix_tokens :], seen
-
-    def _look(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """The latents to predict (B, N, D), normed without parameters, and the tokens that saliency reads."""
-        features, seen = self._run_target(images)
-        with torch.autocast(images.device.type, enabled=False):
-            return F.layer_norm(full_precision(features), features.shape[-1:]), seen
-
-    def _features(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        features, seen = self._run_target(images)
-        return features, saliency_from_tokens(self.target, seen, self.query, grid=grid_of(self.target, images))
+        return tokens
 
     @torch.no_grad()
-    def _plan(
-        self, images: torch.Tensor, tokens: torch.Tensor, use_regions: torch.Tensor | None, blocks: Blocks
-    ) -> tuple[Plan, dict]:
-        """Regions where the coin and the map allow, blocks elsewhere. One copy from the device, of the areas."""
-        block_areas = block_area(blocks)
-        wanted = torch.ones(len(images), dtype=torch.bool) if use_regions is None else use_regions
+    def _end_target(self, tokens: torch.Tensor) -> torch.Tensor:
+        """The rest of the pass: patch features behind the final norm (B, N, D)."""
+        for block in self.target.blocks[self.saliency_block + 1 :]:
+            tokens = block(tokens)
+        return final_norm(self.target)(tokens)[:, self.target.num_prefix_tokens :]
+
+    def _latents(self, tokens: torch.Tensor) -> torch.Tensor:
+        """What is to be predicted (B, N, D): the target's features, normed without parameters."""
+        features = self._end_target(tokens)
+        with torch.autocast(tokens.device.type, enabled=False):
+            return F.layer_norm(full_precision(features), features.shape[-1:])
+
+    def _features(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        seen = self._begin_target(images)
+        return self._end_target(seen), self._saliency(images, seen)
+
+    def _saliency(self, images: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+        return saliency_from_tokens(self.target, tokens, self.query, grid=grid_of(self.target, images))
+
+    def _regions(self, images: torch.Tensor, tokens: torch.Tensor, blocks: Blocks) -> Regions | None:
+        """Ranked regions of a batch; None where the objective has none."""
         if self.objective == "ijepa":
-            area, block_areas = [], block_areas.tolist()
-            on_regions = []
-        else:
-            saliency = saliency_from_tokens(self.target, tokens, self.query, grid=grid_of(self.target, images))
-            regions = rank_regions(saliency, seeds=blocks.seeds, **self.region_options)
-            columns = [regions.area, wanted.long()[:, None], block_areas]
-            here = [c for c in columns if c.device == regions.area.device]  # what comes in one copy
-            area, wanted, block_areas = _to_host(columns, here)
-            on_regions = [i for i, row in enumerate(area) if wanted[i][0] and sum(size > 0 for size in row) > 1]
-        rest = sorted(set(range(len(images))) - set(on_regions))
-        parts = []
-        if on_regions:
-            parts.append(plan_regions(regions, self.flat, self.objective == "dseq_causal", on_regions, area))
-        if rest:
-            parts.append(plan_blocks(blocks.to(images.device), rest, block_areas))
-        plan = Plan.cat(parts)
-        if not len(plan.targets):
-            h, w = grid_of(self.student, images)
-            raise UserError(f"nothing to predict: a grid of {h}×{w} patches is too small for blocks; use larger images")
-        found = [sum(size > 0 for size in row[:-1]) for row in area]
-        facts = {
-            "regions_found": sum(found) / max(1, len(found)),
-            "region_counts": [found.count(number) for number in range(self.region_options["num_regions"])],
-            "region_area": [sum(sizes) / len(sizes) / tokens.shape[1] for sizes in zip(*area, strict=True)],
-            "region_share": len(on_regions) / len(images),
-        }
-        return plan, facts
+            return None
+        return rank_regions(self._saliency(images, tokens), seeds=blocks.seeds, **self.region_options)
 
     def _predictions(self, images: torch.Tensor, plan: Plan) -> tuple[torch.Tensor, dict]:
         """Predictions (T, D) in the order of `plan.targets.nonzero()`."""
@@ -206,8 +191,9 @@ class DSeqJEPA(nn.Module):
         everything = embed(model, images)  # (B, prefix + N, D)
         length, dim = everything.shape[1:]
         prefix = model.num_prefix_tokens
-        sizes = [prefix + size for size in plan.sizes[0]]
-        layout = pack(sizes, length, dim)
+        sizes = prefix + plan.sizes[0]
+        varlen = self.varlen and plan.context_rank is None  # its kernel knows no ranks
+        layout = chain(sizes) if varlen else pack(sizes, length, dim)
         members = F.pad(plan.contexts, (prefix, 0), value=True)  # (E, prefix + N)
         slots = place(layout, members)
         source = plan.context_image[:, None] * length + torch.arange(length, device=slots.device)
@@ -216,25 +202,18 @@ class DSeqJEPA(nn.Module):
         if plan.context_rank is not None:
             rank = spread(layout, slots, F.pad(plan.context_rank, (prefix, 0)), empty=0)
         rows = everything.flatten(0, 1).index_select(0, source).view(layout.rows, layout.length, dim)
-        rule = attention_rule(layout, rows.device, rank)
+        rule = attention_rule(layout, slots, rank)
         rows = run_blocks(model.blocks, rows, rule, model.grad_checkpointing)
         encoded = final_norm(model)(rows).flatten(0, 1)
-        predictions, fill, tokens = self.predictor(encoded, slots[:, prefix:], plan)
-        run = {
-            "encoder_tokens": sum(sizes),
-            "predictor_tokens": tokens,
-            "encoder_fill": layout.fill,
-            "predictor_fill": fill,
-        }
-        return predictions, run
+        predictions, its_layout = self.predictor(encoded, slots[:, prefix:], plan)
+        return predictions, {**_counts("encoder", layout), **_counts("predictor", its_layout)}
 
     def _loss(self, predictions: torch.Tensor, latents: torch.Tensor, plan: Plan) -> tuple[torch.Tensor, dict]:
         """Smooth L1 to the target's latents (B, N, D), averaged as `loss` says over all processes."""
         b, n = latents.shape[:2]
-        sizes = torch.tensor(plan.sizes[2])
-        total, device = int(sizes.sum()), latents.device
-        owner = torch.repeat_interleave(torch.arange(len(sizes)), sizes).to(device, non_blocking=True)  # (T,)
-        sizes = sizes.to(device, non_blocking=True)
+        total, device = int(plan.sizes[2].sum()), latents.device
+        sizes = to_device(plan.sizes[2], device)
+        owner = order_of(plan.targets, torch.arange(len(sizes), device=device)[:, None], total)  # (T,)
         image = plan.context_image.index_select(0, plan.target_context)  # (P,)
         patch = image[:, None] * n + torch.arange(n, device=device)
         target = latents.flatten(0, 1).index_select(0, order_of(plan.targets, patch, total))
@@ -282,10 +261,10 @@ def prepare_encoder(encoder: VisionTransformer, keep_weights: bool = False) -> N
     encoder.pos_embed.requires_grad_(False)
 
 
-def _to_host(columns: list[torch.Tensor], together: list[torch.Tensor]) -> list[list[list[int]]]:
-    """Each of the columns (B, …) as nested lists; those that lie together come in one copy."""
-    split = iter(torch.cat(together, 1).cpu().split([c.shape[1] for c in together], 1))
-    return [(next(split) if any(c is t for t in together) else c).tolist() for c in columns]
+def _counts(name: str, layout: Layout) -> dict:
+    """What a transformer computes: tokens, pairs of tokens that may attend to each other, and how full its rows are."""
+    tokens, pairs = int(layout.sizes.sum()), int((layout.sizes**2).sum())
+    return {f"{name}_tokens": tokens, f"{name}_pairs": pairs, f"{name}_fill": layout.fill}
 
 
 def _means(x: torch.Tensor, owner: torch.Tensor, sizes: torch.Tensor) -> torch.Tensor:
@@ -295,7 +274,7 @@ def _means(x: torch.Tensor, owner: torch.Tensor, sizes: torch.Tensor) -> torch.T
 
 def _mean_over_processes(count: int, like: torch.Tensor) -> torch.Tensor:
     """The mean of a count over processes: with it, the mean of their losses is the loss of the whole batch."""
-    total = torch.tensor(float(count), dtype=like.dtype).to(like.device, non_blocking=True)
+    total = torch.full((), float(count), dtype=like.dtype, device=like.device)
     if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
         dist.all_reduce(total)
         total = total / dist.get_world_size()

@@ -1,14 +1,20 @@
-"""HOW: token sets of many sizes → full rows of one length with an attention rule that keeps them apart, and back.
+"""HOW: token sets of many sizes → full rows of one length with a rule that keeps them apart, and back.
 
 The host decides from the sizes alone which set goes where; the device follows by cumulative sums, without being asked.
 """
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+
+from .attention import Boundaries
+from .host import to_device
 
 STRIDE = 8  # row lengths are multiples of this: attention kernels want masks so aligned
 LONGEST = 2.6  # times the longest of the sets or of the usual row
+NEAR = 1.02  # a layout is taken that costs at most so much more than any longer row could
+TOTAL = 256  # the one row of `chain` is a multiple of this, so that few sizes occur
 
 
 @dataclass(frozen=True)
@@ -17,8 +23,9 @@ class Layout:
 
     rows: int
     length: int
-    sizes: list[int]  # of each set
-    starts: list[int]  # first slot of each set, rows one after the other
+    sizes: np.ndarray  # (S,) of each set
+    starts: np.ndarray  # (S,) first slot of each set, rows one after the other
+    apart: bool = False  # one long row whose sets the kernel keeps apart, without a mask
 
     @property
     def slots(self) -> int:
@@ -26,61 +33,95 @@ class Layout:
 
     @property
     def fill(self) -> float:
-        return sum(self.sizes) / self.slots
+        return int(self.sizes.sum()) / self.slots
 
 
-def pack(sizes: list[int], usual: int, width: int, length: int | None = None) -> Layout:
-    """Lay out sets of these sizes, in the row length that costs least (or the given one).
+def pack(sizes: torch.Tensor, usual: int, width: int, length: int | None = None) -> Layout:
+    """Lay out sets of these sizes (S,), in the row length that costs least (or the given one).
 
     usual: the row length of the ViT itself. width: channels D; a token costs 24·D² in the linear layers of a block and
     4·D·L in its attention, so rows of L cost L·(1 + L / 6D) each.
     """
-    longest = max(sizes)
-    if length is not None:
-        return _fill_rows(sizes, max(length, longest))
-    best, least = None, float("inf")
-    first = _up(longest)
-    for candidate in range(first, max(first, int(LONGEST * max(usual, longest))) + 1, STRIDE):
-        price = 1 + candidate / (6 * width)
-        if sum(sizes) * price >= least:  # full rows of this length would cost more, and so would all longer ones
-            break
-        layout = _fill_rows(sizes, candidate)
-        if layout.slots * price < least:
-            best, least = layout, layout.slots * price
-    return best
+    sizes = np.asarray(sizes)
+    present, counts = np.unique(sizes, return_counts=True)
+    waiting = dict(zip(present.tolist(), counts.tolist(), strict=True))
+    longest, total = int(present[-1]), int(sizes.sum())
+    if length is None:
+        best, least = [], float("inf")
+        first = _up(longest, STRIDE)
+        for candidate in range(first, max(first, int(LONGEST * max(usual, longest))) + 1, STRIDE):
+            price = 1 + candidate / (6 * width)
+            if least <= NEAR * total * price:  # full rows of this length would hardly cost less, nor would longer ones
+                break
+            kinds = _fill_rows(waiting, candidate)
+            cost = sum(repeats for _, repeats in kinds) * candidate * price
+            if cost < least:
+                best, least, length = kinds, cost, candidate
+    else:
+        length = max(length, longest)
+        best = _fill_rows(waiting, length)
+    rows = max(sum(repeats for _, repeats in best), 2)  # compilers take a single row for a special case
+    return Layout(rows, length, sizes, _starts(sizes, best, length))
 
 
-def _up(size: int) -> int:
-    return -(-size // STRIDE) * STRIDE
+def chain(sizes: torch.Tensor) -> Layout:
+    """One row with sets of these sizes (S,) one behind the other, for a kernel that needs neither rows nor a mask."""
+    sizes = np.asarray(sizes)
+    ends = sizes.cumsum()
+    return Layout(1, _up(int(ends[-1]), TOTAL), sizes, ends - sizes, apart=True)
 
 
-def _fill_rows(sizes: list[int], length: int) -> Layout:
-    """Fill row after row, each time with the largest set that still fits: first-fit decreasing, by counting sizes."""
-    waiting: dict[int, list[int]] = {}
-    for index, size in enumerate(sizes):
-        waiting.setdefault(size, []).append(index)
+def _up(size: int, multiple: int) -> int:
+    return -(-size // multiple) * multiple
+
+
+Kind = tuple[list[tuple[int, int]], int]  # the sizes in a row, each so many times; and how many rows are so filled
+
+
+def _fill_rows(waiting: dict[int, int], length: int) -> list[Kind]:
+    """Fill row after row, each time with the largest set that still fits: first-fit decreasing.
+
+    waiting: size → how many sets have it. Rows that come out alike are made at once, so the work grows with the number
+    of sizes, not of sets.
+    """
+    waiting, kinds = dict(waiting), []
     present = sum(1 << size for size in waiting)  # bit s: a set of size s waits
-    starts = [0] * len(sizes)
-    row, used = 0, 0
     while present:
-        size = (present & ((2 << (length - used)) - 1)).bit_length() - 1
-        if size < 1:
-            row, used = row + 1, 0
-            continue
-        sets = waiting[size]
-        fits = min(len(sets), (length - used) // size)
-        for _ in range(fits):
-            starts[sets.pop()] = row * length + used
-            used += size
-        if not sets:
-            present &= ~(1 << size)
-    rows = max(row + 1, 2)  # compilers take a single row for a special case
-    return Layout(rows, length, sizes, starts)
+        row, free, left = [], length, present
+        while (size := (left & ((2 << free) - 1)).bit_length() - 1) > 0:
+            fits = min(waiting[size], free // size)
+            row.append((size, fits))
+            free -= fits * size
+            left &= ~(1 << size)
+        repeats = min(waiting[size] // fits for size, fits in row)
+        for size, fits in row:
+            waiting[size] -= repeats * fits
+            if not waiting[size]:
+                present &= ~(1 << size)
+        kinds.append((row, repeats))
+    return kinds
+
+
+def _starts(sizes: np.ndarray, kinds: list[Kind], length: int) -> np.ndarray:
+    """The first slot of each set: (S,). Sets of one size are dealt in their own order."""
+    by_size: dict[int, list[np.ndarray]] = {}
+    row = 0
+    for sets, repeats in kinds:
+        first = (row + np.arange(repeats)[:, None]) * length
+        for size, fits in sets:
+            by_size.setdefault(size, []).append((first + np.arange(fits) * size).ravel())
+            first = first + fits * size
+        row += repeats
+    starts = np.empty(len(sizes), dtype=np.int64)
+    starts[np.argsort(sizes, kind="stable")] = np.concatenate(
+        [slots for size in sorted(by_size) for slots in by_size[size]]
+    )
+    return starts
 
 
 def place(layout: Layout, masks: torch.Tensor) -> torch.Tensor:
     """The slot of each member of each set: (S, N) bool → (S, N) int64; what is no member gets `layout.slots`."""
-    starts = torch.tensor(layout.starts).to(masks.device, non_blocking=True)
+    starts = to_device(torch.from_numpy(layout.starts), masks.device)
     return torch.where(masks, starts[:, None] - 1 + masks.cumsum(1), layout.slots)
 
 
@@ -98,23 +139,19 @@ def order_of(masks: torch.Tensor, values: torch.Tensor, total: int) -> torch.Ten
     return out.scatter(0, place, values.expand(masks.shape).flatten())[:-1]
 
 
-def attention_rule(layout: Layout, device: torch.device, rank: torch.Tensor | None = None) -> torch.Tensor:
-    """Who sees whom: (R, 1, L, L) bool. A query sees keys of its own set with a rank not later than its own.
+def attention_rule(layout: Layout, slots: torch.Tensor, rank: torch.Tensor | None = None) -> torch.Tensor:
+    """Who sees whom: a query sees keys of its own set with a rank not later than its own.
 
-    rank (R·L,): of each slot; None: everything of one rank. Empty slots see each other, so that no row of attention is
-    empty.
+    slots (S, N): of the sets' members, as `place` gives them. rank (R·L,): of each slot; None: everything of one rank.
+    Returns (R, 1, L, L) bool; where the kernel itself keeps the sets of a row apart, their `Boundaries`. Empty slots
+    see each other, so that no row of attention is empty.
     """
-    by_start = sorted(range(len(layout.starts)), key=layout.starts.__getitem__)
-    owners, lengths, at = [], [], 0
-    for index in by_start:
-        start, size = layout.starts[index], layout.sizes[index]
-        owners += [-1, index]
-        lengths += [start - at, size]
-        at = start + size
-    owners.append(-1)
-    lengths.append(layout.slots - at)
-    owner = torch.repeat_interleave(torch.tensor(owners), torch.tensor(lengths)).to(device, non_blocking=True)
-    owner = owner.view(layout.rows, 1, layout.length)
+    if layout.apart:
+        ends = np.append(layout.starts, [int(layout.sizes.sum()), layout.slots])  # the rest of the row is a set, too
+        longest = max(slots.shape[1], TOTAL)  # the same for every batch: no compiled graph changes
+        return Boundaries.of(to_device(torch.from_numpy(ends.astype(np.int32)), slots.device), longest)
+    sets = torch.arange(len(slots), device=slots.device)[:, None]
+    owner = spread(layout, slots, sets, empty=-1).view(layout.rows, 1, layout.length)
     rule = owner[:, :, :, None] == owner[:, :, None, :]
     if rank is not None:
         rank = rank.view(layout.rows, 1, layout.length)

@@ -8,11 +8,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import pairwise
 
 import torch
 
 from .blocks import Blocks
+from .host import to_device
 from .regions import Regions
 
 
@@ -31,7 +31,7 @@ class Plan:
     step: torch.Tensor  # (P,) place in the image's sequence, from 1
     context_rank: torch.Tensor | None = None  # (E, N) int64, 0 where there is no context; None: 0 everywhere
     target_rank: torch.Tensor | None = None  # (P,) int64; None: 1 everywhere
-    known_sizes: tuple[list[int], list[int], list[int]] | None = None  # what `sizes` gives, where the host knows it
+    known_sizes: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = None  # what `sizes` gives, if it is known
 
     def visible(self) -> torch.Tensor:
         """The patches that each prediction may see: (P, N) bool."""
@@ -42,11 +42,11 @@ class Plan:
         return contexts & (ranks < self.target_rank[:, None])
 
     @cached_property
-    def sizes(self) -> tuple[list[int], list[int], list[int]]:
-        """Patches of each context, of each prediction's view, and of each prediction's target, on the host."""
+    def sizes(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Patches of each context (E,), of each prediction's view (P,), and of its target (P,), on the host."""
         if self.known_sizes is not None:
             return self.known_sizes
-        counts = torch.cat([self.contexts.sum(1), self.visible().sum(1), self.targets.sum(1)]).tolist()
+        counts = torch.cat([self.contexts.sum(1), self.visible().sum(1), self.targets.sum(1)]).cpu()
         e, p = len(self.contexts), len(self.targets)
         return counts[:e], counts[e : e + p], counts[e + p :]
 
@@ -73,7 +73,7 @@ class Plan:
             )
         sizes = None
         if all(plan.known_sizes is not None for plan in plans):
-            sizes = tuple([size for plan in plans for size in plan.known_sizes[i]] for i in range(3))
+            sizes = tuple(torch.cat(parts) for parts in zip(*(plan.known_sizes for plan in plans), strict=True))
         return Plan(known_sizes=sizes, **joined)
 
 
@@ -82,90 +82,69 @@ def plan_regions(
     regions: Regions,
     flat: bool = False,
     causal: bool = False,
-    images: Sequence[int] | None = None,
-    area: Sequence[Sequence[int]] | None = None,
+    images: torch.Tensor | None = None,
+    area: torch.Tensor | None = None,
 ) -> Plan:
     """Predict R_2 from R_1, R_3 from R_1 ∪ R_2, and so on, for the images given (default: all that have such a step).
 
     flat: every region from R_1 alone. causal: one context R_1 … R_{N-1} in which a token sees its own region and those
-    before. `area` spares a copy to the host where `regions.area` is already there.
+    before. images (I,) and area (B, N), both on the host, spare a copy where `regions.area` is already there.
     """
     if flat and causal:
         raise ValueError("flat and causal exclude each other: with flat, nothing follows R_1")
-    area = regions.area.tolist() if area is None else area  # the one copy from the device
-    n_regions = regions.masks.shape[1]
-    contexts, predictions = [], []  # (image, last region seen), (context, region, step)
-    seen_sizes, view_sizes, target_sizes = [], [], []
-    for image in range(len(area)) if images is None else images:
-        present = [(place, size) for place, size in enumerate(area[image]) if size]
-        seen = 0
-        for step, ((place, size), (target, target_size)) in enumerate(pairwise(present), 1):
-            if step == 1 or not flat:
-                seen += size
-            if step == 1 or not (flat or causal):
-                contexts.append((image, place))
-                seen_sizes.append(0)
-            if causal:
-                contexts[-1] = (image, place)
-            if not flat or step == 1:
-                seen_sizes[-1] = seen
-            predictions.append((len(contexts) - 1, image * n_regions + target, step))
-            view_sizes.append(seen)
-            target_sizes.append(target_size)
+    area = regions.area.cpu() if area is None else area
+    images = torch.arange(len(area)) if images is None else images
+    present = area[images] > 0  # (I, N)
+    images, present = images[present.sum(1) > 1], present[present.sum(1) > 1]
+    area, n_regions = area[images], area.shape[1]
+    place = present.cumsum(1) - 1  # of a region in its image's sequence
+    seen = area.cumsum(1) - area  # patches before each region
+    i, target = (present & (place > 0)).nonzero().unbind(1)
+    step, target_sizes, views = place[i, target], area[i, target], seen[i, target]
+    first = present.int().argmax(1)
+    if flat or causal:
+        # the last region of the context: R_1, or the last but one
+        last = first if flat else (place == place[:, -1:] - 1).int().argmax(1)
+        context, target_context, sizes = torch.arange(len(images)), i, area.cumsum(1).gather(1, last[:, None])[:, 0]
+        views = sizes[i] if flat else views
+    else:
+        context, target_context, sizes, last = i, torch.arange(len(i)), views, target - 1  # all before the target
     device = regions.masks.device
-    masks = regions.masks.flatten(2)  # (B, R, N)
-    image, place = _columns(contexts, 2, device)
-    target_context, target, step = _columns(predictions, 3, device)
-    union = masks.cumsum(1) > 0
-    row = image * n_regions + place
-    contexts = union.flatten(0, 1).index_select(0, row)
+    image, union_row = to_device(torch.stack([images[context], images[context] * n_regions + last]), device)
+    target_row, target_context, step = to_device(
+        torch.stack([images[i] * n_regions + target, target_context, step]), device
+    )
+    masks = regions.masks.flatten(2)  # (B, N, patches)
+    contexts = (masks.cumsum(1) > 0).flatten(0, 1).index_select(0, union_row)
     context_rank = target_rank = None
     if causal:
-        order = masks.any(2).cumsum(1) - 1  # (B, R): 0 for R_1
+        order = masks.any(2).cumsum(1) - 1  # (B, N): 0 for R_1
         context_rank = (masks * order[:, :, None]).sum(1).index_select(0, image) * contexts
         target_rank = step
-    sizes = (seen_sizes, view_sizes, target_sizes)
-    targets = masks.flatten(0, 1).index_select(0, target)
-    return Plan(contexts, image, targets, target_context, step, context_rank, target_rank, sizes)
+    targets = masks.flatten(0, 1).index_select(0, target_row)
+    return Plan(contexts, image, targets, target_context, step, context_rank, target_rank, (sizes, views, target_sizes))
 
 
 @torch.no_grad()
-def plan_blocks(
-    blocks: Blocks, images: Sequence[int] | None = None, area: Sequence[Sequence[int]] | None = None
-) -> Plan:
+def plan_blocks(blocks: Blocks, images: torch.Tensor | None = None, area: torch.Tensor | None = None) -> Plan:
     """Predict each target block from the one context, for the images given (default: all that have such a step).
 
-    `area` spares a copy to the host where `block_area(blocks)` is already there.
+    images (I,) and area (B, 1 + targets), both on the host, spare a copy where `block_area(blocks)` is already there.
     """
-    area = block_area(blocks).tolist() if area is None else area
-    n_targets = blocks.targets.shape[1]
-    context_rows, predictions = [], []
-    seen_sizes, view_sizes, target_sizes = [], [], []
-    for image in range(len(area)) if images is None else images:
-        seen, *sizes = area[image]
-        present = [(place, size) for place, size in enumerate(sizes) if size and seen]
-        if present:
-            seen_sizes.append(seen)
-            context_rows.append((image,))
-        for step, (place, size) in enumerate(present, 1):
-            predictions.append((len(context_rows) - 1, image * n_targets + place, step))
-            view_sizes.append(seen)
-            target_sizes.append(size)
-    device = blocks.context.device
-    (image,) = _columns(context_rows, 1, device)
-    target_context, target, step = _columns(predictions, 3, device)
+    area = block_area(blocks).cpu() if area is None else area
+    images = torch.arange(len(area)) if images is None else images
+    present = (area[images, 1:] > 0) & (area[images, :1] > 0)  # (I, targets)
+    images, present = images[present.any(1)], present[present.any(1)]
+    i, target = present.nonzero().unbind(1)
+    sizes, target_sizes, step = area[images, 0], area[images[i], 1 + target], present.cumsum(1)[i, target]
+    device, n_targets = blocks.context.device, blocks.targets.shape[1]
+    image = to_device(images, device)
+    target_row, target_context, step = to_device(torch.stack([images[i] * n_targets + target, i, step]), device)
     contexts = blocks.context.flatten(1).index_select(0, image)
-    targets = blocks.targets.flatten(2).flatten(0, 1).index_select(0, target)
-    sizes = (seen_sizes, view_sizes, target_sizes)
-    return Plan(contexts, image, targets, target_context, step, known_sizes=sizes)
+    targets = blocks.targets.flatten(2).flatten(0, 1).index_select(0, target_row)
+    return Plan(contexts, image, targets, target_context, step, known_sizes=(sizes, sizes[i], target_sizes))
 
 
 def block_area(blocks: Blocks) -> torch.Tensor:
     """Patches of the context and of each target: (B, 1 + targets)."""
     return torch.cat([blocks.context.sum((1, 2))[:, None], blocks.targets.sum((2, 3))], dim=1)
-
-
-def _columns(rows: list[tuple[int, ...]], width: int, device: torch.device) -> torch.Tensor:
-    """A host table as one tensor of columns on the device: (width, rows)."""
-    table = torch.tensor(rows, dtype=torch.long).view(-1, width).T.contiguous()
-    return table.to(device, non_blocking=True)

@@ -9,7 +9,7 @@ from torch import nn
 
 from .encoder import run_blocks
 from .errors import UserError
-from .packing import attention_rule, order_of, pack, place, spread
+from .packing import Layout, attention_rule, chain, order_of, pack, place, spread
 from .plans import Plan
 from .positions import sincos_positions
 
@@ -23,6 +23,7 @@ class Predictor(nn.Module):
             raise UserError(f"predictor_width={width} must be a multiple of 4 and of the encoder's {num_heads} heads")
         self.width = width
         self.grad_checkpointing = False
+        self.varlen = False  # whether one long row and a kernel that keeps sets apart stand in for rows and a mask
         self.embed = nn.Linear(embed_dim, width)
         self.mask_token = nn.Parameter(torch.empty(1, width))
         self.register_buffer("positions", sincos_positions(grid, width), persistent=False)  # (N, width)
@@ -33,16 +34,16 @@ class Predictor(nn.Module):
         init_weights(self, self.blocks)
         trunc_normal_(self.mask_token, std=0.02)
 
-    def forward(self, tokens: torch.Tensor, slots: torch.Tensor, plan: Plan) -> tuple[torch.Tensor, float, int]:
+    def forward(self, tokens: torch.Tensor, slots: torch.Tensor, plan: Plan) -> tuple[torch.Tensor, Layout]:
         """Predict every target of the plan from its visible tokens.
 
         tokens (S, D): the encoder's, in any order. slots (E, N): where the token of each context patch lies in them.
-        Returns predictions (T, D) in the order of `plan.targets.nonzero()`, the rows' fill, and the tokens computed.
+        Returns predictions (T, D) in the order of `plan.targets.nonzero()`, and how the rows were laid out.
         """
         visible, targets = plan.visible(), plan.targets
         _, view_sizes, target_sizes = plan.sizes
-        sizes = [view + target for view, target in zip(view_sizes, target_sizes, strict=True)]
-        layout = pack(sizes, len(self.positions) + 1, self.width)
+        sizes = view_sizes + target_sizes
+        layout = chain(sizes) if self.varlen else pack(sizes, len(self.positions) + 1, self.width)
         patch = torch.arange(targets.shape[1], device=targets.device)
         slot = place(layout, visible | targets)  # (P, N)
         # the table to read from: every encoded token, then the mask token
@@ -52,10 +53,10 @@ class Predictor(nn.Module):
 
         rows = self._table(tokens).index_select(0, source) + self.positions.index_select(0, position)
         rows = rows.view(layout.rows, layout.length, self.width)
-        rows = run_blocks(self.blocks, rows, attention_rule(layout, rows.device), self.grad_checkpointing)
-        wanted = order_of(targets, slot, sum(target_sizes))
+        rows = run_blocks(self.blocks, rows, attention_rule(layout, slot), self.grad_checkpointing)
+        wanted = order_of(targets, slot, int(target_sizes.sum()))
         predictions = self.project(self.norm(rows.flatten(0, 1).index_select(0, wanted)))
-        return predictions, layout.fill, sum(sizes)
+        return predictions, layout
 
     def _table(self, tokens: torch.Tensor) -> torch.Tensor:
         """What rows are made of: every encoded token, then the mask token: (S + 1, width)."""
