@@ -14,24 +14,28 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import numpy as np
 import torch
 from PIL import Image, ImageOps
 from timm.data import IMAGENET_DEFAULT_MEAN as IMAGENET_MEAN
 from timm.data import IMAGENET_DEFAULT_STD as IMAGENET_STD
 from torch.utils.data import Dataset
-from torchvision.transforms import InterpolationMode, RandomResizedCrop
+from torchvision.transforms import InterpolationMode
 from torchvision.transforms.functional import pil_to_tensor, resized_crop
 
 from timm_dseq import UserError
 
 from .config import Data
-from .order import sample_seed, seeded
+from .crops import box_draws, crop_boxes
+from .order import sample_seeds
 from .scenes import LABELS as SCENE_LABELS
 from .scenes import LENGTHS, Scenes
 
 LABELS = ("label", "labels", "cls", "class", "fine_label", "target")
 IMAGES = ("image", "img", "jpg", "png", "webp", "jpeg")
-_TRIES = 100  # unreadable images in a row that end a run
+TRIES = 100  # unreadable images in a row that end a run
+
+Item = tuple[torch.Tensor, tuple[int, int], list[str]]  # a crop (3, S, S) uint8, (epoch, index), what is broken
 
 warnings.filterwarnings("ignore", message="Palette images with Transparency", module="PIL")
 
@@ -184,32 +188,39 @@ class Crops(Dataset):
     def __init__(self, source: Source | None, size: int, scale: tuple[float, float], seed: int) -> None:
         self.source, self.size, self.scale, self.seed = source, size, scale, seed
 
-    def __getitem__(self, sample: tuple[int, int]) -> tuple[torch.Tensor, tuple[int, int], list[str]]:
-        _, index = sample
+    def __getitem__(self, sample: tuple[int, int]) -> Item:
+        return self.__getitems__([sample])[0]
+
+    def __getitems__(self, samples: list[tuple[int, int]]) -> list[Item]:
+        return [self._item(sample, draws) for sample, draws in zip(samples, self.draws(samples), strict=True)]
+
+    def draws(self, samples: list[tuple[int, int]]) -> np.ndarray:
+        """What the samples' boxes are made of: (B, 10, 4)."""
+        return box_draws(sample_seeds(self.seed, torch.tensor(samples)), self.scale)
+
+    def _item(self, sample: tuple[int, int], draws: np.ndarray) -> Item:
         broken = []
-        for step in range(_TRIES):
-            at = (index + step) % len(self.source)
+        for step in range(TRIES):
+            at = (sample[1] + step) % len(self.source)
             try:
-                return self.cut(self.source.rows[at][self.source.image], sample), sample, broken
+                return self.cut(self.source.rows[at][self.source.image], draws), sample, broken
             except Exception as error:  # PIL's readers raise almost anything on damaged files
                 broken.append(f"{self.source.where(at)}: {type(error).__name__}: {error}")
         return torch.zeros(0), sample, broken
 
-    def cut(self, value: Any, sample: tuple[int, int]) -> torch.Tensor:
-        """The sample's crop of an image: (3, S, S) uint8."""
+    def cut(self, value: Any, draws: np.ndarray) -> torch.Tensor:
+        """A sample's crop of an image, by its draws (10, 4): (3, S, S) uint8."""
         picture = decode(value)
-        with seeded(sample_seed(self.seed, *sample)):
-            box = RandomResizedCrop.get_params(picture, self.scale, (3 / 4, 4 / 3))
-        size = [self.size, self.size]
-        crop = resized_crop(picture, *box, size, InterpolationMode.BICUBIC)
+        ((top, left, height, width),) = crop_boxes(draws[None], np.array([[picture.height, picture.width]])).tolist()
+        crop = resized_crop(picture, top, left, height, width, [self.size, self.size], InterpolationMode.BICUBIC)
         return pil_to_tensor(crop)
 
 
 def collate(items: list) -> tuple[torch.Tensor, torch.Tensor, list[str]]:
     """Images (B, 3, S, S) uint8, their (epoch, index) (B, 2), and what could not be read."""
     images, samples, broken = zip(*items, strict=True)
-    if any(not image.numel() for image in images):
-        raise UserError(f"{_TRIES} images in a row cannot be read, the first {broken[0][0]}: is this an image column?")
+    if lost := next((lines for image, lines in zip(images, broken, strict=True) if not image.numel()), None):
+        raise UserError(f"{TRIES} images in a row cannot be read, the first {lost[0]}: is this an image column?")
     return torch.stack(images), torch.tensor(samples), [where for some in broken for where in some]
 
 

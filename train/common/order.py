@@ -1,7 +1,7 @@
 """Order and randomness of map-style data: the number of samples seen says everything.
 
 Sample number p of a run is image `order(seed, p // n)[p % n]` of epoch p // n; its crop, coin and blocks are drawn from
-`sample_seed(seed, epoch, index)`. No batch is cut at the end of an epoch, none is padded, and neither workers,
+the seed that (seed, epoch, index) give. No batch is cut at the end of an epoch, none is padded, and neither workers,
 processes nor restarts change what a sample is.
 """
 
@@ -44,8 +44,19 @@ def sample_at(seed: int, position: int, length: int) -> tuple[int, int]:
     return epoch, int(order(seed, epoch, length)[place])
 
 
+def samples_at(seed: int, position: int, count: int, length: int) -> torch.Tensor:
+    """So many samples in a row from number `position` on: (epoch, index), (count, 2) int64."""
+    parts = []
+    while count:
+        epoch, place = divmod(position, length)
+        indices = order(seed, epoch, length)[place : place + count]
+        parts.append(torch.stack([torch.full_like(indices, epoch), indices], dim=1))
+        position, count = position + len(indices), count - len(indices)
+    return torch.cat(parts)
+
+
 class Share(Sampler[list[tuple[int, int]]]):
-    """The micro-batches of one process, from a number of samples seen on: lists of (epoch, index).
+    """The micro-batches of one process, from a number of samples seen on: lists of (epoch, index), or tensors.
 
     A step of the whole run takes `batch` samples in a row; they are dealt to accumulation rounds first, then to
     processes, so that the samples of a step do not depend on either.
@@ -59,12 +70,16 @@ class Share(Sampler[list[tuple[int, int]]]):
         self.start = start  # samples the whole run has seen
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        return ([*map(tuple, samples.tolist())] for samples in self.tensors())
+
+    def tensors(self) -> Iterator[torch.Tensor]:
+        """The same as (B, 2) int64."""
         together = self.micro_batch * self.processes
         first = self.start
         while True:
             for round_start in range(first, first + self.batch, together):
                 own = round_start + self.rank * self.micro_batch
-                yield [sample_at(self.seed, own + i, self.length) for i in range(self.micro_batch)]
+                yield samples_at(self.seed, own, self.micro_batch, self.length)
             first += self.batch
 
 

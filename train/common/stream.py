@@ -9,16 +9,19 @@ import tarfile
 import traceback
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+from itertools import islice
 from typing import Any
 
 import datasets
+import numpy as np
 import torch
 from datasets.distributed import split_dataset_by_node
 
 from timm_dseq import UserError
 
 from .config import Config
-from .data import Crops, collate, image_column, load
+from .data import Crops, Item, collate, image_column, load
 from .order import sample_seed
 
 BLOCK = 512  # samples of one process that are shuffled together
@@ -44,12 +47,9 @@ class Stream:
 
     def __next__(self) -> tuple[torch.Tensor, torch.Tensor, list[str]]:
         while len(self.coming) <= AHEAD:
-            items, state = [], {}
-            broken: list[str] = []
-            while len(items) < self.micro_batch:
-                value, sample, state = next(self.samples)
-                items.append(self.workers.submit(self._item, value, sample))
-            self.coming.append((items, state))
+            values, samples, states = zip(*islice(self.samples, self.micro_batch), strict=True)
+            draws = self.crops.draws(list(samples))
+            self.coming.append(([*map(partial(self.workers.submit, self._item), values, samples, draws)], states[-1]))
         items, state = self.coming.pop(0)
         done = [item.result() for item in items]
         broken = [line for _, _, lines in done for line in lines]
@@ -62,9 +62,9 @@ class Stream:
         self.state = state
         return images, samples, broken
 
-    def _item(self, value: Any, sample: tuple[int, int]) -> tuple[torch.Tensor, tuple[int, int], list[str]]:
+    def _item(self, value: Any, sample: tuple[int, int], draws: np.ndarray) -> Item:
         try:
-            return self.crops.cut(value, sample), sample, []
+            return self.crops.cut(value, draws), sample, []
         except Exception as error:  # PIL's readers raise almost anything on damaged files
             where = value.get("path") if isinstance(value, dict) else None
             return torch.zeros(0), sample, [f"{where or f'sample {sample}'}: {type(error).__name__}: {error}"]

@@ -12,8 +12,10 @@ from torch.nn.parallel import DistributedDataParallel
 
 from timm_dseq import DSeqJEPA, UserError, block_masks
 from timm_dseq.draws import uniform
+from timm_dseq.host import to_device
 
 from .config import Config
+from .crops import augmented
 from .data import normalised
 from .model import optimizer_of
 from .order import sample_seeds
@@ -36,8 +38,10 @@ class Training:
         self.whole = spread(model, config, accelerator)
         self.optimizer = optimizer_of(model, config.optim)
 
-    def step(self, batches: Iterator[Batch], now: Now) -> Figures:
-        """One optimiser step over all processes and accumulation rounds; nothing waits for the device.
+    def step(self, batches: Iterator[Batch], now: Now, fetch: torch.Tensor | None = None) -> Figures:
+        """One optimiser step over all processes and accumulation rounds; the host waits for the device once.
+
+        fetch: numbers on the device that come to the host with that one copy, as the figures' `fetched`.
 
         The backward runs on sums, and gradients are divided once by the number of target tokens of the whole batch:
         how it is dealt to processes and rounds changes nothing.
@@ -45,14 +49,16 @@ class Training:
         config, device, figures = self.config, self.accelerator.device, Figures()
         for last_round in [False] * (config.optim.accumulation - 1) + [True]:
             images, samples, broken = next(batches)
-            seeds = sample_seeds(config.seed, samples)
+            seeds = to_device(sample_seeds(config.seed, samples), device)
             coins = uniform(seeds, 1, stream=1)[:, 0] < now.regions
-            inputs = normalised(images.to(device, non_blocking=True), self.precision.dtype)
-            blocks = block_masks(self.model.student.patch_embed.grid_size, seeds.to(device))
+            images = augmented(images.to(device, non_blocking=True), seeds, config.data.flip, config.data.color_jitter)
+            inputs = normalised(images, self.precision.dtype)
+            blocks = block_masks(self.model.student.patch_embed.grid_size, seeds)
             with gathering(self.whole, last_round), self.precision.autocast():
-                loss, facts = self.whole(inputs, coins, blocks)
+                loss, facts = self.whole(inputs, coins, blocks, fetch=fetch)
                 (loss * facts["weight"]).backward()
             figures.add(loss, facts, samples, broken)
+            fetch = None  # it came in the first round
 
         for group in self.optimizer.param_groups:
             group["lr"] = now.lr
