@@ -233,6 +233,7 @@ class DSeqJEPA(nn.Module):
         facts = {
             "loss_by_step": sums[0] / sums[1],  # (K,), nan where no image came so far
             "tokens_by_step": sums[1],
+            "target_tokens": total,
             "weight": weight,  # the loss times it is a sum again, so that micro-batches can be joined
         }
         if self.contrastive is not None:

@@ -82,7 +82,7 @@ def run(config: Config, text: str) -> int:
     recorder.begin()
     for step in range(done.step + 1, last + 1):
         now = schedules.at(config, done.samples, images, length.samples)
-        figures = training.step(batches, now)
+        figures = training.step(batches, now, recorder.numbers)
         done.step, done.samples = step, step * length.batch
         recorder.add(done, now, figures, stop.asked)
         look = watch.due(step) or step == length.steps

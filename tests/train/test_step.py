@@ -22,8 +22,8 @@ class Spoilt(nn.Module):
         super().__init__()
         self.model, self.value, self.bad, self.call = model, value, calls, itertools.count()
 
-    def forward(self, *args):
-        loss, facts = self.model(*args)
+    def forward(self, *args, **kwargs):
+        loss, facts = self.model(*args, **kwargs)
         return (loss * self.value if next(self.call) in self.bad else loss), facts
 
 

@@ -15,12 +15,13 @@ from accelerate.tracking import get_available_trackers
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from timm_dseq import DSeqJEPA, UserError
+from timm_dseq.host import to_device
 
 from .config import Config, flat
 from .keeper import Done
 from .precision import Precision
 from .schedules import Now
-from .utilisation import Utilisation, matrix_rate
+from .utilisation import WORK, Utilisation, matrix_rate
 
 try:
     import resource
@@ -35,12 +36,15 @@ class Figures:
     weight: torch.Tensor | float = 0.0  # of all rounds, the same in every process
     loss: torch.Tensor | float = 0.0  # times weight
     by_step: torch.Tensor | float = 0.0  # (2, K): sum of losses, and tokens
-    counts: list[float] = field(default_factory=list)  # images with 0, 1, … regions, then images on regions, and all
-    tokens: list[float] = field(default_factory=lambda: [0.0, 0.0])  # computed by the encoder, and by the predictor
-    fill: list[float] = field(default_factory=list)
-    samples: list[list[int]] = field(default_factory=list)
+    regions: list[int] = field(default_factory=list)  # images with 0, 1, … regions
+    on_regions: float = 0.0  # images that were trained on them
+    images: int = 0
+    work: dict[str, int] = field(default_factory=lambda: dict.fromkeys(WORK, 0))
+    fill: list[tuple[float, float]] = field(default_factory=list)  # of the encoder's rows, and of the predictor's
+    samples: list[torch.Tensor] = field(default_factory=list)
     broken: list[str] = field(default_factory=list)
     gradient_norm: torch.Tensor | None = None
+    fetched: torch.Tensor | None = None  # what came to the host with this step's one copy
 
     def add(self, loss: torch.Tensor, facts: dict[str, Any], samples: torch.Tensor, broken: list[str]) -> None:
         """Take in one round."""
@@ -48,13 +52,49 @@ class Figures:
         self.weight = self.weight + facts["weight"]
         self.loss = self.loss + loss.detach() * facts["weight"]
         self.by_step = self.by_step + torch.stack([facts["loss_by_step"].nan_to_num(0.0) * tokens, tokens])
-        images = len(samples)
-        counts = [*facts["region_counts"], facts["region_share"] * images, images]
-        self.counts = [a + b for a, b in zip(self.counts or [0.0] * len(counts), counts, strict=True)]
-        self.tokens = [self.tokens[0] + facts["encoder_tokens"], self.tokens[1] + facts["predictor_tokens"]]
-        self.fill += [facts["encoder_fill"], facts["predictor_fill"]]
-        self.samples += samples.tolist()
+        counts = facts["region_counts"]
+        self.regions = [a + b for a, b in zip(self.regions or [0] * len(counts), counts, strict=True)]
+        self.on_regions += facts["region_share"] * len(samples)
+        self.images += len(samples)
+        self.work = {name: count + facts[name] for name, count in self.work.items()}
+        self.fill.append((facts["encoder_fill"], facts["predictor_fill"]))
+        self.samples.append(samples)
         self.broken += broken
+        self.fetched = self.fetched if facts["fetched"] is None else facts["fetched"]
+
+    def counted(self, stop: bool) -> list[float]:
+        """What the host knows of this process's part, to be summed over processes; the inverse of `Counts.of`."""
+        return [*self.work.values(), self.images, self.on_regions, len(self.broken), float(stop), *self.regions]
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Of a whole step."""
+
+    work: dict[str, float]
+    images: float
+    on_regions: float
+    broken: float
+    stop: float
+    regions: list[float]
+
+    @classmethod
+    def of(cls, numbers: list[float]) -> "Counts":
+        work, rest = numbers[: len(WORK)], numbers[len(WORK) :]
+        return cls(dict(zip(WORK, work, strict=True)), *rest[:4], rest[4:])
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """A step whose line is not written yet."""
+
+    step: int
+    samples: int
+    now: Now
+    figures: Figures
+    counted: list[float] | None  # None: they are at the end of `numbers`
+    numbers: torch.Tensor  # on the device: loss, sums and tokens by step, weight, gradient norm
+    seconds: float
 
 
 class Recorder:
@@ -83,16 +123,27 @@ class Recorder:
         if accelerator.is_main_process and not config.dry_run:
             self.file = reopened(self.folder / "log.jsonl", done.step)
 
+    @property
+    def numbers(self) -> torch.Tensor | None:
+        """What the device holds of the step that waits; the next step's copy may bring it along."""
+        return self.waiting.numbers if self.waiting else None
+
     def add(self, done: Done, now: Now, figures: Figures, stop: bool) -> None:
-        """Take a step's figures; write those of the step before."""
-        local = [*figures.tokens, *figures.counts, len(figures.broken), float(stop)]
-        parts = [figures.loss.reshape(1), figures.by_step.flatten(), torch.tensor(local).to(figures.by_step)]
-        total = self.accelerator.reduce(torch.cat([part.to(figures.by_step.dtype) for part in parts]), "sum")
-        ready = torch.cat([total, figures.weight.reshape(1).to(total), figures.gradient_norm.reshape(1).to(total)])
-        self.flush()
+        """Take a step's figures; write those of the step before, which came along with this one's copy."""
+        counted: list[float] | None = figures.counted(stop)
+        numbers = torch.cat([figures.loss.reshape(1), figures.by_step.flatten()])
+        own = torch.stack([figures.weight, figures.gradient_norm.to(numbers)])  # the same in every process
+        if self.accelerator.num_processes > 1:
+            local = to_device(torch.tensor(counted, dtype=numbers.dtype), numbers.device)
+            numbers, local = self.accelerator.reduce(torch.cat([numbers, local]), "sum").split(
+                [len(numbers), len(local)]
+            )
+            own, counted = torch.cat([own, local]), None
+        if self.waiting:
+            self._write(figures.fetched)
         seconds = time.perf_counter() - self.clock
         self.begin()
-        self.waiting = (done.step, done.samples, now, figures, ready, seconds)
+        self.waiting = Waiting(done.step, done.samples, now, figures, counted, torch.cat([numbers, own]), seconds)
 
     def begin(self) -> None:
         """From here on time counts for the next step: probes, pictures and checkpoints lie behind."""
@@ -100,38 +151,42 @@ class Recorder:
 
     def flush(self, more: dict[str, Any] | None = None) -> None:
         """Write what waits; `more` joins its line."""
-        if not self.waiting:
-            return
-        step, samples, now, figures, ready, seconds = self.waiting
-        self.waiting = None
-        loss, *rest = ready.tolist()
+        if self.waiting:
+            self._write(self.waiting.numbers, more)
+
+    def _write(self, numbers: torch.Tensor, more: dict[str, Any] | None = None) -> None:
+        """The line of the step that waits. numbers: its own, on the host or to be brought there."""
+        waiting, self.waiting = self.waiting, None
+        now, figures, seconds = waiting.now, waiting.figures, waiting.seconds
+        loss, *rest = numbers.tolist()
         places = figures.by_step.shape[1]
-        sums, tokens, rest = rest[:places], rest[places : 2 * places], rest[2 * places :]
-        encoder_tokens, predictor_tokens, *regions, on_regions, images, broken, stop, weight, norm = rest
+        sums, tokens, (weight, norm, *counted) = rest[:places], rest[places : 2 * places], rest[2 * places :]
+        counts = Counts.of(waiting.counted or counted)
         skipped = not math.isfinite(norm)
-        self.done.broken += int(broken)
+        self.done.broken += int(counts.broken)
         self.done.skipped = self.done.skipped + 1 if skipped else 0
-        self.stopping = self.stopping or stop > 0
+        self.stopping = self.stopping or counts.stop > 0
         record = {
-            "step": step,
-            "samples": samples,
+            "step": waiting.step,
+            "samples": waiting.samples,
             "loss": loss / (weight * self.accelerator.num_processes),
             "loss_by_step": [s / t if t else None for s, t in zip(sums, tokens, strict=True)],
             "lr": now.lr,
             "weight_decay": now.weight_decay,
             "momentum": now.momentum,
             "lambda": now.regions,
-            "region_share": on_regions / images,
-            "region_counts": [int(count) for count in regions],
-            "regions_found": sum(i * count for i, count in enumerate(regions)) / max(1.0, sum(regions)),
+            "region_share": counts.on_regions / counts.images,
+            "region_counts": [int(count) for count in counts.regions],
+            "regions_found": sum(i * n for i, n in enumerate(counts.regions)) / max(1.0, sum(counts.regions)),
             "gradient_norm": norm if not skipped else None,
             "skipped": skipped,
             "broken": self.done.broken,
-            "encoder_fill": sum(figures.fill[::2]) / len(figures.fill[::2]),
-            "predictor_fill": sum(figures.fill[1::2]) / len(figures.fill[1::2]),
+            "encoder_fill": sum(fill for fill, _ in figures.fill) / len(figures.fill),
+            "predictor_fill": sum(fill for _, fill in figures.fill) / len(figures.fill),
             "seconds": seconds,
-            "images_per_second": images / seconds,
-            "mfu": self.utilisation.flops(images, encoder_tokens, predictor_tokens) / seconds / self.rate,
+            "images_per_second": counts.images / seconds,
+            "mfu": self.utilisation.flops(counts.images, counts.work) / seconds / self.rate,
+            "graphs": graphs(),
             "memory_mib": memory(),
             **(more or {}),
         }
@@ -143,7 +198,7 @@ class Recorder:
             numbers = {name: value for name, value in flat(record).items() if isinstance(value, (int, float))}
             self.accelerator.log(numbers, step=step)
         self.screen.step(record)
-        self._judge(figures, samples)
+        self._judge(figures, waiting.samples)
 
     def _judge(self, figures: Figures, samples: int) -> None:
         """Stop a run that reads or learns nothing any more."""
@@ -164,7 +219,9 @@ class Recorder:
             )
         if self.done.skipped >= self.config.optim.max_skipped:
             file = self.folder / f"not_finite-{self.accelerator.process_index}.json"
-            file.write_text(json.dumps({"step": self.done.step, "epoch_and_index": figures.samples}))
+            file.write_text(
+                json.dumps({"step": self.done.step, "epoch_and_index": torch.cat(figures.samples).tolist()})
+            )
             raise UserError(
                 f"the loss or its gradient was not finite for {self.done.skipped} steps in a row: look at the images "
                 f"named in {file}, lower optim.lr, or go on from an earlier checkpoint with --resume PATH."
@@ -245,6 +302,12 @@ def records(path: Path) -> list[dict[str, Any]]:
         except ValueError:
             break
     return lines
+
+
+def graphs() -> int:
+    """How many graphs torch.compile has made so far: a number that goes on growing is time lost."""
+    dynamo = sys.modules.get("torch._dynamo")
+    return dynamo.utils.counters["stats"]["unique_graphs"] if dynamo else 0
 
 
 def memory() -> float:
