@@ -23,8 +23,10 @@ from common.keeper import Done, Keeper
 from common.length import Length
 from common.model import build
 from common.order import Share
+from common.pixels import Place
 from common.precision import Precision, chosen
 from common.record import Recorder, Screen, available
+from common.resident import Resident, squares
 from common.stop import STOPPED, Stop, deaf
 from common.stream import Stream, images_in
 from common.training import Training
@@ -63,6 +65,9 @@ def run(config: Config, text: str) -> int:
     last = min(length.steps, config.max_steps or length.steps)
     if config.dry_run:
         last = min(last, done.step + 2)
+    pixels, kept = None, ""
+    if done.step < last:
+        pixels, kept = squares(done, config, source, length, accelerator)
 
     screen = Screen(last, done.step, accelerator.is_main_process)
     size = sum(parameter.numel() for parameter in model.student.parameters()) / 1e6
@@ -76,7 +81,8 @@ def run(config: Config, text: str) -> int:
     watch = Watch(config, accelerator, training.whole, precision, screen)
     recorder = Recorder(config, accelerator, model, precision, done, screen)
     before = {f"{name}_before": found for name, found in watch.look(0).items()} if done.step == 0 else {}
-    batches = batches_from(config, source, length, done, accelerator)
+    batches = batches_from(config, source, pixels, length, done, accelerator)
+    screen.say(batches.describe() if isinstance(batches, Resident) else kept)
     stop = Stop()
     started = time.monotonic()
     recorder.begin()
@@ -120,7 +126,12 @@ def decide(done: Done, config: Config, model: DSeqJEPA, accelerator: Accelerator
 
 
 def batches_from(
-    config: Config, source: Source | None, length: Length, done: Done, accelerator: Accelerator
+    config: Config,
+    source: Source | None,
+    pixels: Place | None,
+    length: Length,
+    done: Done,
+    accelerator: Accelerator,
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor, list[str]]]:
     """This process's micro-batches behind those that are done, without end: images, (epoch, index), what is broken."""
     rank, processes = accelerator.process_index, accelerator.num_processes
@@ -128,6 +139,8 @@ def batches_from(
         state = done.streams[rank] if done.streams else None
         return Stream(config, rank, processes, length.micro_batch, state)
     share = Share(config.seed, len(source), length.batch, length.micro_batch, rank, processes, done.samples)
+    if pixels:
+        return Resident(pixels, source, config, share, accelerator.device)
     crops = Crops(source, config.model.img_size, config.data.crop_scale, config.seed)
     pinned = accelerator.device.type == "cuda"
     return iter(

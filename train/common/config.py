@@ -282,6 +282,8 @@ def check(config: Config) -> None:
         raise UserError("model.flat and model.objective=dseq_causal exclude each other: use objective=dseq.")
     if config.hub.push_to and not config.hub.license:
         raise UserError("hub.push_to needs hub.license, which the model card states: apache-2.0 or another.")
+    if config.data.streaming and config.data.resident is True:
+        raise UserError("data.resident=true decodes numbered images once: leave it or data.streaming out.")
     if config.max_steps is not None and config.dry_run:
         raise UserError("dry_run runs two steps: leave max_steps out.")
 

@@ -172,11 +172,16 @@ def _label_column(described: Any, data: Data, rows: Sequence) -> tuple[str | Non
     return None, 0
 
 
+def opened(value: Any) -> Image.Image:
+    """An encoded image, {"bytes", "path"}, or a PIL image, as PIL opens it: it has a size, its pixels are not read."""
+    if isinstance(value, dict):
+        return Image.open(io.BytesIO(value["bytes"]) if value["bytes"] else value["path"])
+    return value
+
+
 def decode(value: Any) -> Image.Image:
     """An encoded image, {"bytes", "path"}, or a PIL image → 8-bit RGB, upright, its first frame."""
-    if isinstance(value, dict):
-        value = Image.open(io.BytesIO(value["bytes"]) if value["bytes"] else value["path"])
-    image = ImageOps.exif_transpose(value)
+    image = ImageOps.exif_transpose(opened(value))
     if image.mode in ("I", "I;16", "I;16B", "I;16L"):  # 16 bits, which convert() would clip
         image = image.convert("I").point(lambda x: x / 257).convert("L")
     return image.convert("RGB")
