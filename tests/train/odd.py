@@ -1,7 +1,7 @@
 """Runs in places and with habits of their own, as the environment says.
 
-HASTY: seconds a process waits for another. SLOW: seconds the hand-over takes. APART: the folder that every process but
-the first begins in, as on another node's disk.
+HASTY: seconds a process waits for another. SLOW: seconds the hand-over takes. APART: a folder in which each process
+begins in one of its own, node-RANK, as on the disk of its node.
 """
 
 import importlib
@@ -20,6 +20,6 @@ def main(arguments: list[str]) -> int:
     if seconds := os.environ.get("SLOW"):
         at_once = script.finish
         script.finish = lambda *given: (time.sleep(float(seconds)), at_once(*given))
-    if (folder := os.environ.get("APART")) and os.environ["RANK"] != "0":
-        os.chdir(folder)
+    if folder := os.environ.get("APART"):
+        os.chdir(f"{folder}/node-{os.environ['RANK']}")
     return script.main(arguments)

@@ -2,12 +2,15 @@
 
 import errno
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
 from common import checkpoints
 
 from timm_dseq import UserError
+
+from . import TRAIN
 
 
 def saved(step):
@@ -86,3 +89,52 @@ def test_what_a_killed_save_left_is_swept_by_the_next(tmp_path):
     (tmp_path / ".unfinished-00000001" / "model.safetensors").write_bytes(b"half")
     checkpoints.save(tmp_path, 2, saved(2))
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000002"]
+
+
+MEMORY = """
+import sys
+from pathlib import Path
+import torch
+sys.path.insert(0, sys.argv[1])
+from common import checkpoints
+from common.state import collect, restore
+
+def own_mib():
+    (line,) = [line for line in open("/proc/self/status") if line.startswith("RssAnon")]
+    return int(line.split()[1]) / 1024
+
+def made():
+    torch.manual_seed(0)
+    model = torch.nn.ModuleList(torch.nn.Linear(1024, 1024) for _ in range(32))
+    return model, torch.optim.AdamW(model.parameters())
+
+folder = Path(sys.argv[2])
+model, optimizer = made()
+if sys.argv[3] == "save":
+    for parameter in model.parameters():
+        parameter.grad = torch.full_like(parameter, 0.5)
+    optimizer.step()
+    weights, moments = collect(model, optimizer, keep=True)
+    checkpoints.save(folder, 1, checkpoints.Saved(weights, moments, {}))
+else:
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+    before = own_mib()
+    saved = checkpoints.load(folder / "step-00000001")
+    restore(model, optimizer, saved.model, saved.optimizer)
+    print(own_mib() - before)
+    weights, moments = collect(model, optimizer, keep=True)
+    assert all(torch.equal(weights[name], tensor) for name, tensor in saved.model.items())
+    assert moments.keys() == saved.optimizer.keys()
+    assert all(torch.equal(moments[name], tensor) for name, tensor in saved.optimizer.items())
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="Linux tells whose memory it is")
+def test_a_restore_takes_no_memory_beside_the_runs_own(run_python, tmp_path):
+    """384 MiB, of which 256 are moments, which the optimiser holds afterwards: nothing else may be a process's own."""
+    for what in ("save", "restore"):
+        done = run_python(MEMORY, str(TRAIN), str(tmp_path), what)
+        assert done.returncode == 0, done.stderr
+    assert 250 < float(done.stdout) < 290

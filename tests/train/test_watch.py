@@ -6,15 +6,21 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from common import watch
+from accelerate import Accelerator
+from common import watch, watched
+from common.config import parse
+from common.data import open_source
+from common.precision import Precision
 from common.record import Screen
 from common.report import write_report
 from torch.nn import functional as F
 
+from timm_dseq import UserError
 from timm_dseq.cards import blanks
 
 from .runs import log_of, options, train
@@ -175,8 +181,8 @@ def test_a_long_probe_says_how_far_it_is(seconds, lines, monkeypatch, capsys):
     looking = watch.Watch.__new__(watch.Watch)
     looking.screen = Screen(10, 0, shown=True, seconds=seconds)
     for _ in range(2):
-        features, labels = looking._features(torch.zeros(100, 3, 2, 2), torch.arange(100))
-    assert features.shape == (100, 8) and len(labels) == 100
+        features = looking._features(torch.zeros(100, 3, 2, 2))
+    assert features.shape == (100, 8)
     said = capsys.readouterr().out.splitlines()
     assert said == [f"probing: features of {done} of 100 images" for done in lines]
 
@@ -194,3 +200,65 @@ def test_the_time_left_is_that_of_the_steps_not_of_the_probe_before_them(monkeyp
         "step 2/301  loss  0:24:55 left",  # 299 × 5 s
         "step 3/301  loss  0:24:50 left",
     ]
+
+
+@pytest.mark.parametrize(("name", "dtype"), [("bf16", torch.bfloat16), ("no", torch.float32)])
+def test_probes_run_in_the_runs_precision_whoever_wraps_the_model(name, dtype):
+    """FSDP does not bring autocast, as DDP's wrapper of accelerate does."""
+    seen = []
+
+    class Model(torch.nn.Module):
+        def forward(self, images, look):
+            seen.append(torch.nn.functional.linear(images.flatten(1), torch.ones(4, images[0].numel())).dtype)
+            return images.flatten(2), None
+
+    looking = watch.Watch.__new__(watch.Watch)
+    looking.model, looking.screen, looking.accelerator = Model(), Screen(1, 0, False), Accelerator()
+    looking.precision = Precision(name, torch.device("cpu"))
+    features = looking._features(torch.zeros(70, 3, 2, 2, dtype=torch.uint8))
+    assert seen == [dtype, dtype] and features.dtype == torch.float32
+
+
+def spoilt(path, broken, workers):
+    """Settings of six probe images, and twelve images, of which some cannot be read."""
+    parquet_of(path, label=[i % 3 for i in range(12)])
+    config, _ = parse([f"--data.path={path}", "--watch.probe_images=6", f"--data.workers={workers}"])
+    source = open_source(config.data)
+    rows = [dict(row) for row in source.rows]
+    for index in broken:
+        rows[index]["picture"] = {"bytes": b"no image", "path": f"{index}.png"}
+    return config, replace(source, rows=rows)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_probe_image_that_cannot_be_read_is_replaced_with_its_label_and_said_once(workers, tmp_path, capsys):
+    config, source = spoilt(tmp_path / "x.parquet", (2, 3, 11), workers)
+    learned, tested = watched.probe_images(config, source, source, Accelerator(), Screen(1, 0, True))
+    assert (learned.count, tested.count) == (6, 6)
+    # 0 2 4 6 8 10 and 1 3 5 7 9 11, each broken one by the next of its own side
+    assert learned.labels.tolist() == [source.labels([i]).item() for i in (0, 4, 4, 6, 8, 10)]
+    assert tested.labels.tolist() == [source.labels([i]).item() for i in (1, 5, 5, 7, 9, 1)]
+    assert torch.equal(learned.images[1], learned.images[2]) and torch.equal(tested.images[5], tested.images[0])
+    said = capsys.readouterr().out.splitlines()
+    assert [line.split("(")[0].split(":")[0] for line in said] == [
+        "an image that probes look at cannot be read and is replaced by another"
+    ] * 2
+    assert "(2 such lines in all)" in said[1]
+
+
+def test_probe_images_none_of_which_can_be_read_end_the_run_in_one_line(tmp_path):
+    config, source = spoilt(tmp_path / "x.parquet", range(12), 1)
+    with pytest.raises(
+        UserError, match=r"6 images in a row cannot be read, the first .*: is data.image right"
+    ) as error:
+        watched.probe_images(config, source, source, Accelerator(), Screen(1, 0, False))
+    assert "\n" not in str(error.value)
+
+
+def test_judging_leaves_the_precision_of_products_as_it_was():
+    torch.set_float32_matmul_precision("high")
+    try:
+        watch.judged(*clusters(50, 1.5), *clusters(20, 1.5, seed=1))
+        assert torch.get_float32_matmul_precision() == "high"
+    finally:
+        torch.set_float32_matmul_precision("highest")

@@ -119,7 +119,7 @@ def state_of(path: Path) -> dict[str, Any]:
 
 
 def load(path: Path) -> Saved:
-    """Read a checkpoint that is whole."""
+    """A checkpoint that is whole. Its tensors are mapped: read when used, and in memory once for all of a node."""
     return Saved(load_file(path / MODEL), load_file(path / OPTIMIZER), state_of(path))
 
 

@@ -87,6 +87,7 @@ class Keeper:
             raise UserError(wrong)
         if self.path is None:
             return Done()
+        self._visible(Path(self.path) / checkpoints.MANIFEST)
         self.state = state
         return Done(**state["done"])
 
@@ -97,8 +98,11 @@ class Keeper:
         """
         self.data = data
         if self.path is None:
-            if self.accelerator.is_main_process and not self.config.dry_run:
-                self._begin()
+            if not self.config.dry_run:
+                if self.accelerator.is_main_process:
+                    self._begin()
+                self.accelerator.wait_for_everyone()
+                self._visible(self.output / "config.yaml")
             return
         self._check(self.state, self.path)
         saved = checkpoints.load(Path(self.path))
@@ -137,6 +141,14 @@ class Keeper:
             (self.output / "config.yaml").write_text(self.text)
         except OSError as error:
             raise UserError(f"output_dir={self.output} cannot be written ({error.strerror}): name another.") from error
+
+    def _visible(self, path: Path) -> None:
+        """Refuse a folder that some process does not see. All processes have to ask, and all end."""
+        if not all(gather_object([path.is_file()])):
+            raise UserError(
+                f"output_dir={self.config.output_dir} has to be on a disk that all nodes share, and an absolute path "
+                f"where they begin in other folders: some process does not see {path}."
+            )
 
     def _check(self, state: dict[str, Any], path: str) -> None:
         """Refuse to go on with other settings or other images."""

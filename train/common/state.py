@@ -22,7 +22,7 @@ def collect(model: nn.Module, optimizer: torch.optim.Optimizer, keep: bool) -> t
 
 @torch.no_grad()
 def restore(model: nn.Module, optimizer: torch.optim.Optimizer, weights: Tensors, moments: Tensors) -> None:
-    """The inverse of `collect`, with the whole tensors in every process."""
+    """The inverse of `collect`, with the whole tensors, which may be mapped files, at hand in every process."""
     for name, tensor in model.state_dict().items():
         tensor.copy_(_part(weights[name], tensor))
     parameters = dict(model.named_parameters())
@@ -41,6 +41,8 @@ def _whole(tensor: torch.Tensor, keep: bool) -> torch.Tensor | None:
 
 
 def _part(whole: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    """This process's part of a whole tensor, laid out as `like`."""
+    """This process's part of a whole tensor, laid out as `like`; all have the whole, so none is sent."""
     whole = whole.to(like.device)
-    return distribute_tensor(whole, like.device_mesh, like.placements) if isinstance(like, DTensor) else whole
+    if not isinstance(like, DTensor):
+        return whole
+    return distribute_tensor(whole, like.device_mesh, like.placements, src_data_rank=None)

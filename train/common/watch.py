@@ -8,17 +8,16 @@ from accelerate import Accelerator
 from PIL import Image
 from torch import nn
 from torch.nn import functional as F
-from torchvision.transforms.v2 import CenterCrop, Compose, PILToTensor, Resize
 
 from timm_dseq import rank_regions
 from timm_dseq.explain import draw_regions, draw_saliency
 
 from .config import Config
-from .data import Source, load, normalised, open_source, source_of, test_split
+from .data import normalised
 from .precision import Precision
 from .record import Screen
+from .watched import BATCH, in_order, picture_images, probe_images, sources
 
-_BATCH = 64
 _CELL = 160  # pixels of one picture on the sheet
 
 
@@ -31,43 +30,42 @@ class Watch:
         self.config, self.accelerator, self.model, self.screen = config, accelerator, model, screen
         self.precision = precision
         self.folder = Path(config.output_dir) / "pictures"
-        self.learned = self.tested = None  # (images, labels)
+        self.learned = self.tested = None  # what probes learn from, and what they are tested on
         if config.dry_run:
             return
-        train, test, why_off = _probe_sources(config)
+        train, test, why_off = sources(config)
         if why_off:
             screen.say(f"probes: off, {why_off}")
         if config.watch.pictures_every:
-            count = min(config.watch.pictures, len(test))
-            self.shown = _pixels(test, range(count), config.model.img_size)
+            self.shown = picture_images(config, test)
         if config.watch.probe_every and not why_off:
-            self.learned, self.tested = _probe_images(config, train, test)
+            self.learned, self.tested = probe_images(config, train, test, accelerator, screen)
 
     def due(self, step: int) -> bool:
         watch = self.config.watch
         return any(every and step % every == 0 for every in (watch.probe_every, watch.pictures_every))
 
     def look(self, step: int) -> dict[str, Any]:
-        """What is found after a step: {"probe": {…}}, for the log. All processes have to call it."""
+        """What is found after a step, in the main process: {"probe": {…}}, for the log. All processes have to call it.
+
+        Each computes the features of its share; the main one judges, on its device.
+        """
         if self.config.dry_run:
             return {}
-        watch = self.config.watch
-        if watch.pictures_every:
+        if self.config.watch.pictures_every:
             self._draw(step)
         if not self.learned:
             return {}
-        features, labels, tested, truth = (x for part in (self.learned, self.tested) for x in self._features(*part))
+        features, tested = (
+            in_order(self._features(part.images), part.count, self.accelerator) for part in (self.learned, self.tested)
+        )
+        if not self.accelerator.is_main_process:
+            return {}
         if not features.isfinite().all():
             self.screen.say(f"after step {step}: the features are not finite. See docs/pretraining.md.")
             nothing = dict.fromkeys(("knn", "linear", "rank_me", "feature_std"))
             return {"probe": {**nothing, "collapse": "the features are not finite"}}
-        near, far = whitened(features, tested)
-        found = {
-            "knn": knn(near, labels, far, truth),
-            "linear": linear(features, labels, tested, truth),
-            "rank_me": rank_me(features),
-            "feature_std": feature_std(features),
-        }
+        found = judged(features, self.learned.labels, tested, self.tested.labels)
         self.screen.say(
             f"after step {step}: kNN {found['knn']:.1%}, linear {found['linear']:.1%}, RankMe {found['rank_me']:.1f}, "
             f"feature std {found['feature_std']:.3f}"
@@ -77,13 +75,13 @@ class Watch:
             found["collapse"] = sign
         return {"probe": found}
 
-    def _features(self, images: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Mean patch features (n, D), float32 on the host, and the labels."""
+    def _features(self, images: torch.Tensor) -> torch.Tensor:
+        """Mean patch features (n, D), float32."""
         means = []
-        for part in images.split(_BATCH):
-            means.append(self._look(part)[0].float().mean(1).cpu())
+        for part in images.split(BATCH):
+            means.append(self._look(part)[0].float().mean(1))
             self.screen.note(f"probing: features of {sum(map(len, means))} of {len(images)} images")
-        return torch.cat(means), labels
+        return torch.cat(means)
 
     @torch.no_grad()
     def _look(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -93,7 +91,7 @@ class Watch:
 
     def _draw(self, step: int) -> None:
         """One sheet: each image with its saliency and its ranked regions below."""
-        saliency = torch.cat([self._look(images)[1].float().cpu() for images in self.shown.split(_BATCH)])
+        saliency = torch.cat([self._look(images)[1].float().cpu() for images in self.shown.split(BATCH)])
         if not self.accelerator.is_main_process:
             return
         regions = rank_regions(saliency, self.config.model.num_regions, self.config.model.min_area)
@@ -107,11 +105,30 @@ class Watch:
         sheet.save(self.folder / f"step-{step:08d}.png")
 
 
+def judged(learned: torch.Tensor, labels: torch.Tensor, tested: torch.Tensor, truth: torch.Tensor) -> dict[str, float]:
+    """All figures of features (n, D) float32, on CUDA or else on the CPU."""
+    device = learned.device if learned.is_cuda else torch.device("cpu")
+    learned, labels, tested, truth = (x.to(device) for x in (learned, labels, tested, truth))
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")  # TF32 would stop the line search early
+    try:
+        near, far = whitened(learned, tested)
+        return {
+            "knn": knn(near, labels, far, truth),
+            "linear": linear(learned, labels, tested, truth),
+            "rank_me": rank_me(learned),
+            "feature_std": feature_std(learned),
+        }
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
 def knn(learned: torch.Tensor, labels: torch.Tensor, tested: torch.Tensor, truth: torch.Tensor, k: int = 20) -> float:
     """Accuracy of the k nearest by cosine, votes weighted by exp(similarity / 0.07)."""
     similarity = F.normalize(tested, dim=1) @ F.normalize(learned, dim=1).T
     nearest, which = similarity.topk(min(k, len(learned)), dim=1)
-    votes = torch.zeros(len(tested), int(labels.max()) + 1).scatter_add(1, labels[which], (nearest / 0.07).exp())
+    votes = torch.zeros(len(tested), int(labels.max()) + 1, device=tested.device)
+    votes = votes.scatter_add(1, labels[which], (nearest / 0.07).exp())
     return (votes.argmax(1) == truth).float().mean().item()
 
 
@@ -131,7 +148,7 @@ def linear(learned: torch.Tensor, labels: torch.Tensor, tested: torch.Tensor, tr
     """Accuracy of logistic regression on standardised features, with a little weight decay."""
     mean, std = learned.mean(0), learned.std(0).clamp(min=1e-6)
     x, classes = (learned - mean) / std, int(labels.max()) + 1
-    weights = torch.zeros(classes, x.shape[1] + 1, requires_grad=True)
+    weights = torch.zeros(classes, x.shape[1] + 1, device=x.device, requires_grad=True)
     solver = torch.optim.LBFGS([weights], max_iter=60, line_search_fn="strong_wolfe")
 
     def loss() -> torch.Tensor:
@@ -166,45 +183,3 @@ def collapse(found: dict[str, float]) -> str | None:
     if found["rank_me"] < 2:
         return f"they use {found['rank_me']:.1f} dimensions"
     return None
-
-
-def _probe_sources(config: Config) -> tuple[Source, Source, str | None]:
-    """What probes learn from, what they are tested on, and why there are none."""
-    data = config.data
-    if data.streaming:
-        return _first_of_stream(config)
-    train = open_source(data)
-    split = data.probe_split or ("test" if data.path == "scenes" else test_split(data.path, data.config))
-    test = open_source(data, split) if split and split != data.split else train
-    off = None
-    if train.label is None or test.label is None:
-        off = "the data set has no labels (data.label names their column)"
-    return train, test, off
-
-
-def _first_of_stream(config: Config) -> tuple[Source, Source, str | None]:
-    """The first images of a stream, as both: nothing else of it can be had without reading on."""
-    count = max(2 * config.watch.probe_images * bool(config.watch.probe_every), config.watch.pictures)
-    rows = load(config.data, config.data.split, streaming=True)
-    source = source_of(config.data, rows, list(rows.take(count)))
-    return source, source, None if source.label else "the data set has no labels (data.label names their column)"
-
-
-def _probe_images(config: Config, train: Source, test: Source) -> tuple[tuple, tuple]:
-    """Evenly spaced images and labels of both; without a test split, others of the training split."""
-    count, size = config.watch.probe_images, config.model.img_size
-    if train is test:
-        wanted = [int(i) for i in torch.linspace(0, len(train) - 1, min(2 * count, len(train)))]
-        choices = (train, wanted[::2]), (train, wanted[1::2])
-    else:
-        choices = tuple(
-            (source, [int(i) for i in torch.linspace(0, len(source) - 1, min(count, len(source)))])
-            for source in (train, test)
-        )
-    return tuple((_pixels(source, wanted, size), source.labels(wanted)) for source, wanted in choices)
-
-
-def _pixels(source: Source, indices, size: int) -> torch.Tensor:
-    """The centre of images, as the evaluation sees it: (n, 3, S, S) uint8."""
-    resize = Compose([Resize(round(size / 0.875), interpolation=3), CenterCrop(size), PILToTensor()])
-    return torch.stack([resize(source.picture(index)) for index in indices])
