@@ -31,9 +31,9 @@ def final_norm(model: VisionTransformer) -> nn.Module:
 
 
 def run_blocks(
-    blocks: Iterable[nn.Module], tokens: torch.Tensor, rule: torch.Tensor, checkpointing: bool = False
+    blocks: Iterable[nn.Module], tokens: torch.Tensor, rule: torch.Tensor | None = None, checkpointing: bool = False
 ) -> torch.Tensor:
-    """Rows of tokens (R, L, D) through blocks, under one attention rule: (R, 1, L, L) bool, or `Boundaries`."""
+    """Rows of tokens (R, L, D) through blocks. rule: (R, 1, L, L) bool, or `Boundaries`; None: all see all."""
     mask = _additive(rule, tokens)  # once, where each block would do it again
     for block in blocks:
         if block._compiled_call_impl is not None:
@@ -45,20 +45,25 @@ def run_blocks(
     return tokens
 
 
-def _additive(rule: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+def _additive(rule: torch.Tensor | None, tokens: torch.Tensor) -> torch.Tensor | None:
     """The rule as numbers to add to the scores, in the precision the scores will have."""
-    if isinstance(rule, Boundaries):
+    if rule is None or isinstance(rule, Boundaries):
         return rule
     kind = tokens.device.type
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else tokens.dtype
     return torch.zeros(rule.shape, dtype=dtype, device=rule.device).masked_fill_(~rule, float("-inf"))
 
 
-def _free_sizes(tokens: torch.Tensor, mask: torch.Tensor) -> None:
-    """Tell compilers that sizes change; else they take those of the first batch for constants."""
-    sizes = [(tokens, 1), (mask.ends, 0)] if isinstance(mask, Boundaries) else []
-    for x, dim in sizes or [(tokens, 0), (tokens, 1), (mask, 0), (mask, 2), (mask, 3)]:
-        torch._dynamo.maybe_mark_dynamic(x, dim)
+def _free_sizes(tokens: torch.Tensor, mask: torch.Tensor | None) -> None:
+    """Tell compilers which sizes change from batch to batch; else they take those of the first for constants."""
+    free = {tokens: (0,)}  # whole images: their number alone
+    if isinstance(mask, Boundaries):
+        free = {tokens: (1,), mask: (0,), mask.ends: (0,)}
+    elif mask is not None:
+        free = {tokens: (0, 1), mask: (0, 2, 3)}
+    for tensor, dims in free.items():
+        for dim in dims:
+            torch._dynamo.maybe_mark_dynamic(tensor, dim)
 
 
 def block_index(model: VisionTransformer, block: int | float) -> int:

@@ -154,16 +154,12 @@ class DSeqJEPA(nn.Module):
     @torch.no_grad()
     def _begin_target(self, images: torch.Tensor) -> torch.Tensor:
         """The target's pass up to the block that saliency is read from: its tokens (B, prefix + N, D)."""
-        tokens = embed(self.target, images)
-        for block in self.target.blocks[: self.saliency_block + 1]:
-            tokens = block(tokens)
-        return tokens
+        return run_blocks(self.target.blocks[: self.saliency_block + 1], embed(self.target, images))
 
     @torch.no_grad()
     def _end_target(self, tokens: torch.Tensor) -> torch.Tensor:
         """The rest of the pass: patch features behind the final norm (B, N, D)."""
-        for block in self.target.blocks[self.saliency_block + 1 :]:
-            tokens = block(tokens)
+        tokens = run_blocks(self.target.blocks[self.saliency_block + 1 :], tokens)
         return final_norm(self.target)(tokens)[:, self.target.num_prefix_tokens :]
 
     def _latents(self, tokens: torch.Tensor) -> torch.Tensor:
