@@ -17,6 +17,7 @@ from timm_dseq.host import to_device
 from .config import Config
 from .crops import augmented
 from .data import normalised
+from .kernels import choose_attention
 from .model import optimizer_of
 from .order import sample_seeds
 from .precision import Precision
@@ -33,6 +34,9 @@ class Training:
     def __init__(self, model: DSeqJEPA, config: Config, precision: Precision, accelerator: Accelerator) -> None:
         self.config, self.precision, self.accelerator, self.model = config, precision, accelerator, model
         model.explicit_attention(accelerator.device.type == "cpu" and precision.name == "bf16")
+        model.to(accelerator.device)
+        micro_batch = config.optim.batch_size // config.optim.accumulation // accelerator.num_processes
+        self.attention = choose_attention(model, precision, micro_batch)
         if config.system.compile is True or (config.system.compile == "auto" and accelerator.device.type == "cuda"):
             model.compile()
         self.whole = spread(model, config, accelerator)
