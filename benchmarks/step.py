@@ -1,46 +1,165 @@
-"""What one step costs: packed, dense, I-JEPA packed and stacked, and the target alone, measured in turns.
+"""What one step costs, for four sizes of ViT: DSeq packed, beside I-JEPA packed and stacked and a dense masked pass.
 
-    python benchmarks/step.py --batch 16 --rounds 3                                   # ViT-S/16 on the CPU
-    python benchmarks/step.py --device cuda --model base --batch 256 --amp bfloat16   # on a GPU
+    python benchmarks/step.py --only s16 --rounds 1                          # on the CPU; all four take ten minutes
+    python benchmarks/step.py --json step.json                               # on a GPU, if there is one
+    python benchmarks/step.py --only b16 --precision bf16 --batch 256 --compile false
 
-Each contender runs forward, backward and EMA; a figure is the least of its rounds, and all contenders take turns
-within each round. Beside every time stands the number of FLOPs counted from the token sets.
+A step is the run's own: forward, backward, AdamW and EMA on images that lie ready on the device. All contenders take
+turns within each round, and a figure is the least of its rounds. FLOPs are those of the tokens and pairs of tokens that
+a way has to compute; the peak is what a large product of random numbers reaches in the same run. The device waits
+while no kernel runs, told by a profile; a CPU has no such figure, and its memory is what is kept for the backward pass.
 """
 
 import argparse
-import math
 import time
-from contextlib import nullcontext
-from functools import partial
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
+import measure  # before torch, whose threads and memory it sets
 import torch
-from timm.models import VisionTransformer
-from torch import nn
-from torch.nn import functional as F
+from common import launch
+from common.model import build
+from common.precision import Precision, chosen
+from common.schedules import Now
+from common.training import Training
+from common.update import update
+from common.utilisation import Utilisation, matrix_rate
+from rivals import Dense, Stacked, equal_blocks, saved_bytes
 
-import timm_dseq.jepa as jepa_module
-from timm_dseq.blocks import Blocks, block_masks
-from timm_dseq.encoder import embed, final_norm
-from timm_dseq.jepa import DSeqJEPA
+from timm_dseq import block_masks, rank_regions
 from timm_dseq.packing import attention_rule, pack, place, spread
 from timm_dseq.plans import plan_regions
-from timm_dseq.regions import rank_regions
-from timm_dseq.saliency import saliency_from_tokens
 
-SIZES = {"tiny": (192, 12, 3), "small": (384, 12, 6), "base": (768, 12, 12), "large": (1024, 24, 16)}
-PROFILES = {"one (.51/.49)": [0.51], "two (.25, .15/.60)": [0.25, 0.15], "four of .15": [0.15] * 4}
-REGIONS = 5
+PROFILES = {"one region": [0.51], "two regions": [0.25, 0.15], "four regions": [0.15] * 4}  # the remainder not counted
+NOW = Now(lr=1e-4, weight_decay=0.05, momentum=0.996, regions=1.0)
+PROFILED, WARM = 3, 3
 
 
-def encoder(name: str, size: int) -> VisionTransformer:
-    dim, depth, heads = SIZES[name]
-    norm = partial(nn.LayerNorm, eps=1e-6)
-    kwargs = {"class_token": True, "no_embed_class": True, "global_pool": "avg", "fc_norm": False, "norm_layer": norm}
-    return VisionTransformer(size, 16, embed_dim=dim, depth=depth, num_heads=heads, num_classes=0, **kwargs)
+@dataclass
+class Contender:
+    """One way to compute a step."""
+
+    run: Callable[[], Any]  # a whole step
+    forward: Callable[[], torch.Tensor]  # its loss, with gradients
+    images: int
+    work: Callable[[], dict[str, float]]  # tokens and pairs of the last run
+    fill: Callable[[], list[float]] | None = None
+
+
+class Bench:
+    """The contenders of one size, on one batch that lies on the device."""
+
+    def __init__(self, size: measure.Size, args: argparse.Namespace, accelerator) -> None:
+        self.device = device = accelerator.device
+        self.batch = args.batch or size.batch[device.type]
+        config = size.config(self.batch, args.precision)
+        config.system.compile = {"auto": "auto", "true": True, "false": False}[args.compile]
+        self.model = model = build(config).to(device)
+        name, _ = chosen(args.precision, model, size.img_size, device)
+        self.precision = Precision(name, device)
+        self.training = Training(model, config, self.precision, accelerator)
+        side, self.grid = size.img_size, model.student.patch_embed.grid_size
+        draw = torch.Generator().manual_seed(0)
+        shape = (self.batch, 3, side, side)
+        self.pixels = torch.randint(0, 256, shape, generator=draw, dtype=torch.uint8).to(device)
+        self.images = torch.randn(self.batch, 3, side, side, generator=draw).to(device)
+        self.samples = torch.tensor([[0, i] for i in range(self.batch)])
+        self.maps: torch.Tensor | None = None  # stand in for the saliency once it was computed
+        real = model._saliency
+        model._saliency = lambda images, tokens: self._seen(real(images, tokens))
+
+    def _seen(self, found: torch.Tensor) -> torch.Tensor:
+        return found if self.maps is None else self.maps[: len(found)].to(found)
+
+    def contenders(self) -> dict[str, Contender]:
+        found = {}
+        for name, areas in PROFILES.items():
+            maps = profile_maps(areas, self.grid, self.batch).to(self.device)
+            found[f"dseq, {name}"] = self.engine("dseq", maps)
+        found["dseq, block-causal, two regions"] = self.engine(
+            "dseq_causal", profile_maps(PROFILES["two regions"], self.grid, self.batch).to(self.device)
+        )
+        found["I-JEPA packed"] = self.engine("ijepa", None)
+        stacked, equal = Stacked(self.model), equal_blocks(self.grid, self.batch, self.device)
+        packed = self.direct("ijepa", equal)
+        found["I-JEPA stacked, equal blocks"] = self.rival(lambda: stacked(self.images, equal), self.batch, packed)
+        few = max(1, self.batch // 4)  # as many copies as the others have images
+        maps = profile_maps(PROFILES["two regions"], self.grid, few).to(self.device)
+        dense, plan = Dense(self.model), plan_regions(rank_regions(maps))
+        found["dense, N-1 copies"] = self.rival(lambda: dense(self.images[:few], plan), few, lambda: dense.work(few))
+        return found
+
+    def engine(self, objective: str, maps: torch.Tensor | None) -> Contender:
+        """The run's own step."""
+        facts: dict = {}
+
+        def run() -> None:
+            self.model.objective, self.maps = objective, maps
+            figures = self.training.step(iter([(self.pixels, self.samples, [])]), NOW)
+            facts.update(work=figures.work, fill=list(figures.fill[-1]))
+
+        def forward() -> torch.Tensor:
+            self.model.objective, self.maps = objective, maps
+            blocks = block_masks(self.grid, torch.arange(self.batch, device=self.device))
+            return self.model(self.images, None, blocks)[0]
+
+        return Contender(run, forward, self.batch, lambda: facts["work"], lambda: facts["fill"])
+
+    def rival(self, loss_of: Callable[[], torch.Tensor], images: int, work: Callable[[], dict]) -> Contender:
+        """Another way, with the run's optimiser and EMA."""
+
+        def run() -> None:
+            with self.precision.autocast():
+                loss = loss_of()
+            loss.backward()
+            update(self.training.whole.parameters(), self.training.optimizer, 1.0, None)
+            self.model.update_target(NOW.momentum)
+
+        return Contender(run, loss_of, images, work)
+
+    def direct(self, objective: str, blocks) -> Callable[[], dict]:
+        """The work of a pass over given blocks, counted once."""
+
+        @torch.no_grad()
+        def work() -> dict:
+            self.model.objective, self.maps = objective, None
+            with self.precision.autocast():
+                return self.model(self.images, None, blocks)[1]
+
+        return work
+
+    def gaps(self) -> dict[str, float]:
+        """How far the student's gradients of two ways of the same step are apart, as shares of their norm."""
+        few = max(1, self.batch // 4)
+        maps = profile_maps(PROFILES["two regions"], self.grid, few).to(self.device)
+        equal = equal_blocks(self.grid, few, self.device)
+        images, model = self.images[:few], self.model
+        plan = plan_regions(rank_regions(maps))
+
+        def gradients(loss_of: Callable[[], torch.Tensor], objective: str) -> torch.Tensor:
+            model.objective, self.maps = objective, maps
+            with self.precision.autocast():
+                loss = loss_of()
+            loss.backward()
+            found = torch.cat([p.grad.flatten() for p in model.student.parameters() if p.grad is not None])
+            model.zero_grad(set_to_none=True)
+            return found
+
+        def packed() -> torch.Tensor:
+            return model(images, None, equal)[0]
+
+        dense, stacked = Dense(model), Stacked(model)
+        pairs = {
+            "dense": (gradients(packed, "dseq"), gradients(lambda: dense(images, plan), "dseq")),
+            "stacked": (gradients(packed, "ijepa"), gradients(lambda: stacked(images, equal), "ijepa")),
+        }
+        return {name: ((a - b).norm() / a.norm()).item() for name, (a, b) in pairs.items()}
 
 
 def profile_maps(areas: list[float], grid: tuple[int, int], batch: int) -> torch.Tensor:
-    """Maps whose regions have these areas: bands of patches, row by row, kept apart by an empty row."""
+    """Maps (batch, h, w) whose regions have these areas: bands of patches, row by row, an empty patch between them."""
     h, w = grid
     one = torch.zeros(h * w)
     at = 0
@@ -48,262 +167,124 @@ def profile_maps(areas: list[float], grid: tuple[int, int], batch: int) -> torch
         patches = min(round(area * h * w), h * w - at)
         one[at : at + patches] = 1 - 0.05 * rank
         # two bands may not touch, not even by their corners
-        at = (math.ceil((at + patches) / w) + 1) * w
+        at = (-(-(at + patches) // w) + 1) * w
     return one.view(1, h, w).expand(batch, -1, -1).clone()
 
 
-def transformer_flops(length: int, dim: int, depth: int) -> float:
-    return depth * (24 * dim**2 * length + 4 * dim * length**2)
+def measured(name: str, size: measure.Size, args: argparse.Namespace, accelerator) -> tuple[list[dict], dict]:
+    """Rows of one size, and what is to be known beside them."""
+    device = accelerator.device
+    bench = Bench(size, args, accelerator)
+    rate = matrix_rate(device, bench.precision.product_dtype)
+    utilisation = Utilisation(bench.model)
+    wanted = args.contenders.split(",") if args.contenders else [""]
+    contenders = {row: c for row, c in bench.contenders().items() if any(part in row for part in wanted)}
+    gaps = bench.gaps()
+    print(f"{name}: dense and stacked give the packed gradients within {gaps['dense']:.1e} and {gaps['stacked']:.1e}")
+    about = {"matrix_tflops": rate / 1e12, "precision": bench.precision.name, "gaps": gaps, "kernels": {}}
+    about["compiled"] = bench.model.student.blocks[0]._compiled_call_impl is not None
+    least, rows = dict.fromkeys(contenders, float("inf")), {}
+    begun = time.perf_counter()
+    for row, contender in list(contenders.items()):
+        rows[row] = {"size": name, "row": row, "device": device.type, "batch": contender.images}
+        try:
+            for _ in range(WARM if device.type == "cuda" else 1):
+                contender.run()
+        except torch.OutOfMemoryError:
+            rows[row]["error"] = "out of memory"
+            del contenders[row]
+    about["warm_seconds"] = time.perf_counter() - begun
+    for _ in range(args.rounds):
+        for row, contender in contenders.items():
+            least[row] = min(least[row], measure.seconds(contender.run, args.steps, device))
+    for row, contender in contenders.items():
+        flops = utilisation.flops(contender.images, contender.work())
+        found = {
+            "images_per_second": contender.images / least[row],
+            "ms": least[row] * 1e3,
+            "gflop": flops / contender.images / 1e9,
+            "peak_share": flops / least[row] / rate,
+            "fill": contender.fill() if contender.fill else None,
+            "waiting_share": None,
+        }
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+            profile = measure.profiled(contender.run, PROFILED, device)
+            found |= {
+                "waiting_share": profile.waiting(least[row]),
+                "memory_mib": torch.cuda.max_memory_allocated() / 2**20,
+            }
+            about["kernels"][row] = profile.kernels
+        else:
+            with bench.precision.autocast():
+                found["memory_mib"] = saved_bytes(contender.forward, bench.model) / 2**20
+            if row == measure.MAIN:
+                about["kernels"][row] = measure.profiled(contender.run, 1, device).kernels
+        rows[row] |= found
+    if "dseq" in str(list(contenders)):
+        about["planning_ms"] = planning(bench) * 1e3
+    return list(rows.values()), about
 
 
-def step_flops(model: DSeqJEPA, contexts: list[int], predictions: list[tuple[int, int]], batch: int) -> float:
-    """Forward and backward for token sets of these lengths, with the target's forward pass and the patches."""
-    vit, predictor = model.student, model.predictor
-    n, dim = vit.patch_embed.num_patches, vit.embed_dim
-    patches = 2 * n * dim * vit.patch_embed.proj.weight[0].numel()
-    total = batch * (transformer_flops(n + 1, dim, len(vit.blocks)) + patches + 3 * patches)
-    total += 3 * sum(transformer_flops(size, dim, len(vit.blocks)) for size in contexts)
-    for seen, target in predictions:
-        total += 3 * transformer_flops(seen + target, predictor.width, len(predictor.blocks))
-        total += 3 * 2 * dim * predictor.width * (seen + target)
-    return total
-
-
-def plan_flops(model: DSeqJEPA, plan, batch: int) -> float:
-    contexts, views, targets = plan.sizes
-    return step_flops(model, [size + 1 for size in contexts], list(zip(views, targets, strict=True)), batch)
-
-
-class Dense:
-    """The same method over N − 1 full copies of every image under masks; it must give the engine's loss."""
-
-    def __init__(self, model: DSeqJEPA) -> None:
-        self.model = model
-
-    def __call__(self, images: torch.Tensor, plan) -> torch.Tensor:
-        model, copies = self.model, REGIONS - 1
-        vit, predictor = model.student, model.predictor
-        latents, _ = model._look(images)
-        b, n, _ = latents.shape
-        image = plan.context_image[plan.target_context]
-        seen = torch.ones(b * copies, n, dtype=torch.bool, device=images.device)
-        target = torch.zeros_like(seen)
-        row = image * copies + plan.step - 1
-        seen[row], target[row] = plan.visible(), plan.targets
-
-        tokens = embed(vit, images).repeat_interleave(copies, 0)
-        keys = F.pad(seen, (1, 0), value=True)[:, None, None].expand(-1, 1, n + 1, -1)
-        for block in vit.blocks:
-            tokens = block(tokens, attn_mask=keys)
-        tokens = predictor.embed(final_norm(vit)(tokens)[:, 1:])
-        tokens = torch.where(target[:, :, None], predictor.mask_token, tokens) + predictor.positions
-        keys = (seen | target)[:, None, None].expand(-1, 1, n, -1)
-        for block in predictor.blocks:
-            tokens = block(tokens, attn_mask=keys)
-        predictions = predictor.project(predictor.norm(tokens))
-        with torch.autocast(images.device.type, enabled=False):
-            goal = latents.repeat_interleave(copies, 0)
-            error = F.smooth_l1_loss(predictions.to(goal.dtype), goal, reduction="none").mean(2)
-            return (error * target).sum() / target.sum()
-
-    def flops(self, batch: int) -> float:
-        n, copies = self.model.student.patch_embed.num_patches, (REGIONS - 1) * batch
-        return step_flops(self.model, [n + 1] * copies, [(n, 0)] * copies, batch)
-
-
-class Stacked:
-    """I-JEPA as usual: equal blocks gathered and stacked, no masks anywhere."""
-
-    def __init__(self, model: DSeqJEPA) -> None:
-        self.model = model
-
-    def __call__(self, images: torch.Tensor, blocks: Blocks) -> torch.Tensor:
-        model = self.model
-        vit, predictor = model.student, model.predictor
-        latents, _ = model._look(images)
-        b, _, dim = latents.shape
-        seen = blocks.context.flatten(1).nonzero()[:, 1].view(b, -1)  # (B, K)
-        targets = blocks.targets.flatten(2).nonzero()[:, 2].view(b, 4, -1)  # (B, 4, T)
-        tokens = embed(vit, images)
-        patches = tokens[:, 1:].gather(1, seen[:, :, None].expand(-1, -1, dim))
-        tokens = vit.blocks(torch.cat([tokens[:, :1], patches], 1))
-        tokens = predictor.embed(final_norm(vit)(tokens)[:, 1:]) + predictor.positions[seen]
-        masks = predictor.mask_token + predictor.positions[targets]  # (B, 4, T, width)
-        tokens = torch.cat([tokens[:, None].expand(-1, 4, -1, -1), masks], 2).flatten(0, 1)
-        for block in predictor.blocks:
-            tokens = block(tokens)
-        predictions = predictor.project(predictor.norm(tokens[:, seen.shape[1] :]))
-        goal = latents[:, None].expand(-1, 4, -1, -1).gather(2, targets[..., None].expand(-1, -1, -1, dim))
-        with torch.autocast(images.device.type, enabled=False):
-            return F.smooth_l1_loss(predictions.to(goal.dtype), goal.flatten(0, 1))
-
-
-def equal_blocks(grid: tuple[int, int], batch: int, device: torch.device) -> Blocks:
-    """Blocks of one size for every sample, as stacking needs them: contexts are cut to the smallest."""
-    blocks = block_masks(grid, torch.arange(batch), target_scale=(0.18, 0.18), target_aspect=(1.0, 1.0))
-    context = blocks.context.flatten(1)
-    least = int(context.sum(1).min())
-    context = context & (context.cumsum(1) <= least)
-    return Blocks(context.view_as(blocks.context), blocks.targets, blocks.seeds).to(device)
-
-
-def saved_bytes(run, model: nn.Module) -> int:
-    """Activations kept for the backward pass, every storage once, weights apart."""
-    weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
-    kept = {}
-
-    def keep(x: torch.Tensor) -> torch.Tensor:
-        if x.untyped_storage().data_ptr() not in weights:
-            kept[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
-        return x
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
-        loss = run()
-    total = sum(kept.values())
-    del loss
-    return total
+def planning(bench: Bench, rounds: int = 5) -> float:
+    """Seconds from a batch's maps to where every token lies: regions, plan, packing, attention rule."""
+    device, model, (h, w) = bench.device, bench.model, bench.grid
+    maps = profile_maps(PROFILES["two regions"], bench.grid, bench.batch).to(device)
+    least = float("inf")
+    for _ in range(rounds):
+        measure.sync(device)
+        begun = time.perf_counter()
+        plan = plan_regions(rank_regions(maps))
+        encoder, predictor = plan.sizes[0] + 1, plan.sizes[1] + plan.sizes[2]
+        for sizes, width, masks in (
+            (encoder, model.student.embed_dim, plan.contexts),
+            (predictor, model.predictor.width, plan.visible() | plan.targets),
+        ):
+            layout = pack(sizes, h * w + 1, width)
+            slots = place(layout, masks)
+            spread(layout, slots, torch.arange(h * w, device=device), 0)
+            attention_rule(layout, slots)
+        measure.sync(device)
+        least = min(least, time.perf_counter() - begun)
+    return least
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="small", choices=SIZES)
-    parser.add_argument("--size", type=int, default=224)
-    parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--amp", choices=["bfloat16", "float16"])
-    parser.add_argument("--photos", help="a Parquet file of images, for real maps")
-    parser.add_argument("--no-dense", action="store_true", help="leave out the dense pass, the slowest")
+    parser.add_argument("--only", default=",".join(measure.SIZES), help="sizes, by commas")
+    parser.add_argument("--contenders", help="only those whose names hold one of these, by commas")
+    parser.add_argument("--batch", type=int, help="images (default: by size and device)")
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--steps", type=int, help="in a round (default: 8 on a GPU, 1 on a CPU)")
+    parser.add_argument("--precision", default="auto", choices=["auto", "no", "bf16"])
+    parser.add_argument("--compile", default="auto", choices=["auto", "true", "false"])
+    parser.add_argument("--cpu", action="store_true", help="on the CPU, even where there is a GPU")
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="begin no size after so many seconds")
+    parser.add_argument("--json", type=Path)
     args = parser.parse_args()
-    device = torch.device(args.device)
-    torch.manual_seed(0)
-    model = DSeqJEPA(encoder(args.model, args.size)).to(device)
-    grid = model.student.patch_embed.grid_size
-    images = torch.randn(args.batch, 3, args.size, args.size, device=device)
-    if args.photos:
-        from photos import photos, tensors
-
-        images = tensors(photos(args.photos, args.batch), args.size).to(device)
-    amp = torch.autocast(device.type, getattr(torch, args.amp)) if args.amp else nullcontext()
-    dense, stacked = Dense(model), Stacked(model)
-    blocks = block_masks(grid, torch.arange(args.batch))
-    equal = equal_blocks(grid, args.batch, device)
-    real = jepa_module.saliency_from_tokens
-
-    def sync() -> None:
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-
-    def engine(objective: str, maps: torch.Tensor | None, its_blocks: Blocks):
-        """The whole forward pass; the profile's maps take the place of the saliency after it was computed."""
-
-        def run() -> torch.Tensor:
-            model.objective = objective
-            seen = (lambda *a, **k: (real(*a, **k), maps)[1]) if maps is not None else real
-            jepa_module.saliency_from_tokens = seen
-            loss, run.facts = model(images, None, its_blocks)
-            return loss
-
-        return run
-
-    contenders, flops = {}, {}
-    plans = {name: profile_maps(areas, grid, args.batch).to(device) for name, areas in PROFILES.items()}
-    with amp, torch.no_grad():
-        tokens = model._look(images)[1]
-    maps_real = saliency_from_tokens(model.target, tokens)
-    plans["real maps"] = maps_real
-    for name, maps in plans.items():
-        regions = rank_regions(maps)
-        print(f"{name}: mean areas {[round(a, 3) for a in (regions.area.float().mean(0) / maps[0].numel()).tolist()]}")
-        for objective in ("dseq", "dseq_causal"):
-            plan = plan_regions(regions, causal=objective == "dseq_causal")
-            contenders[f"{objective}: {name}"] = engine(objective, maps, blocks)
-            flops[f"{objective}: {name}"] = plan_flops(model, plan, args.batch)
-    two = plan_regions(rank_regions(plans["two (.25, .15/.60)"]))
-    if not args.no_dense:
-        contenders["dense, N-1 copies"] = lambda: dense(images, two)
-        flops["dense, N-1 copies"] = dense.flops(args.batch)
-    for label, its_blocks in (("I-JEPA packed", blocks), ("I-JEPA packed, equal", equal)):
-        plan = jepa_module.plan_blocks(its_blocks)
-        contenders[label] = engine("ijepa", None, its_blocks)
-        flops[label] = plan_flops(model, plan, args.batch)
-    contenders["I-JEPA stacked, equal"] = lambda: stacked(images, equal)
-    flops["I-JEPA stacked, equal"] = flops["I-JEPA packed, equal"]
-
-    def step(run) -> float:
-        model.zero_grad(set_to_none=True)
-        sync()
-        start = time.perf_counter()
-        with amp:
-            loss = run()
-        loss.backward()
-        model.update_target(0.996)
-        sync()
-        return time.perf_counter() - start
-
-    def target_only() -> float:
-        sync()
-        start = time.perf_counter()
-        with amp:
-            model._look(images)
-        sync()
-        return time.perf_counter() - start
-
-    if not args.no_dense:
-        gap = abs(contenders["dense, N-1 copies"]().item() - contenders["dseq: two (.25, .15/.60)"]().item())
-        print(f"dense and packed agree: the losses differ by {gap:.1e}")
-    gap = abs(contenders["I-JEPA stacked, equal"]().item() - contenders["I-JEPA packed, equal"]().item())
-    print(f"stacked and packed agree: the losses differ by {gap:.1e}")
-
-    least = dict.fromkeys([*contenders, "target encoder alone"], float("inf"))
-    for _ in range(args.rounds):
-        for name, run in contenders.items():
-            least[name] = min(least[name], step(run))
-        least["target encoder alone"] = min(least["target encoder alone"], target_only())
-    memory = {}
-    for name, run in contenders.items():
-        if device.type == "cuda":
-            model.zero_grad(set_to_none=True)
-            torch.cuda.reset_peak_memory_stats()
-            before = torch.cuda.memory_allocated()
-            with amp:
-                run().backward()
-            memory[name] = torch.cuda.max_memory_allocated() - before
-        else:
-            with amp:
-                memory[name] = saved_bytes(run, model)
-
-    base = "dense, N-1 copies" if not args.no_dense else "I-JEPA packed"
-    threads = torch.get_num_threads() if device.type == "cpu" else torch.cuda.get_device_name()
-    print(f"ViT {args.model}/16 {args.size}, batch {args.batch}, {device} ({threads}), {args.amp or 'float32'}")
-    print(f"{'':36}{'ms':>9}{'img/s':>8}{'GFLOP/img':>10}{'GFLOP/s':>9}{'× FLOPs':>9}{'× time':>8}{'of it':>7}", end="")
-    print(f"{'MiB':>8}{'× mem':>7}{'fill':>12}  of {base}")
-    for name, seconds in least.items():
-        count = flops.get(name, args.batch * transformer_flops(grid[0] * grid[1] + 1, *SIZES[args.model][:2]))
-        by_flops, by_time = flops[base] / count, least[base] / seconds
-        print(f"{name:36}{seconds * 1e3:9.0f}{args.batch / seconds:8.1f}{count / args.batch / 1e9:10.1f}", end="")
-        print(f"{count / seconds / 1e9:9.0f}{by_flops:9.2f}{by_time:8.2f}{by_time / by_flops:7.2f}", end="")
-        if name in memory:
-            print(f"{memory[name] / 2**20:8.0f}{memory[name] / memory[base]:7.2f}", end="")
-        facts = getattr(contenders.get(name), "facts", None)
-        print(f"   {facts['encoder_fill']:.2f} / {facts['predictor_fill']:.2f}" if facts else "")
-
-    overhead = float("inf")
-    for _ in range(args.rounds + 2):
-        sync()
-        start = time.perf_counter()
-        regions = rank_regions(saliency_from_tokens(model.target, tokens))
-        plan = plan_regions(regions)
-        for sizes, width in ((plan.sizes[0], SIZES[args.model][0]), (plan.sizes[1], model.predictor.width)):
-            layout = pack(sizes, grid[0] * grid[1] + 1, width)
-            masks = plan.contexts if width == SIZES[args.model][0] and sizes is plan.sizes[0] else plan.visible()
-            slots = place(layout, masks)
-            spread(layout, slots, torch.arange(masks.shape[1], device=device), 0)
-            attention_rule(layout, device)
-        sync()
-        overhead = min(overhead, time.perf_counter() - start)
-    share = overhead / least["dseq: real maps"]
-    print(f"saliency + regions + plan + packing on real maps: {overhead * 1e3:.1f} ms, {share:.1%} of the step")
+    accelerator = launch.accelerator(cpu=args.cpu)
+    args.steps = args.steps or (8 if accelerator.device.type == "cuda" else 1)
+    settings = {name: str(value) for name, value in vars(args).items()}
+    record = {"made_by": "benchmarks/step.py", **measure.environment(accelerator.device), "settings": settings}
+    record |= {"sizes": {}, "rows": []}
+    begun = time.perf_counter()
+    for name in args.only.split(","):
+        if time.perf_counter() - begun > args.seconds:
+            print(f"{name}: not measured, the time is over")
+            continue
+        # compiled graphs are those of one size
+        torch._dynamo.reset()
+        rows, about = measured(name, measure.SIZES[name], args, accelerator)
+        accelerator.free_memory()
+        record["sizes"][name] = {**about, "seconds": time.perf_counter() - begun}
+        record["rows"] += rows
+        record["goals"] = measure.judged(record["rows"])
+        measure.write(args.json, record)
+        measure.print_rows(rows)
+        print(f"       peak {about['matrix_tflops']:.2f} TFLOP/s in {about['precision']}, ", end="")
+        print(f"planning {about.get('planning_ms', float('nan')):.1f} ms, {time.perf_counter() - begun:.0f} s so far\n")
+    print(f"{record['name']}, {record['versions']}")
+    measure.print_goals(measure.judged(record["rows"]))
 
 
 if __name__ == "__main__":
