@@ -64,7 +64,7 @@ def cropped(images: torch.Tensor, sizes: np.ndarray, boxes: np.ndarray, size: in
 def _cropped(images: torch.Tensor, spans: torch.Tensor, size: int) -> torch.Tensor:
     batch, _, side, _ = images.shape
     down, across = (_weights(*spans[:, :, axis].T, side, size) for axis in (0, 1))  # (B, S, W)
-    levels = images.view(batch, 3 * side, side).float().sub_(128)
+    levels = images.reshape(batch, 3 * side, side).float().sub_(128)
     levels = _centred(levels @ across.transpose(1, 2)).view(batch, 3, side, size)
     return _centred(down[:, None] @ levels).add_(128).to(torch.uint8)
 

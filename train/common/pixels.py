@@ -28,7 +28,7 @@ from torch.utils.data import DataLoader, Dataset
 from timm_dseq import UserError
 
 from .config import Data
-from .data import Source, opened
+from .data import TRIES, Source, opened
 from .record import Screen
 from .stop import deaf
 
@@ -236,7 +236,7 @@ def _decoded(
     )
     screen = Screen(sum(map(len, images)), 0, shown, unit="image")
     screen.say(f"decoding {place.images:,} images of {source.name} once, into {place.path}")
-    seen, marked, waiting = 0, time.monotonic(), []
+    seen, whole, marked, waiting = 0, False, time.monotonic(), []
     try:
         with place.part.open("r+b") as file, place.marks.open("r+b") as marks:
             for at, some, (pixels, sizes) in zip(chunks, images, loader, strict=True):
@@ -244,7 +244,12 @@ def _decoded(
                 file.write(sizes.numpy())
                 file.seek(place.row(some.start))
                 file.write(pixels.numpy())
-                seen += len(some)
+                seen, whole = seen + len(some), whole or bool(sizes.any())
+                if seen >= TRIES and not whole:
+                    raise UserError(
+                        f"{seen} images in a row cannot be read, the first {source.where(images[0].start)}: is this an "
+                        "image column?"
+                    )
                 waiting.append(at)
                 if at == chunks[-1] or time.monotonic() - marked > SECONDS:
                     file.flush()
@@ -269,4 +274,6 @@ def _for_a_while(share: Iterator[None], place: Place) -> str | None:
                 break
     except OSError as error:
         return _unwritable(place, error)
+    except UserError as error:
+        return str(error)
     return None
