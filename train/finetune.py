@@ -26,7 +26,7 @@ from common.journal import Journal
 from common.keeper import Keeper
 from common.labelled import Labelled, open_labelled
 from common.learner import Learner
-from common.length import Length
+from common.length import TIMED, WARM, Length
 from common.order import Share
 from common.probing import Cache
 from common.record import Screen
@@ -109,7 +109,7 @@ def tune(
     keeper.resume(learner.saved, learner.optimizer, labelled.train.fingerprint())
     last = min(length.steps, config.max_steps or length.steps)
     if config.dry_run:
-        last = min(last, done.step + 2)
+        last = done.step + WARM + TIMED
     else:
         look()  # what is quick to find wrong has been looked for
 
@@ -129,8 +129,10 @@ def tune(
             pin_memory=accelerator.device.type == "cuda",
         )
     )
-    started = time.monotonic()
+    started = 0.0
     for step in range(done.step + 1, last + 1):
+        if step == last - TIMED + 1:
+            started = time.monotonic()
         lr = learning_rate(config, done.samples, images, length.samples)
         figures = learner.step(batches, step, lr)
         done.step, done.samples = step, step * length.batch
@@ -145,7 +147,7 @@ def tune(
             break
     screen.close()
     if config.dry_run:
-        screen.say(length.estimate((time.monotonic() - started) / 2) + ", for each seed")
+        screen.say(length.estimate((time.monotonic() - started) / TIMED) + ", for each seed")
         return 0
     if done.step < length.steps:
         screen.say(f"stopped after step {done.step} and saved: the same command goes on from there")

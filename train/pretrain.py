@@ -8,7 +8,6 @@ same command is given again.
 import common.environment  # noqa: F401, I001  # before torch is loaded
 
 import sys
-import time
 from collections.abc import Iterator
 from dataclasses import asdict
 
@@ -18,6 +17,7 @@ from accelerate.utils import broadcast_object_list
 from common import launch, schedules
 from common.config import Config, flat, parse
 from common.data import Crops, Source, collate, open_source
+from common.dry_run import dry_run
 from common.finish import finish
 from common.keeper import Done, Keeper
 from common.length import Length
@@ -63,8 +63,6 @@ def run(config: Config, text: str) -> int:
     if config.watch.trackers and not config.dry_run:
         accelerator.init_trackers(config.watch.project, {name: str(x) for name, x in flat(asdict(config)).items()})
     last = min(length.steps, config.max_steps or length.steps)
-    if config.dry_run:
-        last = min(last, done.step + 2)
     pixels, kept = None, ""
     if done.step < last:
         pixels, kept = squares(done, config, source, length, accelerator)
@@ -83,8 +81,10 @@ def run(config: Config, text: str) -> int:
     before = {f"{name}_before": found for name, found in watch.look(0).items()} if done.step == 0 else {}
     batches = batches_from(config, source, pixels, length, done, accelerator)
     screen.say(batches.describe() if isinstance(batches, Resident) else kept)
+    if config.dry_run:
+        dry_run(training, batches, images, length, screen)
+        return 0
     stop = Stop()
-    started = time.monotonic()
     recorder.begin()
     for step in range(done.step + 1, last + 1):
         now = schedules.at(config, done.samples, images, length.samples)
@@ -100,9 +100,6 @@ def run(config: Config, text: str) -> int:
             break
         recorder.begin()
     screen.close()
-    if config.dry_run:
-        screen.say(length.estimate((time.monotonic() - started) / 2))
-        return 0
     if done.step < last:
         screen.say(f"stopped after step {done.step} and saved: the same command goes on from there")
         return STOPPED

@@ -143,13 +143,6 @@ def test_an_exported_folder_is_a_start_for_another_run(half, tmp_path):
             torch.testing.assert_close(ours[name], theirs[name], rtol=0, atol=1e-9)
 
 
-def test_dry_run_writes_nothing_and_tells_the_time(tmp_path):
-    code, said = train(tmp_path / "run", dry_run="true")
-    assert code == 0, said
-    assert "dry run:" in said and " GiB; the whole run of 20 steps" in said
-    assert not (tmp_path / "run").exists()
-
-
 def test_an_output_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     code, said = train(tmp_path / "file")

@@ -225,7 +225,7 @@ class Config:
         resume: auto (from the newest whole checkpoint), never, or the path of a checkpoint
         seed: of everything random
         max_steps: stop after so many steps; the schedules stay those of the whole run
-        dry_run: build everything, run two steps, print memory, speed and the time of the whole run, write nothing
+        dry_run: build everything, run some steps of both ends of the run, print memory, speed and time, write nothing
     """
 
     data: Data = field(default_factory=Data)
@@ -285,7 +285,7 @@ def check(config: Config) -> None:
     if config.data.streaming and config.data.resident is True:
         raise UserError("data.resident=true decodes numbered images once: leave it or data.streaming out.")
     if config.max_steps is not None and config.dry_run:
-        raise UserError("dry_run runs two steps: leave max_steps out.")
+        raise UserError("dry_run has steps of its own: leave max_steps out.")
 
 
 def flat(tree: dict[str, Any], above: str = "") -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Which attention runs: rows under a mask, or one long row under boundaries, by a measurement on the run's own model."""
+"""Which attention runs: rows under a mask, or one long row under boundaries; measured on the run's own model."""
 
 import time
 

@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from . import config, tuning
 
 
+WARM, TIMED = 3, 5  # steps of a dry run: the first ones start workers and libraries, and compile
+
+
 @dataclass(frozen=True)
 class Length:
     """Steps of `batch` images, dealt to processes in micro-batches."""
@@ -47,7 +50,7 @@ class Length:
     def estimate(self, seconds: float) -> str:
         """After a dry run whose steps took so many seconds each."""
         return (
-            f"dry run: {seconds:.2f} s a step ({self.batch / seconds:.0f} images/s, the first steps are slow), "
+            f"dry run: {seconds:.2f} s a step ({self.batch / seconds:.0f} images/s), "
             f"{memory() / 2**10:.1f} GiB; the whole run of {self.steps} steps would take about "
             f"{self.steps * seconds / 3600:.1f} h"
         )

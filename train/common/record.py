@@ -196,7 +196,7 @@ class Recorder:
             self.file.flush()  # a killed process loses no line
         if self.accelerator.trackers:
             numbers = {name: value for name, value in flat(record).items() if isinstance(value, (int, float))}
-            self.accelerator.log(numbers, step=step)
+            self.accelerator.log(numbers, step=waiting.step)
         self.screen.step(record)
         self._judge(figures, waiting.samples)
 

@@ -106,7 +106,7 @@ class Tuning:
         workers: loader processes of each process; their number changes nothing but the speed
         eval_every: steps between looks at the test images (0: at the end only)
         max_steps: stop after so many steps; the schedule stays that of the whole run
-        dry_run: build everything, run two steps, print memory, speed and the time of the whole run, write nothing
+        dry_run: build everything, run some steps, print memory, speed and the time of the whole run, write nothing
     """
 
     model: str
@@ -180,4 +180,4 @@ def check(config: Tuning) -> None:
     if not config.seeds or len(set(config.seeds)) < len(config.seeds):
         raise UserError(f"seeds={config.seeds}: give one or more, each once.")
     if config.max_steps is not None and config.dry_run:
-        raise UserError("dry_run runs two steps: leave max_steps out.")
+        raise UserError("dry_run has steps of its own: leave max_steps out.")
