@@ -17,7 +17,7 @@ PARSERS = {"pretrain": config.parser, "probe": probing.parser, "finetune": tunin
             "--checkpoint.keep_every -3",
             "checkpoint.keep_every takes a whole number above 0 or null, not -3",
         ),
-        ("pretrain", "--system.precision fp8", "system.precision takes one of no, bf16, float64, not fp8"),
+        ("pretrain", "--system.precision fp8", "system.precision takes one of auto, no, bf16, float64, not fp8"),
         ("pretrain", "--model.args 3", 'model.args takes a mapping, {"name": value}, not 3'),
         ("pretrain", "--optim.betas [1]", "optim.betas takes a list of 2, each a number, not [1]"),
         ("probe", "--seeds 3", "seeds takes a list, [a, b, …], each a whole number, 0 or more, not 3"),
