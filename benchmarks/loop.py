@@ -220,18 +220,13 @@ def main() -> None:
         record["rows"] += [{"size": name, **row} for row in rows]
         record["goals"] = measure.judged(record["rows"])
         measure.write(args.json, record)
-        print(
-            f"{config.model.name} at {config.model.img_size} px on {accelerator.device}, {config.data.path}, ", end=""
-        )
-        print(f"{measure.cores()} cores")
-        measure.print_rows([{**row, "size": name[-6:]} for row in rows])
-        print(
-            ", ".join(
-                f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in about.items()
-            )
-        )
+        where = f"{accelerator.device} with {measure.cores()} cores"
+        print(f"{config.model.name} at {config.model.img_size} px on {config.data.path}, on {where}")
+        measure.print_rows([{**row, "size": name if args.sizes else ""} for row in rows])
+        for key, value in about.items():
+            print(f"       {key.replace('_', ' ')}: {f'{value:.4g}' if isinstance(value, float) else value}")
         waits = [f"{row['row'][6:]} {row['data_share']:.1%}" for row in rows if "data_share" in row]
-        print(f"share of the loop's time in which it waits for a batch: {', '.join(waits)}\n", flush=True)
+        print(f"       share of the loop's time in which it waits for a batch: {', '.join(waits)}\n", flush=True)
 
 
 if __name__ == "__main__":
