@@ -6,6 +6,7 @@ stopped, killed or crashed goes on where it was when the same command is given a
 
 import common.environment  # noqa: F401, I001  # before torch is loaded
 
+import math
 import sys
 import time
 from collections.abc import Callable
@@ -16,7 +17,7 @@ from typing import Any
 
 import numpy as np
 from accelerate import Accelerator
-from common import launch, results
+from common import launch, machine, results
 from common.augment import Augmented, training_transform
 from common.backbone import data_config, load_backbone
 from common.classifier import Described, describe
@@ -118,6 +119,8 @@ def tune(
         f"recipe {config.recipe}: {shown} on {config.data.path}, seed {seed}, {length.describe(done.step)}, in "
         f"{config.output_dir}"
     )
+    if line := machine.short_of_memory(config.workers, length.micro_batch * 4 * math.prod(data["input_size"])):
+        screen.say(line)
     journal = Journal(config, accelerator, done, screen)
     rank, processes = accelerator.process_index, accelerator.num_processes
     batches = iter(

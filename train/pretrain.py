@@ -14,7 +14,7 @@ from dataclasses import asdict
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
-from common import launch, schedules
+from common import launch, machine, schedules
 from common.config import Config, flat, parse
 from common.data import Crops, Source, collate, open_source
 from common.dry_run import dry_run
@@ -81,6 +81,9 @@ def run(config: Config, text: str) -> int:
     before = {f"{name}_before": found for name, found in watch.look(0).items()} if done.step == 0 else {}
     batches = batches_from(config, source, pixels, length, done, accelerator)
     screen.say(batches.describe() if isinstance(batches, Resident) else kept)
+    handed_over = 0 if pixels else length.micro_batch * 3 * config.model.img_size**2
+    if line := machine.short_of_memory(config.data.workers, handed_over):
+        screen.say(line)
     if config.dry_run:
         dry_run(training, batches, images, length, screen)
         return 0
@@ -132,14 +135,14 @@ def batches_from(
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor, list[str]]]:
     """This process's micro-batches behind those that are done, without end: images, (epoch, index), what is broken."""
     rank, processes = accelerator.process_index, accelerator.num_processes
+    pinned = accelerator.device.type == "cuda"
     if source is None:
         state = done.streams[rank] if done.streams else None
-        return Stream(config, rank, processes, length.micro_batch, state)
+        return Stream(config, rank, processes, length.micro_batch, state, pinned)
     share = Share(config.seed, len(source), length.batch, length.micro_batch, rank, processes, done.samples)
     if pixels:
         return Resident(pixels, source, config, share, accelerator.device)
     crops = Crops(source, config.model.img_size, config.data.crop_scale, config.seed)
-    pinned = accelerator.device.type == "cuda"
     return iter(
         DataLoader(
             crops,

@@ -16,6 +16,7 @@ from jsonargparse.typing import ClosedUnitInterval, NonNegativeInt, PositiveFloa
 
 from timm_dseq import UserError
 
+from . import machine
 from .parser import Parser, flagged
 
 DEMO = Path(__file__).parents[1] / "configs" / "demo.yaml"
@@ -34,7 +35,7 @@ class Data:
         streaming: read shards in turn instead of addressing images; see docs/pretraining.md for what differs
         images: images in an epoch, where a stream does not tell
         crop_scale: least and greatest share of the area of a random crop
-        workers: loader processes of each process; their number changes nothing but the speed
+        workers: loader processes of each process, for the speed alone (default: its share of the cores, at most 16)
         flip: chance of a horizontal flip (the paper: 0)
         color_jitter: strength of changes of brightness, contrast and saturation (the paper: 0)
         resident: decode once into a file of pixels and crop on the device: true, false, or auto (where it fits)
@@ -52,7 +53,7 @@ class Data:
     streaming: bool = False
     images: PositiveInt | None = None
     crop_scale: tuple[ClosedUnitInterval, ClosedUnitInterval] = (0.3, 1.0)
-    workers: NonNegativeInt = 12
+    workers: NonNegativeInt | None = None
     flip: ClosedUnitInterval = 0.0
     color_jitter: ClosedUnitInterval = 0.0
     resident: Literal["auto"] | bool = "auto"
@@ -263,6 +264,7 @@ def parse(arguments: Sequence[str] | None = None) -> tuple[Config, str]:
     text = its_parser.dump(namespace)
     namespace.pop("config", None)
     config = Config(**vars(its_parser.instantiate(namespace)))
+    config.data.workers = machine.workers(config.data.workers)
     check(config)
     return config, text
 

@@ -12,6 +12,7 @@ from jsonargparse.typing import NonNegativeInt, PositiveFloat, PositiveInt
 
 from timm_dseq import UserError
 
+from . import machine
 from .labelled import Labels, shortened
 from .parser import Parser
 
@@ -84,7 +85,7 @@ class Probe:
         cache: of the protocols on features
         precision: no (float32) or bf16 autocast, of the backbone
         seeds: one run for each; of subsets, orders, augmentations and heads
-        workers: loader processes of each process; their number changes nothing but the speed
+        workers: loader processes of each process, for the speed alone (default: its share of the cores, at most 16)
         output_dir: folder of checkpoints of heads in training
         results: JSON-lines file that results are added to
     """
@@ -112,7 +113,7 @@ class Probe:
     cache: Cache = field(default_factory=Cache)
     precision: Literal["no", "bf16"] = "no"
     seeds: list[NonNegativeInt] = field(default_factory=lambda: [0])
-    workers: NonNegativeInt = 4
+    workers: NonNegativeInt | None = None
     output_dir: str = "runs/probe"
     results: str = "runs/results.jsonl"
 
@@ -131,6 +132,7 @@ def parse(arguments: Sequence[str] | None = None) -> Probe:
     namespace = its_parser.parse_args(shortened(arguments))
     namespace.pop("config", None)
     config = Probe(**vars(its_parser.instantiate(namespace)))
+    config.workers = machine.workers(config.workers)
     if not config.seeds or len(set(config.seeds)) < len(config.seeds):
         raise UserError(f"seeds={config.seeds}: give one or more, each once.")
     return config

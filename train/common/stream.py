@@ -7,9 +7,8 @@ goes on reads one block again and continues with the very next sample.
 
 import tarfile
 import traceback
+from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -17,57 +16,83 @@ import datasets
 import numpy as np
 import torch
 from datasets.distributed import split_dataset_by_node
+from torch.utils.data import DataLoader, Dataset
 
 from timm_dseq import UserError
 
 from .config import Config
 from .data import Crops, Item, collate, image_column, load
 from .order import sample_seed
+from .stop import deaf
 
 BLOCK = 512  # samples of one process that are shuffled together
-AHEAD = 2  # micro-batches that are read before they are asked for
 
 
 class Stream:
-    """This process's endless micro-batches. `state` is where the last one that was taken ends."""
+    """This process's endless micro-batches. `state` is where the last one that was taken ends.
 
-    def __init__(self, config: Config, rank: int, processes: int, micro_batch: int, state: dict | None = None) -> None:
-        self.config, self.rank, self.processes, self.micro_batch = config, rank, processes, micro_batch
-        self.rows, self.image = open_stream(config)
-        if processes > 1:
-            self.rows = split_dataset_by_node(self.rows, rank, processes)
-        self.crops = Crops(None, config.model.img_size, config.data.crop_scale, config.seed)
+    The rows are read in this process, in their order; the loader's workers decode and crop them.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        rank: int,
+        processes: int,
+        micro_batch: int,
+        state: dict | None = None,
+        pinned: bool = False,
+    ) -> None:
         self.state = state or {"epoch": 0, "block": 0, "taken": 0, "rows": None}
-        self.workers = ThreadPoolExecutor(max(1, config.data.workers))
-        self.coming: list[tuple[list[Future], dict]] = []
-        self.samples = self._samples()
+        # It must not know this object: a circle would keep the workers, who hear no signal, beyond the run's end.
+        reader = Reader(config, rank, processes, micro_batch, self.state)
+        self.ends = reader.ends
+        loader = DataLoader(
+            Encoded(Crops(None, config.model.img_size, config.data.crop_scale, config.seed)),
+            batch_sampler=reader,
+            num_workers=config.data.workers,
+            collate_fn=filled,
+            pin_memory=pinned,
+            worker_init_fn=deaf,
+        )
+        self.coming = iter(loader)
 
     def __iter__(self) -> Iterator:
         return self
 
     def __next__(self) -> tuple[torch.Tensor, torch.Tensor, list[str]]:
-        while len(self.coming) <= AHEAD:
-            values, samples, states = zip(*islice(self.samples, self.micro_batch), strict=True)
-            draws = self.crops.draws(list(samples))
-            self.coming.append(([*map(partial(self.workers.submit, self._item), values, samples, draws)], states[-1]))
-        items, state = self.coming.pop(0)
-        done = [item.result() for item in items]
-        broken = [line for _, _, lines in done for line in lines]
-        whole = [item for item in done if item[0].numel()]
-        if not whole:
-            raise UserError(f"{len(done)} images in a row cannot be read, the first {broken[0]}: is data.image right?")
-        # what cannot be read is replaced by the next that can, in this micro-batch
-        filled = [whole[i % len(whole)] if not item[0].numel() else item for i, item in enumerate(done)]
-        images, samples, _ = collate([(image, sample, []) for image, sample, _ in filled])
-        self.state = state
+        images, samples, broken = next(self.coming)
+        self.state = self.ends.popleft()
+        if not len(images):
+            raise UserError(
+                f"{len(broken)} images in a row cannot be read, the first {broken[0]}: is data.image right?"
+            )
         return images, samples, broken
 
-    def _item(self, value: Any, sample: tuple[int, int], draws: np.ndarray) -> Item:
-        try:
-            return self.crops.cut(value, draws), sample, []
-        except Exception as error:  # PIL's readers raise almost anything on damaged files
-            where = value.get("path") if isinstance(value, dict) else None
-            return torch.zeros(0), sample, [f"{where or f'sample {sample}'}: {type(error).__name__}: {error}"]
+
+class Reader:
+    """Micro-batches of encoded images with their (epoch, number), without end, from a state on."""
+
+    def __init__(self, config: Config, rank: int, processes: int, micro_batch: int, state: dict) -> None:
+        self.config, self.rank, self.processes, self.micro_batch = config, rank, processes, micro_batch
+        self.state = state
+        self.ends: deque[dict] = deque()  # where each micro-batch ends that was given out
+        self.rows, self.image = open_stream(config)
+        if processes > 1:
+            if rank == 0 and self.rows.num_shards % processes:
+                print(
+                    f"{config.data.path} has {self.rows.num_shards} shards, no multiple of {processes} processes: each "
+                    "process reads all of them, and leaves what is the others'. Write them anew to read less.",
+                    flush=True,
+                )
+            self.rows = split_dataset_by_node(self.rows, rank, processes)
+
+    def __iter__(self) -> Iterator[list[tuple[Any, tuple[int, int]]]]:
+        samples = self._samples()
+        while True:
+            items = [*islice(samples, self.micro_batch)]
+            self.ends.append(items[-1][2])
+            yield [(value, sample) for value, sample, _ in items]
 
     def _samples(self) -> Iterator[tuple[Any, tuple[int, int], dict]]:
         """(image, (epoch, number), state behind it), without end."""
@@ -106,6 +131,35 @@ class Stream:
                     "processes, or more shards."
                 )
             epoch, block, taken, rows_state = epoch + 1, 0, 0, None
+
+
+class Encoded(Dataset):
+    """Encoded images with their (epoch, number) → crops, the same, and what could not be read."""
+
+    def __init__(self, crops: Crops) -> None:
+        self.crops = crops
+
+    def __getitems__(self, items: list[tuple[Any, tuple[int, int]]]) -> list[Item]:
+        draws = self.crops.draws([sample for _, sample in items])
+        return [self._item(*item, own) for item, own in zip(items, draws, strict=True)]
+
+    def _item(self, value: Any, sample: tuple[int, int], draws: np.ndarray) -> Item:
+        try:
+            return self.crops.cut(value, draws), sample, []
+        except Exception as error:  # PIL's readers raise almost anything on damaged files
+            where = value.get("path") if isinstance(value, dict) else None
+            return torch.zeros(0), sample, [f"{where or f'sample {sample}'}: {type(error).__name__}: {error}"]
+
+
+def filled(items: list) -> tuple[torch.Tensor, torch.Tensor, list[str]]:
+    """A micro-batch; what cannot be read is replaced by the next that can. No images where none can."""
+    broken = [line for _, _, lines in items for line in lines]
+    whole = [item for item in items if item[0].numel()]
+    if not whole:
+        return torch.zeros(0), torch.zeros(0), broken
+    kept = [whole[i % len(whole)] if not item[0].numel() else item for i, item in enumerate(items)]
+    images, samples, _ = collate([(image, sample, []) for image, sample, _ in kept])
+    return images, samples, broken
 
 
 def shard_in(error: BaseException) -> str | None:

@@ -12,6 +12,7 @@ from jsonargparse.typing import ClosedUnitInterval, NonNegativeInt, PositiveFloa
 
 from timm_dseq import UserError
 
+from . import machine
 from .config import Checkpoint
 from .labelled import Labels, shortened
 from .parser import Parser, flagged
@@ -103,7 +104,7 @@ class Tuning:
         results: JSON-lines file to which the result is added
         resume: auto (from the newest whole checkpoint), never, or the path of a checkpoint
         seeds: one run for each; the first one's classifier is exported
-        workers: loader processes of each process; their number changes nothing but the speed
+        workers: loader processes of each process, for the speed alone (default: its share of the cores, at most 16)
         eval_every: steps between looks at the test images (0: at the end only)
         max_steps: stop after so many steps; the schedule stays that of the whole run
         dry_run: build everything, run some steps, print memory, speed and the time of the whole run, write nothing
@@ -123,7 +124,7 @@ class Tuning:
     results: str = "runs/results.jsonl"
     resume: str = "auto"
     seeds: list[int] = field(default_factory=lambda: [0])
-    workers: NonNegativeInt = 8
+    workers: NonNegativeInt | None = None
     eval_every: NonNegativeInt = 0
     max_steps: PositiveInt | None = None
     dry_run: bool = False
@@ -163,6 +164,7 @@ def parse(arguments: Sequence[str] | None = None) -> tuple[Tuning, str]:
     text = its_parser.dump(namespace)
     namespace.pop("config", None)
     config = Tuning(**vars(its_parser.instantiate(namespace)))
+    config.workers = machine.workers(config.workers)
     check(config)
     return config, text
 
