@@ -1,0 +1,54 @@
+"""Whole runs on a GPU: in a group of one process, by DDP and by FSDP2, and gone on with from a checkpoint."""
+
+import pytest
+import torch
+
+from ..train.runs import log_of, options, said_of, start, tensors_of
+from .devices import DEVICES, one_of_one, placed
+
+pytestmark = pytest.mark.xdist_group("runs")
+RUN = {"watch__probe_every": 0, "system__compile": "false", "optim__lr": 1e-4}
+STEPS = 8
+# float32 with products in TF32, and gradients that are added in another order each time
+SAME = {"cpu": 1e-6, "cuda": 5e-3}
+
+
+def run(output, environment, steps=STEPS, **settings):
+    """A run to its end: what is in its log."""
+    process = start(output, environment, max_steps=steps, **{**RUN, **settings})
+    process.join(120)
+    assert process.exitcode == 0, said_of(output).read_text()
+    assert (output / "export" / "model.safetensors").is_file()
+    return log_of(output)
+
+
+def check_same(ours, theirs, device):
+    assert len(ours) == len(theirs) == STEPS
+    for line, other in zip(ours, theirs, strict=True):
+        assert line["loss"] == pytest.approx(other["loss"], rel=SAME[device])
+        assert line["samples"] == other["samples"]
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_a_group_of_one_learns_what_no_group_does(device, tmp_path, unused_port):
+    alone = run(tmp_path / "alone", placed(device))
+    for name, settings in {"ddp": {}, "fsdp": {"system__fsdp": "true"}}.items():
+        check_same(run(tmp_path / name, one_of_one(device, unused_port), **settings), alone, device)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_a_run_goes_on_where_it_was(device, tmp_path):
+    whole = run(tmp_path / "whole", placed(device))
+    run(tmp_path / "parts", placed(device), steps=3)
+    check_same(run(tmp_path / "parts", placed(device)), whole, device)
+    ours, theirs = tensors_of(tmp_path / "parts"), tensors_of(tmp_path / "whole")
+    assert ours.keys() == theirs.keys()
+    loose = {"rtol": 0.05, "atol": 2e-3} if device == "cuda" else {"rtol": 0, "atol": 0}
+    for name in ours:
+        torch.testing.assert_close(ours[name], theirs[name], msg=name, **loose)
+
+
+def test_options_of_these_runs_are_known(tmp_path):
+    from common.config import parse
+
+    parse(options(tmp_path, **RUN))
