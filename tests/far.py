@@ -1,7 +1,8 @@
 """A device that is far away, on a machine without one: it counts what crosses back to the host.
 
 Tensors that are put on it, and all that is made of them, say that they lie on "cuda", and compute on the CPU. Whatever
-brings their numbers to the host is noted: a copy, a number, a truth value, a size that depends on them.
+brings their numbers to the host is noted: a copy, a number, a truth value, a size that depends on them. So is what the
+host sends and has to wait for: whatever does not lie in pinned memory.
 """
 
 import traceback
@@ -38,12 +39,13 @@ PLAIN = (
 
 
 class FarDevice(TorchFunctionMode):
-    """`crossings`: what came back to the host, one line each."""
+    """`crossings`: what came back to the host, one line each. `waits`: what went there and was waited for."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.far = WeakIdKeyDictionary()
+        self.far, self.pinned = WeakIdKeyDictionary(), WeakIdKeyDictionary()
         self.crossings: list[str] = []
+        self.waits: list[str] = []
 
     def put(self, *tensors: torch.Tensor) -> None:
         for tensor in tensors:
@@ -58,21 +60,29 @@ class FarDevice(TorchFunctionMode):
             return CUDA if far else CPU
         if func == torch.Tensor.is_cuda.__get__:
             return bool(far)
-        if name in ("pin_memory", "record_stream"):
-            return args[0]
+        if name == "pin_memory":
+            pinned = args[0].clone()
+            self.pinned[pinned] = True
+            return pinned
         kwargs.pop("pin_memory", None)
         where, args, kwargs = _device_of(args, kwargs)
         if name == "cpu":
             where = CPU
         out = func(*args, **kwargs)
         if name in ("to", "cpu") and where is not None and where.type == "cpu" and far:
-            self._note(name)
+            self.crossings.append(self._line(name))
             return out.clone() if any(out is x for x in tensors) else out
+        sent = where is not None and where.type == "cuda" and name in ("to", "tensor", "as_tensor", "asarray")
+        index = _leaves([args[1]]) if far and name in ("__getitem__", "__setitem__") else []
+        if (sent and not far and not any(x in self.pinned for x in tensors)) or any(
+            isinstance(x, torch.Tensor) and x not in self.far for x in index
+        ):
+            self.waits.append(self._line(name))
         if name == "copy_" and args[0] not in self.far and args[1] in self.far:
-            self._note(name)
+            self.crossings.append(self._line(name))
             return out
         if far and (name in READS or _by_mask(name, args)):
-            self._note(name)
+            self.crossings.append(self._line(name))
         if name in PLAIN or not (far or (where is not None and where.type == "cuda")):
             return out
         if name == "to" and out is args[0]:
@@ -80,9 +90,9 @@ class FarDevice(TorchFunctionMode):
         self.put(*(x for x in _leaves([out]) if isinstance(x, torch.Tensor)))
         return out
 
-    def _note(self, name: str) -> None:
+    def _line(self, name: str) -> str:
         ours = [f for f in traceback.extract_stack() if "timm_dseq/" in f.filename or "train/common" in f.filename]
-        self.crossings.append(f"{name} in {ours[-1].name}: {ours[-1].line}" if ours else name)
+        return f"{name} in {ours[-1].name}: {ours[-1].line}" if ours else name
 
 
 class Event:

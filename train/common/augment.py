@@ -16,6 +16,8 @@ from timm.data.auto_augment import RandAugment, posterize
 from timm.data.mixup import mixup_target
 from torch.utils.data import Dataset
 
+from timm_dseq.host import to_device
+
 from .data import Source
 from .order import sample_seed, seeded
 from .tuning import Augment
@@ -98,6 +100,7 @@ class Mixer:
         for group in range(first // TOGETHER, (first + len(images) - 1) // TOGETHER + 1):
             start, end = (min(max(at * TOGETHER - first, 0), len(images)) for at in (group, group + 1))
             facing = torch.cat([torch.arange(start, end, 2), torch.arange(start + 1, end, 2).flip(0)])  # timm flips
+            facing = to_device(facing, images.device)
             with all_seeded(sample_seed(self.seed, group, _MIXING)):
                 images[facing], targets[facing] = self.mixup(images[facing], labels[facing])
         return images, targets

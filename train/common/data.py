@@ -24,6 +24,7 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.functional import pil_to_tensor, resized_crop
 
 from timm_dseq import UserError
+from timm_dseq.host import to_device
 
 from .config import Data
 from .crops import box_draws, crop_boxes
@@ -237,5 +238,5 @@ def normalised(images: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 
 @lru_cache
 def _statistics(dtype: torch.dtype, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    mean, std = (torch.tensor(x, dtype=dtype).to(device)[:, None, None] for x in (IMAGENET_MEAN, IMAGENET_STD))
+    mean, std = (to_device(torch.tensor(x, dtype=dtype), device)[:, None, None] for x in (IMAGENET_MEAN, IMAGENET_STD))
     return mean, std

@@ -10,6 +10,7 @@ from timm.layers import DropPath
 from torch import nn
 
 from timm_dseq.draws import uniform
+from timm_dseq.host import to_device
 
 _STREAM = 2  # of a sample's numbers: 0 and 1 belong to pretraining's blocks and coins
 
@@ -28,9 +29,9 @@ class DropPathCoins:
     def toss(self, seeds: torch.Tensor) -> None:
         """seeds (B,), one a sample, on the device of the model."""
         if len(self.rates):
-            rates = self.rates.to(seeds.device)
-            kept = uniform(seeds, len(rates), _STREAM) >= rates
-            self.factors = kept / (1 - rates)  # (B, layers)
+            self.rates = to_device(self.rates, seeds.device)
+            kept = uniform(seeds, len(self.rates), _STREAM) >= self.rates
+            self.factors = kept / (1 - self.rates)  # (B, layers)
 
     def _apply(self, place: int, layer: nn.Module, _inputs: tuple, branch: torch.Tensor) -> torch.Tensor:
         if not layer.training:

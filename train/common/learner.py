@@ -11,6 +11,8 @@ from timm.optim import param_groups_layer_decay
 from timm.utils import ModelEmaV3
 from torch import nn
 
+from timm_dseq.host import to_device
+
 from .augment import Mixer
 from .drop_path import DropPathCoins
 from .journal import Figures
@@ -77,7 +79,7 @@ class Learner:
         seed, device = self.config.seeds[0], self.accelerator.device
         images, labels = (tensor.to(device, non_blocking=True) for tensor in (images, labels))
         images, targets = self.mixer(images, labels, first)
-        self.coins.toss(torch.tensor([sample_seed(seed, *sample) for sample in samples.tolist()]).to(device))
+        self.coins.toss(to_device(torch.tensor([sample_seed(seed, *sample) for sample in samples.tolist()]), device))
         torch.manual_seed(sample_seed(seed, first, _DROPOUT))
         with self.accelerator.autocast():
             logits = self.whole(images)

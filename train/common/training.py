@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+import torch.distributed as dist
 from accelerate import Accelerator
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
@@ -73,10 +74,10 @@ class Training:
 
 
 def spread(model: DSeqJEPA, config: Config, accelerator: Accelerator) -> torch.nn.Module:
-    """The model over all processes: whole in each (DDP), or sharded (FSDP2)."""
+    """The model over all processes: whole in each (DDP), or sharded (FSDP2), in a group of one, too."""
     if os.environ.get("ACCELERATE_USE_FSDP", "false") == "true":
         raise UserError("FSDP is a setting of this script: launch without --use_fsdp, and give --system.fsdp=true.")
-    if not config.system.fsdp or accelerator.num_processes == 1:
+    if not config.system.fsdp or not dist.is_initialized():
         return accelerator.prepare(model)
     mesh = init_device_mesh(accelerator.device.type, (accelerator.num_processes,))
     model.to(accelerator.device)
