@@ -1,9 +1,13 @@
 """Whole runs on a GPU: in a group of one process, by DDP and by FSDP2, and gone on with from a checkpoint."""
 
+import os
+
 import pytest
 import torch
+from common.config import parse
+from common.model import build
 
-from ..train.runs import log_of, options, said_of, start, tensors_of
+from ..train.runs import FORKS, log_of, options, said_of, start, tensors_of
 from .devices import DEVICES, one_of_one, placed
 
 pytestmark = pytest.mark.xdist_group("runs")
@@ -29,6 +33,26 @@ def check_same(ours, theirs, device):
         assert line["samples"] == other["samples"]
 
 
+def _say_whole(arguments, environment, file):
+    """What the model is wrapped in, in a group of processes."""
+    os.environ |= environment
+    from common import launch
+    from common.training import spread
+
+    config, _ = parse(arguments)
+    file.write_text(type(spread(build(config), config, launch.accelerator())).__name__)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize(("fsdp", "kind"), [("false", "DistributedDataParallel"), ("true", "FSDPDSeqJEPA")])
+def test_a_group_of_one_is_wrapped_as_any_other(fsdp, kind, device, tmp_path, unused_port):
+    arguments, file = options(tmp_path, system__fsdp=fsdp), tmp_path / "kind"
+    process = FORKS.Process(target=_say_whole, args=(arguments, one_of_one(device, unused_port), file))
+    process.start()
+    process.join(60)
+    assert file.read_text() == kind
+
+
 @pytest.mark.parametrize("device", DEVICES)
 def test_a_group_of_one_learns_what_no_group_does(device, tmp_path, unused_port):
     alone = run(tmp_path / "alone", placed(device))
@@ -46,9 +70,3 @@ def test_a_run_goes_on_where_it_was(device, tmp_path):
     loose = {"rtol": 0.05, "atol": 2e-3} if device == "cuda" else {"rtol": 0, "atol": 0}
     for name in ours:
         torch.testing.assert_close(ours[name], theirs[name], msg=name, **loose)
-
-
-def test_options_of_these_runs_are_known(tmp_path):
-    from common.config import parse
-
-    parse(options(tmp_path, **RUN))
