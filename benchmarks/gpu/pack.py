@@ -70,6 +70,9 @@ def pack(
     paths: list[Path], out: Path, side: int, mib: float, parts: int, images: int | None, column: str, workers: int
 ) -> int | None:
     """Write the parts; returns the quality."""
+    for path in paths:
+        if column not in (names := pq.ParquetFile(path).schema_arrow.names):
+            raise PartsError(f"{path} has no column {column!r}: --column is one of {', '.join(names)}.")
     count = sum(pq.ParquetFile(path).metadata.num_rows for path in paths)
     count = min(count, images or count)
     quality = best_quality(paths, column, side, count, mib * 2**20 * parts)
