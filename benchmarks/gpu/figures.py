@@ -35,7 +35,7 @@ def commands(args: argparse.Namespace) -> dict[str, list[str]]:
     tests += ["-x"] * args.quick
     where = [] if gpu else ["--cpu"]
     step = [sys.executable, str(BENCHMARKS / "step.py"), "--seconds={seconds}", f"--json={out / 'step.json'}", *where]
-    step += ["--contenders=dseq: two,dseq, two,I-JEPA packed,dense"]
+    step += ["--contenders=two regions,packed,dense"]
     loop = [sys.executable, str(BENCHMARKS / "loop.py"), "--seconds={seconds}", f"--json={out / 'loop.json'}", *where]
     if args.data:
         loop += [f"--data.path={args.data}"]
