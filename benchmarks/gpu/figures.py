@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[2]
 BENCHMARKS = ROOT / "benchmarks"
 
 # name → its share of the time; what one leaves the next may use
-SHARES = {"tests": 0.3, "step": 0.45, "loop": 0.25}
+SHARES = {"tests": 0.4, "step": 0.4, "loop": 0.2}
 MARGIN = 8.0  # seconds that a section gets to write down what it has, before it is ended
 
 

@@ -37,7 +37,7 @@ def build(config: Config) -> DSeqJEPA:
         flat=settings.flat,
         loss=settings.loss,
         contrastive=settings.contrastive,
-        predictor_width=int(settings.predictor_width),  # compilers take a plain number only, not the parser's kind of it
+        predictor_width=int(settings.predictor_width),  # compilers stumble over the parser's kind of number
         predictor_depth=settings.predictor_depth,
     )
     rows, columns = model.student.patch_embed.grid_size

@@ -26,6 +26,20 @@ def run(output, environment, steps=STEPS, **settings):
     return log_of(output)
 
 
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """An undisturbed run on a device, made once."""
+    outputs = {}
+
+    def of(device):
+        if device not in outputs:
+            outputs[device] = tmp_path_factory.mktemp("alone") / "run"
+            run(outputs[device], placed(device))
+        return outputs[device]
+
+    return of
+
+
 def check_same(ours, theirs, device):
     assert len(ours) == len(theirs) == STEPS
     for line, other in zip(ours, theirs, strict=True):
@@ -43,29 +57,28 @@ def _say_whole(arguments, environment, file):
     file.write_text(type(spread(build(config), config, launch.accelerator())).__name__)
 
 
-@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize(("fsdp", "kind"), [("false", "DistributedDataParallel"), ("true", "FSDPDSeqJEPA")])
-def test_a_group_of_one_is_wrapped_as_any_other(fsdp, kind, device, tmp_path, unused_port):
+def test_a_group_of_one_is_wrapped_as_any_other(fsdp, kind, tmp_path, unused_port):
+    """A question of settings, not of the device."""
     arguments, file = options(tmp_path, system__fsdp=fsdp), tmp_path / "kind"
-    process = FORKS.Process(target=_say_whole, args=(arguments, one_of_one(device, unused_port), file))
+    process = FORKS.Process(target=_say_whole, args=(arguments, one_of_one("cpu", unused_port), file))
     process.start()
     process.join(60)
     assert file.read_text() == kind
 
 
 @pytest.mark.parametrize("device", DEVICES)
-def test_a_group_of_one_learns_what_no_group_does(device, tmp_path, unused_port):
-    alone = run(tmp_path / "alone", placed(device))
+def test_a_group_of_one_learns_what_no_group_does(device, alone, tmp_path, unused_port):
     for name, settings in {"ddp": {}, "fsdp": {"system__fsdp": "true"}}.items():
-        check_same(run(tmp_path / name, one_of_one(device, unused_port), **settings), alone, device)
+        ours = run(tmp_path / name, one_of_one(device, unused_port), **settings)
+        check_same(ours, log_of(alone(device)), device)
 
 
 @pytest.mark.parametrize("device", DEVICES)
-def test_a_run_goes_on_where_it_was(device, tmp_path):
-    whole = run(tmp_path / "whole", placed(device))
+def test_a_run_goes_on_where_it_was(device, alone, tmp_path):
     run(tmp_path / "parts", placed(device), steps=3)
-    check_same(run(tmp_path / "parts", placed(device)), whole, device)
-    ours, theirs = tensors_of(tmp_path / "parts"), tensors_of(tmp_path / "whole")
+    check_same(run(tmp_path / "parts", placed(device)), log_of(alone(device)), device)
+    ours, theirs = tensors_of(tmp_path / "parts"), tensors_of(alone(device))
     assert ours.keys() == theirs.keys()
     loose = {"rtol": 0.05, "atol": 2e-3} if device == "cuda" else {"rtol": 0, "atol": 0}
     for name in ours:
