@@ -34,7 +34,8 @@ from common.training import Training
 from common.utilisation import Utilisation, matrix_rate
 from common.watch import Watch
 
-WARM, STEPS, ROUNDS, PROFILED = 8, 12, 3, 4
+WARM, STEPS, PROFILED = 8, 12, 4
+ROUNDS = {"cpu": 3, "cuda": 2}
 
 
 class Timed:
@@ -126,7 +127,7 @@ def measured(config: Config, text: str, ways: list[str], accelerator, extras: bo
     names = ["step", *ways]
     least, waited = dict.fromkeys(names, float("inf")), dict.fromkeys(ways, 0.0)
     decoding = float("inf")
-    for _ in range(ROUNDS):  # in turns
+    for _ in range(ROUNDS[loop.device.type]):  # in turns
         least["step"] = min(least["step"], loop.seconds(ready, STEPS))
         decoding = min(decoding, decode())
         for way in ways:
@@ -144,6 +145,7 @@ def measured(config: Config, text: str, ways: list[str], accelerator, extras: bo
         rows.append(loop.row("step alone" if name == "step" else f"loop, {name}", least[name], profile, **more))
     about = {
         "precision": loop.precision.name,
+        "attention": loop.training.attention,
         "matrix_tflops": loop.rate / 1e12,
         "workers": config.data.workers,
         "images": len(loop.source),

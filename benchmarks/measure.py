@@ -43,8 +43,8 @@ class Size:
 
 SIZES = {
     "b16": Size("dseq_jepa_vit_b16", 224, (384, 6), {"cuda": 256, "cpu": 4}),
-    "ti16": Size("dseq_jepa_vit_ti16", 112, (192, 4), {"cuda": 2048, "cpu": 32}),
     "l16": Size("dseq_jepa_vit_l16", 224, (384, 12), {"cuda": 128, "cpu": 2}),
+    "ti16": Size("dseq_jepa_vit_ti16", 112, (192, 4), {"cuda": 2048, "cpu": 32}),
     "s16": Size("dseq_jepa_vit_s16", 128, (384, 6), {"cuda": 1024, "cpu": 16}),
 }
 

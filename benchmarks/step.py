@@ -177,11 +177,12 @@ def measured(name: str, size: measure.Size, args: argparse.Namespace, accelerato
     bench = Bench(size, args, accelerator)
     rate = matrix_rate(device, bench.precision.product_dtype)
     utilisation = Utilisation(bench.model)
-    wanted = args.contenders.split(",") if args.contenders else [""]
+    wanted = args.contenders or [""]
     contenders = {row: c for row, c in bench.contenders().items() if any(part in row for part in wanted)}
     gaps = bench.gaps()
     print(f"{name}: dense and stacked give the packed gradients within {gaps['dense']:.1e} and {gaps['stacked']:.1e}")
     about = {"matrix_tflops": rate / 1e12, "precision": bench.precision.name, "gaps": gaps, "kernels": {}}
+    about["attention"] = bench.training.attention
     about["compiled"] = bench.model.student.blocks[0]._compiled_call_impl is not None
     least, rows = dict.fromkeys(contenders, float("inf")), {}
     begun = time.perf_counter()
@@ -252,7 +253,7 @@ def planning(bench: Bench, rounds: int = 5) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default=",".join(measure.SIZES), help="sizes, by commas")
-    parser.add_argument("--contenders", help="only those whose names hold one of these, by commas")
+    parser.add_argument("--contenders", nargs="*", help="only those whose names hold one of these")
     parser.add_argument("--batch", type=int, help="images (default: by size and device)")
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--steps", type=int, help="in a round (default: 8 on a GPU, 1 on a CPU)")

@@ -170,6 +170,7 @@ def test_training_goes_on_from_its_parts_as_if_nothing_had_been(tmp_path, monkey
             assert path.stat().st_size < 16 * 2**20
             shutil.copy(path, tmp_path / "carried")
     assert visit.main(["--minutes=1", "--steps=20", f"--out={second}", f"--from={tmp_path / 'carried'}"]) == 0
+    assert "going on after step 20" in (second / "said.txt").read_text()  # and not from the start once more
     assert visit.main(["--minutes=1", "--steps=40", f"--out={whole}", "--", *options]) == 0
     assert log_of(second / "run") == log_of(whole / "run")
     assert len(log_of(second / "run")) == 40

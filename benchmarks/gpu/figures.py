@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[2]
 BENCHMARKS = ROOT / "benchmarks"
 
 # name → its share of the time; what one leaves the next may use
-SHARES = {"tests": 0.4, "step": 0.4, "loop": 0.2}
+SHARES = {"tests": 0.3, "step": 0.4, "loop": 0.3}
 MARGIN = 8.0  # seconds that a section gets to write down what it has, before it is ended
 
 
@@ -35,7 +35,7 @@ def commands(args: argparse.Namespace) -> dict[str, list[str]]:
     tests += ["-x"] * args.quick
     where = [] if gpu else ["--cpu"]
     step = [sys.executable, str(BENCHMARKS / "step.py"), "--seconds={seconds}", f"--json={out / 'step.json'}", *where]
-    step += ["--contenders=two regions,packed,dense"]
+    step += ["--contenders", "dseq, two regions", "packed", "dense"]
     loop = [sys.executable, str(BENCHMARKS / "loop.py"), "--seconds={seconds}", f"--json={out / 'loop.json'}", *where]
     if args.data:
         loop += [f"--data.path={args.data}"]
