@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from common.config import Data
-from common.data import Crops, collate, decode, open_source
+from common.data import Crops, collate, decode, measured, open_source
 from common.scenes import LABELS, Scenes
 from PIL import Image
 
@@ -57,6 +57,53 @@ def test_sixteen_bits_are_scaled_and_not_clipped():
     pixels = np.asarray(decode(encoded(Image.fromarray(ramp), "PNG"))).astype(int)
     assert pixels.shape == (4, 64, 3)
     assert abs(pixels[0, :, 0] - ramp[0] / 257).max() <= 1
+
+
+def waves(width=900, height=640):
+    """A smooth picture in which every place looks different."""
+    x, y = np.meshgrid(np.arange(width) / 40, np.arange(height) / 55)
+    levels = [np.sin(x + k) * np.cos(y * (1 + k / 3)) * 90 + 128 for k in range(3)]
+    return Image.fromarray(np.stack(levels, 2).astype(np.uint8))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
+def test_the_size_of_an_image_is_known_before_it_is_decoded(kind, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    value = encoded(waves(64, 32), kind, exif=exif)
+    image, size = measured(value)
+    assert size == decode(value).size[::-1] == decode(image).size[::-1]
+
+
+@pytest.mark.parametrize("size", [32, 64, 150])
+def test_a_large_jpeg_is_decoded_smaller_and_the_crop_stays(size):
+    crops = Crops(None, size, (0.3, 1.0), 0)
+    draws = crops.draws([(0, index) for index in range(20)])
+    large = encoded(waves(), "JPEG", quality=95)
+    whole = decode(large)
+    assert decode(large, 3.9).size == (450, 320) and decode(large, 9).size == (113, 80)
+    for each in draws:
+        gap = (crops.cut(large, each).int() - crops.cut(whole, each).int()).abs().float()
+        assert 0 < gap.mean() < 0.6 and gap.max() < 8
+    shifted = (crops.cut(whole, draws[0]).int() - crops.cut(whole, draws[1]).int()).abs().float().mean()
+    assert shifted > 10  # other boxes would be seen
+
+
+@pytest.mark.parametrize("orientation", range(2, 9))
+def test_a_large_jpeg_that_is_turned_is_cropped_upright(orientation):
+    exif, crops = Image.Exif(), Crops(None, 32, (0.3, 1.0), 0)
+    exif[0x0112] = orientation
+    large = encoded(waves(), "JPEG", exif=exif, quality=95)
+    for draws in crops.draws([(0, index) for index in range(4)]):
+        assert torch.equal(crops.cut(large, draws), crops.cut(decode(large), draws))
+
+
+def test_a_crop_that_needs_all_pixels_gets_them():
+    image, crops = encoded(waves(120, 100), "JPEG", quality=95), Crops(None, 64, (0.3, 1.0), 0)
+    whole = decode(image)  # what is lossless now has the same pixels, and no smaller version
+    for draws in crops.draws([(0, index) for index in range(20)]):
+        assert torch.equal(crops.cut(image, draws), crops.cut(whole, draws))
 
 
 def test_rotation_by_exif_is_undone():

@@ -28,6 +28,7 @@ from torch.utils.data import DataLoader
 
 from timm_dseq import UserError
 
+from ..far import FarDevice
 from . import runs
 from .test_data import encoded
 
@@ -189,6 +190,31 @@ def test_a_step_does_not_loop_over_images(settings, tmp_path):
         assert len(images) == size
         calls[size] = next(count)
     assert calls[64] == calls[512]
+
+
+@pytest.mark.parametrize("room", [2**40, 2**10], ids=["on the device", "in the mapped file"])
+def test_batches_on_a_device_are_those_of_the_host_and_nothing_waits(room, settings, tmp_path, monkeypatch):
+    config = settings(data_set(tmp_path / "y.parquet", shapes=SHAPES))
+    place, source = built(config)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (room, room))
+    device, empty = FarDevice(), torch.empty
+
+    def pinned(*args, pin_memory=False, **kwargs):
+        tensor = empty(*args, **kwargs)
+        if pin_memory:
+            device.pinned[tensor] = True
+        return tensor
+
+    monkeypatch.setattr(torch, "empty", pinned)  # for the thread that reads ahead
+    with device:
+        some = Resident(place, source, config, share(config, source), torch.device("cuda"))
+        next(some)
+        device.waits.clear()  # the pixels were sent once
+        images, samples, _ = next(some)
+        assert images.device.type == "cuda" and ("on the device" in some.describe()) == (room > 2**20)
+    assert not device.crossings and not device.waits, (device.crossings, device.waits)
+    (_, (theirs, their_samples, _)) = first(batches(config), 2)
+    assert torch.equal(samples, their_samples) and torch.equal(images, theirs)
 
 
 def test_a_file_is_safetensors_with_untouched_squares(settings):

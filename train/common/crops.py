@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from timm_dseq.draws import uniform
+from timm_dseq.host import to_device
 
 _RATIO = (3 / 4, 4 / 3)  # least and greatest aspect of a box
 _ATTEMPTS = 10  # to find one inside the image, as torchvision's RandomResizedCrop
@@ -55,7 +56,7 @@ def cropped(images: torch.Tensor, sizes: np.ndarray, boxes: np.ndarray, size: in
     """
     side = images.shape[-1]
     spans = boxes.reshape(-1, 2, 2) * (side / sizes.astype(np.float64))[:, None]  # start, length; down, across
-    spans = torch.from_numpy(spans).to(images.device)
+    spans = to_device(torch.from_numpy(spans), images.device)
     count = max(1, _AT_ONCE // (12 * side**2))
     with _exact(images.device):
         return torch.cat([_cropped(*part, size) for part in zip(images.split(count), spans.split(count), strict=True)])

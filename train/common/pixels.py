@@ -28,7 +28,7 @@ from torch.utils.data import DataLoader, Dataset
 from timm_dseq import UserError
 
 from .config import Data
-from .data import TRIES, Source, opened
+from .data import TRIES, Source, decode, measured, opened
 from .record import Screen
 from .stop import deaf
 
@@ -123,12 +123,14 @@ class Squares(Dataset):
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, tuple[int, int]]:
         try:
-            picture = self.source.picture(index)
+            image, size = measured(self.source.rows[index][self.source.image])
+            picture = decode(image, min(size) / self.side)
         except Exception:  # it is named whenever its turn comes
             return np.zeros((3, self.side, self.side), np.uint8), (0, 0)
-        size = (picture.height, picture.width)
-        if size != (self.side, self.side):
-            picture = picture.resize((self.side, self.side), Image.Resampling.BICUBIC)
+        if picture.size != (self.side, self.side):
+            shrunk = round(size[1] / picture.width)  # of a JPEG decoded smaller the last line may lie half outside
+            box = (0, 0, size[1] / shrunk, size[0] / shrunk)
+            picture = picture.resize((self.side, self.side), Image.Resampling.BICUBIC, box=box)
         return np.ascontiguousarray(np.asarray(picture).transpose(2, 0, 1)), size
 
 

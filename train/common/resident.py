@@ -16,6 +16,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
 from timm_dseq import UserError
+from timm_dseq.host import to_device
 
 from .config import Config
 from .crops import box_draws, crop_boxes, cropped
@@ -148,7 +149,7 @@ class Resident:
     def _rows(self, samples: torch.Tensor) -> torch.Tensor:
         at = torch.from_numpy(self.readable[samples[:, 1].numpy()])
         if self.there:
-            return self.pixels[at.to(self.device)] if self.device.type == "cuda" else self.pixels.index_select(0, at)
+            return self.pixels.index_select(0, to_device(at, self.device))
         rows = torch.empty(len(at), *self.pixels.shape[1:], dtype=torch.uint8, pin_memory=True)
         return torch.index_select(self.pixels, 0, at, out=rows)
 
