@@ -16,7 +16,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from common import launch, machine, schedules
 from common.config import Config, flat, parse
-from common.data import Crops, Source, collate, open_source
+from common.data import Crops, Source, collate, open_source, readable
 from common.dry_run import dry_run
 from common.finish import finish
 from common.keeper import Done, Keeper
@@ -143,7 +143,7 @@ def batches_from(
     if pixels:
         return Resident(pixels, source, config, share, accelerator.device)
     crops = Crops(source, config.model.img_size, config.data.crop_scale, config.seed)
-    return iter(
+    return readable(
         DataLoader(
             crops,
             batch_sampler=share,

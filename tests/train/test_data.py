@@ -249,6 +249,15 @@ def test_an_image_that_cannot_be_read_is_replaced_by_the_next_and_named(folder):
     assert images.shape == (2, 3, 32, 32) and samples.tolist() == [[2, at], [2, at + 1]] and broken_ones == said
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_column_without_images_is_one_line(folder, tmp_path, workers):
+    for path in folder.rglob("*.png"):
+        path.write_bytes(b"")
+    code, said = runs.train(tmp_path / "run", data__path=folder, watch__probe_every=0, data__workers=workers)
+    (line,) = [line for line in said.splitlines() if "pretrain.py: " in line]
+    assert code == 1 and "100 images in a row cannot be read, the first " in line and "Traceback" not in said, said
+
+
 def test_a_run_counts_what_it_could_not_read_and_stops_above_a_rate(folder, tmp_path):
     for path in sorted(folder.rglob("*.png"))[::3]:
         path.write_bytes(b"")

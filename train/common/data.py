@@ -7,7 +7,7 @@ the next and reported.
 import hashlib
 import io
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -244,11 +244,19 @@ class Crops(Dataset):
 
 
 def collate(items: list) -> tuple[torch.Tensor, torch.Tensor, list[str]]:
-    """Images (B, 3, S, S) uint8, their (epoch, index) (B, 2), and what could not be read."""
+    """Images (B, 3, S, S) uint8, (epoch, index) (B, 2), and what could not be read. No images where one is lost."""
     images, samples, broken = zip(*items, strict=True)
     if lost := next((lines for image, lines in zip(images, broken, strict=True) if not image.numel()), None):
-        raise UserError(f"{TRIES} images in a row cannot be read, the first {lost[0]}: is this an image column?")
+        return torch.zeros(0), torch.zeros(0), lost
     return torch.stack(images), torch.tensor(samples), [where for some in broken for where in some]
+
+
+def readable(loader: Iterable) -> Iterator[tuple[torch.Tensor, torch.Tensor, list[str]]]:
+    """What a loader gives, as long as no image is lost. What workers raise would reach a user as a traceback."""
+    for images, samples, broken in loader:
+        if not len(images):
+            raise UserError(f"{TRIES} images in a row cannot be read, the first {broken[0]}: is this an image column?")
+        yield images, samples, broken
 
 
 def normalised(images: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

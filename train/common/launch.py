@@ -1,5 +1,6 @@
 """Every switch of a device and of a group of processes, in one place."""
 
+import warnings
 from datetime import timedelta
 
 import torch
@@ -17,6 +18,8 @@ def accelerator(**settings) -> Accelerator:
         torch.backends.cuda.enable_cudnn_sdp(False)
         torch.backends.cudnn.benchmark = True  # of the patch embedding, whose shape stays
         torch.set_float32_matmul_precision("high")  # TF32 where float32 is asked for
+    # torch has a new name for it, accelerate only the old one
+    warnings.filterwarnings("ignore", "`?broadcast_buffers", FutureWarning)
     handlers = [
         InitProcessGroupKwargs(timeout=LONGEST_WAIT),
         # the buffers are constants; gradients need no second copy
