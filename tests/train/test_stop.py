@@ -1,6 +1,8 @@
 """Signals: a run stops behind a step, and one to a whole job leaves loader workers alone wherever images are loaded."""
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -63,3 +65,18 @@ print("still alive", flush=True)
 """
     done = run_python(code, str(int(number)), PYTHONPATH=str(TRAIN))
     assert (done.returncode, done.stdout) == (-number, "alive\n"), done.stderr
+
+
+@pytest.mark.parametrize("end", ["pass", "raise RuntimeError", "sys.exit(3)"])
+def test_a_process_ends_though_something_still_holds_its_deaf_workers(end):
+    code = f"""
+import sys
+sys.path.insert(0, "train")
+from common.stop import deaf
+from torch.utils.data import DataLoader
+held = iter(DataLoader(range(100), num_workers=2, worker_init_fn=deaf))
+next(held)
+{end}
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=TRAIN.parent, timeout=60, capture_output=True)
+    assert done.returncode == {"pass": 0, "raise RuntimeError": 1, "sys.exit(3)": 3}[end]

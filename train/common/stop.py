@@ -1,5 +1,7 @@
 """The end of a run by a signal: asked for, and granted behind a step."""
 
+import atexit
+import multiprocessing.util
 import os
 import signal
 import time
@@ -30,3 +32,12 @@ def deaf(_worker: int) -> None:
     """For loader workers: a signal to the whole job is the main process's, which needs them until its step is done."""
     for number in NUMBERS:
         signal.signal(number, signal.SIG_IGN)
+
+
+@atexit.register
+def _end_workers() -> None:
+    """Python ends a process's children by SIGTERM and waits for them, whatever still refers to them: for deaf ones, for
+    ever. This runs before, since it was registered later."""
+    for child in multiprocessing.active_children():
+        if child.daemon:
+            child.kill()
