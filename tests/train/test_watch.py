@@ -18,6 +18,7 @@ from common.data import open_source
 from common.precision import Precision
 from common.record import Screen
 from common.report import write_report
+from PIL import Image
 from torch.nn import functional as F
 
 from timm_dseq import UserError
@@ -131,8 +132,23 @@ def test_the_exported_folder_passes_verify(tmp_path):
     card = (export / "README.md").read_text()
     assert "| images | scenes, split train; labels unused |" in card and "ImageNet-1k" not in card
     assert "2 steps, 16 images seen, of a schedule of 0.02 epochs" in card
+    assert "scale 0.3–1; no flip, no colour |" in card and "| precision | float32 |" in card and "squares" not in card
     assert json.loads((export / "config.json").read_text())["pretrained_cfg"]["tag"] == "scenes"
     assert blanks(card) == ["[TO BE STATED: licence]"] * 2
+
+
+@pytest.mark.xdist_group("runs")
+def test_the_card_tells_what_was_done_to_images_and_in_which_precision(tmp_path):
+    folder, settings = tmp_path / "images", {"data__flip": 0.5, "data__color_jitter": 0.25}
+    folder.mkdir()
+    for index in range(16):
+        Image.new("RGB", (64, 64), (index * 10, 90, 200)).save(folder / f"{index}.png")
+    settings |= {"data__path": folder, "data__resident": "true", "data__cache": tmp_path / "cache", "optim__epochs": 2}
+    code, said = train(tmp_path / "run", **settings, system__precision="bf16", watch__probe_every=0)
+    assert code == 0, said
+    card = (tmp_path / "run" / "export" / "README.md").read_text()
+    assert "; flip 0.5, colour 0.25 |" in card and "| precision | bf16 autocast |" in card
+    assert "labels unused; kept as squares of 55 px |" in card
 
 
 @pytest.mark.xdist_group("runs")

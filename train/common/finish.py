@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 from timm_dseq import cards
 from timm_dseq.backbone import Backbone
@@ -12,6 +13,7 @@ from timm_dseq.convert import convert
 from timm_dseq.dseq_jepa import ARCHITECTURES
 from timm_dseq.push import push
 
+from .checkpoints import state_of
 from .config import Config
 from .record import Screen, records
 from .report import write_report
@@ -26,7 +28,7 @@ def finish(config: Config, checkpoint: Path, screen: Screen) -> None:
     architecture = config.model.name.partition(".")[0]
     known = architecture if architecture in ARCHITECTURES and not config.model.args else None
     convert(checkpoint / "model.safetensors", fresh, model=known, with_pretraining_state=True)
-    _describe(fresh, config, records(output / "log.jsonl"))
+    _describe(fresh, config, state_of(checkpoint)["done"]["chosen"], records(output / "log.jsonl"))
     shutil.rmtree(export, ignore_errors=True)
     os.replace(fresh, export)
     report = write_report(output)
@@ -39,8 +41,11 @@ def finish(config: Config, checkpoint: Path, screen: Screen) -> None:
         screen.say(f"published: {result['url']}")
 
 
-def _describe(folder: Path, config: Config, lines: list[dict]) -> None:
-    """Write into the folder's config and card what this run was, and nothing it was not."""
+def _describe(folder: Path, config: Config, chosen: dict[str, Any], lines: list[dict]) -> None:
+    """Write into the folder's config and card what this run was, and nothing it was not.
+
+    chosen: what settings that were `auto` became.
+    """
     described = json.loads((folder / "config.json").read_text())
     backbone = Backbone.from_config(described)
     tag = re.sub(r"[^a-z0-9]+", "_", Path(config.data.path).stem.lower()).strip("_")
@@ -50,7 +55,7 @@ def _describe(folder: Path, config: Config, lines: list[dict]) -> None:
         f"{backbone.dseq_name or config.model.name.partition('.')[0]}.{tag}",
         backbone,
         method=_method(config),
-        training=_training(config, lines),
+        training=_training(config, chosen, lines),
         results=_results(config, lines),
         license=config.hub.license,
     )
@@ -63,13 +68,15 @@ def _method(config: Config) -> str:
     return name + " + contrastive term" * config.model.contrastive
 
 
-def _training(config: Config, lines: list[dict]) -> str:
+def _training(config: Config, chosen: dict[str, Any], lines: list[dict]) -> str:
     """What was done, in the rows of the other cards."""
-    optim, model, last = config.optim, config.model, lines[-1]
+    data, optim, model, last = config.data, config.optim, config.model, lines[-1]
+    side = chosen.get("resident")
     regions = f"up to {model.num_regions} regions of at least {model.min_area:g} of the image, order {model.order}, "
     regions += f"lambda {optim.regions:g} → {optim.regions_end:g} linear"
     rows = {
-        "images": f"{config.data.path}, split {config.data.split}; labels unused",
+        "images": f"{data.path}, split {data.split}; labels unused"
+        + (f"; kept as squares of {side} px" if side else ""),
         "objective": _method(config) + (f", {regions}" if model.objective != "ijepa" else ""),
         "optimiser": f"AdamW, batch {optim.batch_size}",
         "length": f"{last['step']:,} steps, {last['samples']:,} images seen, of a schedule of {optim.epochs:g} epochs",
@@ -77,8 +84,10 @@ def _training(config: Config, lines: list[dict]) -> str:
         f"{optim.lr_end:g}",
         "weight decay": f"{optim.weight_decay:g} → {optim.weight_decay_end:g} cosine",
         "target encoder": f"moving average, {optim.momentum:g} → {optim.momentum_end:g} linear",
-        "augmentation": f"RandomResizedCrop to {model.img_size}, scale {config.data.crop_scale[0]:g}–"
-        f"{config.data.crop_scale[1]:g}; no flip, no colour",
+        "augmentation": f"RandomResizedCrop to {model.img_size}, scale {data.crop_scale[0]:g}–{data.crop_scale[1]:g}; "
+        + (f"flip {data.flip:g}, " if data.flip else "no flip, ")
+        + (f"colour {data.color_jitter:g}" if data.color_jitter else "no colour"),
+        "precision": {"no": "float32", "bf16": "bf16 autocast"}.get(chosen["precision"], chosen["precision"]),
         "start": f"weights of {model.init}" if model.init else "random",
         "seed": str(config.seed),
     }
