@@ -35,8 +35,8 @@ def predictor(**kwargs):
 def test_predictions_come_in_the_order_of_the_targets():
     model = predictor()
     tokens, slots, plan = inputs()
-    out, fill, computed = model(tokens, slots, plan)
-    assert out.shape == (8, 16) and 0 < fill <= 1 and computed == (4 + 2) + (4 + 4) + (7 + 2)
+    out, layout = model(tokens, slots, plan)
+    assert out.shape == (8, 16) and 0 < layout.fill <= 1 and layout.sizes.tolist() == [4 + 2, 4 + 4, 7 + 2]
     for p, rows in enumerate(([0, 1], [2, 3, 4, 5], [6, 7])):
         context = plan.target_context[p : p + 1]
         alone = Plan(plan.contexts[context], plan.context_image[context], plan.targets[p : p + 1], context * 0, context)

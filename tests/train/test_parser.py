@@ -10,7 +10,7 @@ PARSERS = {"pretrain": config.parser, "probe": probing.parser, "finetune": tunin
     ("script", "words", "line"),
     [
         ("pretrain", "--optim.lr abc", "optim.lr takes a number above 0, not abc"),
-        ("pretrain", "--data.workers -1", "data.workers takes a whole number, 0 or more, not -1"),
+        ("pretrain", "--data.workers -1", "data.workers takes a whole number, 0 or more or null, not -1"),
         ("pretrain", "--dry_run maybe", "dry_run takes true or false, not maybe"),
         (
             "pretrain",
