@@ -73,7 +73,7 @@ def run(config: Config, text: str) -> int:
         f"{config.model.objective}: {config.model.name} ({size:.1f} M parameters) at {config.model.img_size} px on "
         f"{config.data.path}, {length.describe(done.step)}, in {config.output_dir}"
     )
-    screen.say(f"on {accelerator.device}, {why}; attention: {training.attention}")
+    screen.say(f"on {launch.described(accelerator)}, {why}; attention: {training.attention}")
     if done.step >= last and not config.dry_run:
         screen.say(f"nothing is left to train up to step {last}: what step {done.step} holds is exported")
     watch = Watch(config, accelerator, training.whole, precision, screen)

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 
 from .runs import options
@@ -39,3 +40,6 @@ def test_a_run_begins_under_each_launcher(launcher, tmp_path, unused_port):
     assert [line["step"] for line in log] == [1, 2]
     assert done.stdout.count("ready for the Hub") == 1  # one process speaks
     assert (tmp_path / "run" / "export" / "model.safetensors").is_file()
+    cores = min(len(os.sched_getaffinity(0)), psutil.cpu_count(logical=False) or 1)
+    threads = max(1, cores // (2 if "torch.distributed.run" in launcher else 1))
+    assert f"cpu with {threads} thread" in done.stdout  # and not the one that launchers leave

@@ -23,6 +23,27 @@ def test_workers_are_the_cores_of_the_process(cores, processes, workers, monkeyp
     assert probing.parse(probe_options(tmp_path, tmp_path, workers=3)).workers == 3
 
 
+@pytest.mark.parametrize(
+    ("told", "processes", "threads"),
+    [
+        ({"ACCELERATE_MIXED_PRECISION": "no", "OMP_NUM_THREADS": "1"}, "1", 8),  # accelerate's own 1
+        ({"TORCHELASTIC_RUN_ID": "x", "OMP_NUM_THREADS": "1"}, "4", 2),  # torchrun's
+        ({"TORCHELASTIC_RUN_ID": "x", "OMP_NUM_THREADS": "1"}, "32", 1),
+        ({"ACCELERATE_MIXED_PRECISION": "no", "OMP_NUM_THREADS": "3"}, "1", None),  # the user's
+        ({"OMP_NUM_THREADS": "1"}, "1", None),  # the user's, without a launcher
+        ({}, "1", None),
+    ],
+)
+def test_the_one_thread_that_launchers_leave_becomes_a_share_of_the_cores(told, processes, threads, monkeypatch):
+    for name in ("ACCELERATE_MIXED_PRECISION", "TORCHELASTIC_RUN_ID", "OMP_NUM_THREADS"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in {**told, "LOCAL_WORLD_SIZE": processes}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(machine.os, "sched_getaffinity", lambda _: range(16))
+    monkeypatch.setattr(machine.psutil, "cpu_count", lambda logical: 8)
+    assert machine.threads() == threads
+
+
 def test_a_shared_memory_that_is_too_small_is_told_with_the_mend(monkeypatch, tmp_path):
     monkeypatch.setattr(machine, "_SHARED", tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(2**26, 0, 2**26))

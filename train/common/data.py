@@ -262,10 +262,12 @@ def readable(loader: Iterable) -> Iterator[tuple[torch.Tensor, torch.Tensor, lis
 def normalised(images: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """uint8 (B, 3, H, W) → ImageNet's mean and standard deviation."""
     mean, std = _statistics(dtype, images.device)
-    return (images.to(dtype) / 255 - mean) / std
+    return images.to(dtype).sub_(mean).div_(std)
 
 
 @lru_cache
 def _statistics(dtype: torch.dtype, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    mean, std = (to_device(torch.tensor(x, dtype=dtype), device)[:, None, None] for x in (IMAGENET_MEAN, IMAGENET_STD))
+    """Of levels from 0 to 255."""
+    both = (255 * torch.tensor(x, dtype=dtype) for x in (IMAGENET_MEAN, IMAGENET_STD))
+    mean, std = (to_device(x, device)[:, None, None] for x in both)
     return mean, std

@@ -7,6 +7,8 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 
+from . import machine
+
 # A process that waits so long waits for one that is gone. Work that one process does alone has to stay far below it.
 LONGEST_WAIT = timedelta(hours=1)
 
@@ -25,4 +27,18 @@ def accelerator(**settings) -> Accelerator:
         # the buffers are constants; gradients need no second copy
         DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True),
     ]
-    return Accelerator(kwargs_handlers=handlers, **settings)
+    made = Accelerator(kwargs_handlers=handlers, **settings)
+    if made.device.type == "cpu" and (threads := machine.threads()):
+        torch.set_num_threads(threads)
+    return made
+
+
+def described(accelerator: Accelerator) -> str:
+    """What a run computes on."""
+    device, processes = accelerator.device, accelerator.num_processes
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+    else:
+        count = torch.get_num_threads()
+        name = f"{device.type} with {count} thread{'s' * (count > 1)}"
+    return name if processes == 1 else f"{processes} processes, each {name}"

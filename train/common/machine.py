@@ -1,8 +1,10 @@
-"""What this machine has for the loader's workers: cores, and memory in which they hand batches over."""
+"""What this machine has for a process: threads, loader workers, and memory in which they hand batches over."""
 
 import os
 import shutil
 from pathlib import Path
+
+import psutil
 
 MOST = 16  # workers of a process, where nobody asks for more
 _AHEAD = 2  # batches that each worker makes before they are asked for
@@ -13,8 +15,19 @@ def workers(asked: int | None) -> int:
     """Loader workers of this process: what is asked for, or its share of the cores."""
     if asked is not None:
         return asked
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(MOST, cores // _processes()))
+    return max(1, min(MOST, _cores() // _processes()))
+
+
+def threads() -> int | None:
+    """Threads of this process on a CPU: its share of the cores where a launcher gave it one; None: as they are.
+
+    accelerate and torchrun set OMP_NUM_THREADS=1 unless it is set. Any other number is a user's own.
+    """
+    launched = "ACCELERATE_MIXED_PRECISION" in os.environ or "TORCHELASTIC_RUN_ID" in os.environ
+    if not launched or os.environ.get("OMP_NUM_THREADS") != "1":
+        return None
+    # two threads of one core get in each other's way
+    return max(1, min(_cores(), psutil.cpu_count(logical=False) or _cores()) // _processes())
 
 
 def short_of_memory(workers: int, batch: int) -> str | None:
@@ -29,6 +42,11 @@ def short_of_memory(workers: int, batch: int) -> str | None:
         f"{free / 2**20:.0f} free: a worker that dies of a bus error needs fewer of them (workers), or more of it "
         f"(docker run --shm-size={-(-need // 2**30)}g, or --ipc=host)."
     )
+
+
+def _cores() -> int:
+    """Of this process."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _processes() -> int:
