@@ -9,6 +9,7 @@ from timm_dseq import plan_regions
 from timm_dseq.regions import Regions
 
 from . import schedules
+from .launch import wait
 from .length import TIMED, WARM, Length
 from .record import Screen, memory
 from .training import Batch, Training
@@ -40,10 +41,10 @@ def measured(training: Training, batches: Iterator[Batch], now: schedules.Now) -
         torch.cuda.reset_peak_memory_stats(device)
     for step in range(WARM + TIMED):
         if step == WARM:
-            _wait(device)
+            wait(device)
             begun = time.perf_counter()
         training.step(batches, now)
-    _wait(device)
+    wait(device)
     return (time.perf_counter() - begun) / TIMED, memory()
 
 
@@ -69,8 +70,3 @@ def equal_regions(grid: tuple[int, int], count: int, images: int, device: torch.
     masks = (band == torch.arange(count, device=device)[:, None]).view(1, count, h, w).expand(images, -1, -1, -1)
     area = masks.sum((2, 3))
     return Regions(masks, torch.full_like(area[:, 0], count - 1), area, torch.ones_like(area, dtype=torch.float32))
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

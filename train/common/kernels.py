@@ -6,6 +6,7 @@ import torch
 
 from timm_dseq import DSeqJEPA, block_masks, plan_blocks
 
+from .launch import wait
 from .precision import Precision
 
 ROUNDS = 3
@@ -33,12 +34,12 @@ def fastest(model: DSeqJEPA, precision: Precision, images: int) -> str:
     def run() -> tuple[float, torch.Tensor]:
         least = float("inf")
         for _ in range(ROUNDS):
-            _wait(precision.device)
+            wait(precision.device)
             begun = time.perf_counter()
             with precision.autocast():
                 predictions = model.predict(pixels, plan)
             predictions.float().square().mean().backward()
-            _wait(precision.device)
+            wait(precision.device)
             least = min(least, time.perf_counter() - begun)
         model.zero_grad(set_to_none=True)
         return least, predictions.detach().float()
@@ -64,8 +65,3 @@ def fastest(model: DSeqJEPA, precision: Precision, images: int) -> str:
         )
         seconds = min(seconds, own)
     return ", ".join(said)
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

@@ -42,3 +42,9 @@ def described(accelerator: Accelerator) -> str:
         count = torch.get_num_threads()
         name = f"{device.type} with {count} thread{'s' * (count > 1)}"
     return name if processes == 1 else f"{processes} processes, each {name}"
+
+
+def wait(device: torch.device) -> None:
+    """Until the device has done all it was given: before a clock is read."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

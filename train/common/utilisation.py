@@ -11,6 +11,8 @@ from torch import nn
 
 from timm_dseq import DSeqJEPA
 
+from .launch import wait
+
 # what a step's facts say of it: tokens computed, and pairs of tokens that may attend to each other
 WORK = ("encoder_tokens", "predictor_tokens", "target_tokens", "encoder_pairs", "predictor_pairs")
 
@@ -46,18 +48,13 @@ def matrix_rate(device: torch.device, dtype: torch.dtype, tries: int = 5) -> flo
     a, b = torch.randn(2, side, side, generator=torch.Generator().manual_seed(0)).to(device, dtype)
     best = float("inf")
     for attempt in range(2 * tries):
-        _wait(device)
+        wait(device)
         begun = time.perf_counter()
         a @ b
-        _wait(device)
+        wait(device)
         if attempt >= tries:
             best = min(best, time.perf_counter() - begun)
     return 2 * side**3 / best
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def _of_a_token(blocks: nn.ModuleList) -> tuple[int, int]:
