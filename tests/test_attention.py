@@ -44,6 +44,16 @@ def test_one_long_row_equals_the_reference(kind, shape, dtype, kernel):
     check_predictions(model, images, plan(kind, 4, model.student.patch_embed.grid_size, 1), TOLERANCE[dtype])
 
 
+@pytest.mark.parametrize("kind", PLANS)
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=["float32", "float64"])
+def test_explicit_attention_equals_the_reference(kind, dtype):
+    """What CPUs compute in bf16, in other precisions."""
+    model = jepa(dtype=dtype)
+    model.explicit_attention(True)
+    images, _, _ = batch(4, dtype=dtype)
+    check_predictions(model, images, plan(kind, 4, (6, 6), 1), TOLERANCE[dtype])
+
+
 @pytest.mark.parametrize("objective", ["dseq", "dseq_causal", "ijepa"])
 def test_losses_in_one_long_row_equal_the_reference(objective, kernel):
     facts = check_loss(with_chains(jepa(objective, dtype=torch.float64)), batch(6, dtype=torch.float64), 1e-10)
