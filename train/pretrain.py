@@ -18,7 +18,7 @@ from common import launch, machine, schedules
 from common.config import Config, flat, parse
 from common.data import Crops, Source, collate, open_source, readable
 from common.dry_run import dry_run
-from common.finish import finish
+from common.finish import check_exportable, finish
 from common.keeper import Done, Keeper
 from common.length import Length
 from common.model import build
@@ -27,7 +27,7 @@ from common.pixels import Place
 from common.precision import Precision, chosen
 from common.record import Recorder, Screen, available
 from common.resident import Resident, squares
-from common.stop import STOPPED, Stop, deaf
+from common.stop import STOPPED, Interrupted, Stop, deaf, interruptible
 from common.stream import Stream, images_in
 from common.training import Training
 from common.watch import Watch
@@ -39,10 +39,15 @@ from timm_dseq import DSeqJEPA, UserError
 def main(arguments: list[str] | None = None) -> int:
     """Run; returns the exit code: 0 done, 1 something the message names is wrong, 2 misspelt, 75 stopped and saved."""
     try:
-        return run(*parse(arguments))
+        config, text = parse(arguments)
+        interruptible()
+        return run(config, text)
     except UserError as error:
         print(f"pretrain.py: {error}", file=sys.stderr)
         return 1
+    except Interrupted:
+        print("pretrain.py: stopped amid its preparations: the same command goes on.", file=sys.stderr)
+        return STOPPED
 
 
 def run(config: Config, text: str) -> int:
@@ -56,6 +61,7 @@ def run(config: Config, text: str) -> int:
     images = images_in(config) if source is None else len(source)
     length = Length.of(config.optim, images, accelerator.num_processes)
     model = build(config)
+    check_exportable(config, model.student)
     why = decide(done, config, model, accelerator)
     precision = Precision(done.chosen["precision"], accelerator.device)
     training = Training(model, config, precision, accelerator)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from common import dry_run as module
 from common.dry_run import dry_run, equal_regions
-from common.length import TIMED, WARM, Length
+from common.length import TIMED, WARM, Length, duration
 
 from timm_dseq import plan_regions
 
@@ -45,7 +45,7 @@ def test_warming_up_is_not_counted_and_both_ends_are_measured(monkeypatch):
     assert clock.lambdas[0] == 0 and clock.lambdas[-1] > 0.99
     assert "start of the run (lambda 0.00): 2 s a step, 4 images/s" in said[0]
     assert "end of the run (lambda 1.00): 4 s a step, 2 images/s" in said[1]
-    assert "3.0 GiB" in said[2] and "1200 steps would take about 1.0 h" in said[2]
+    assert "3.0 GiB" in said[2] and "1200 steps would take about 60 min" in said[2]
 
 
 def test_the_largest_plan_has_every_region_in_every_image():
@@ -65,3 +65,14 @@ def test_a_dry_run_tells_speed_memory_and_time_and_writes_nothing(tmp_path):
     )
     assert "equal regions in all images it would take" in said and "the whole run of 20 steps would take about" in said
     assert not (tmp_path / "run").exists()
+
+
+def test_a_duration_is_told_in_the_unit_of_a_person():
+    assert [duration(s) for s in (42, 99, 100, 5999, 6000, 360_000)] == [
+        "42 s",
+        "99 s",
+        "2 min",
+        "100 min",
+        "1.7 h",
+        "100.0 h",
+    ]

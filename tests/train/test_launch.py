@@ -25,7 +25,7 @@ SCRIPT = Path(__file__).parents[2] / "train" / "pretrain.py"
 )
 def test_a_run_begins_under_each_launcher(launcher, tmp_path, unused_port):
     launcher = [part.format(port=unused_port) for part in launcher]
-    ours = options(tmp_path / "run", max_steps=2, watch__probe_every=0)
+    ours = options(tmp_path / "run", max_steps=2, watch__probe_every=0, system__precision="auto")
     environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         [sys.executable, "-m", *launcher, str(SCRIPT), *ours],

@@ -143,6 +143,25 @@ def test_an_exported_folder_is_a_start_for_another_run(half, tmp_path):
             torch.testing.assert_close(ours[name], theirs[name], rtol=0, atol=1e-9)
 
 
+def test_what_the_run_chose_may_be_named_or_left_to_it(half, tmp_path):
+    for name, settings in {
+        "auto": {"system__precision": "auto", "data__resident": "auto"},
+        "named": {"system__precision": "no", "data__resident": "false"},
+    }.items():
+        shutil.copytree(half, tmp_path / name)
+        code, said = train(tmp_path / name, max_steps=7, **settings)
+        assert code == 0 and "precision no as the run began" in said, said
+    for setting, now in (("system__precision", "bf16"), ("data__resident", "true")):
+        code, said = train(tmp_path / "named", max_steps=8, **{setting: now})
+        assert code == 1 and f"{setting.replace('__', '.')} was " in said, said
+
+
+def test_a_width_that_could_not_be_exported_is_named_before_the_first_step(tmp_path):
+    code, said = train(tmp_path / "run", model__args='{"patch_size": 8, "depth": 2, "embed_dim": 96}')
+    assert code == 1 and "could not be exported behind the run (A ViT 96 wide is not known" in said, said
+    assert not (tmp_path / "run").exists()
+
+
 def test_an_output_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     code, said = train(tmp_path / "file")

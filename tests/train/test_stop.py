@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,6 +15,8 @@ from common.probing import Cache
 from common.scoring import right_answers
 from common.stop import NUMBERS
 from PIL import Image
+
+from .runs import options
 
 TRAIN = Path(__file__).parents[2] / "train"
 DATA = {"input_size": (3, 8, 8), "interpolation": "bicubic", "mean": (0.5,) * 3, "std": (0.5,) * 3, "crop_pct": 1.0}
@@ -71,6 +74,7 @@ print("still alive", flush=True)
 def test_a_process_ends_though_something_still_holds_its_deaf_workers(end):
     code = f"""
 import sys
+import time
 sys.path.insert(0, "train")
 from common.stop import deaf
 from torch.utils.data import DataLoader
@@ -80,3 +84,21 @@ next(held)
 """
     done = subprocess.run([sys.executable, "-c", code], cwd=TRAIN.parent, timeout=60, capture_output=True)
     assert done.returncode == {"pass": 0, "raise RuntimeError": 1, "sys.exit(3)": 3}[end]
+
+
+@pytest.mark.xdist_group("runs")
+@pytest.mark.parametrize("number", NUMBERS)
+def test_a_signal_before_the_first_step_ends_with_one_line_and_75(number, tmp_path):
+    """While the file of pixels is built by workers."""
+    arguments = options(tmp_path / "run", data__resident="true", data__cache=tmp_path / "cache", data__workers=1)
+    command = [sys.executable, str(TRAIN / "pretrain.py"), *arguments]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    while not list(tmp_path.glob("cache/*.marks")) or not any(next(tmp_path.glob("cache/*.marks")).read_bytes()):
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(number)
+    _, said = process.communicate(timeout=60)
+    lines = [line for line in said.splitlines() if "Warning" not in line and not line.startswith("  ")]
+    assert process.returncode == 75 and lines == [
+        "pretrain.py: stopped amid its preparations: the same command goes on."
+    ], said

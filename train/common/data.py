@@ -255,7 +255,8 @@ def readable(loader: Iterable) -> Iterator[tuple[torch.Tensor, torch.Tensor, lis
     """What a loader gives, as long as no image is lost. What workers raise would reach a user as a traceback."""
     for images, samples, broken in loader:
         if not len(images):
-            raise UserError(f"{TRIES} images in a row cannot be read, the first {broken[0]}: is this an image column?")
+            count = len(set(broken))
+            raise UserError(f"{count} images in a row cannot be read, the first {broken[0]}: is this an image column?")
         yield images, samples, broken
 
 

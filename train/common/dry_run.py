@@ -10,7 +10,7 @@ from timm_dseq.regions import Regions
 
 from . import schedules
 from .launch import wait
-from .length import TIMED, WARM, Length
+from .length import TIMED, WARM, Length, duration
 from .record import Screen, memory
 from .training import Batch, Training
 
@@ -27,10 +27,10 @@ def dry_run(training: Training, batches: Iterator[Batch], images: int, length: L
             f"{length.batch / seconds:.0f} images/s, {most / 2**10:.1f} GiB at most"
         )
     most = largest(training, length.micro_batch)
-    hours = length.steps * sum(spent) / len(spent) / 3600
+    whole = duration(length.steps * sum(spent) / len(spent))
     screen.say(
         f"dry run: with {training.model.region_options['num_regions']} equal regions in all images it would take "
-        f"{most / 2**10:.1f} GiB; the whole run of {length.steps} steps would take about {hours:.1f} h"
+        f"{most / 2**10:.1f} GiB; the whole run of {length.steps} steps would take about {whole}"
     )
 
 

@@ -7,8 +7,10 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from timm_dseq import cards
-from timm_dseq.backbone import Backbone
+from torch import nn
+
+from timm_dseq import UserError, cards
+from timm_dseq.backbone import Backbone, detect
 from timm_dseq.convert import convert
 from timm_dseq.dseq_jepa import ARCHITECTURES
 from timm_dseq.push import push
@@ -25,9 +27,7 @@ def finish(config: Config, checkpoint: Path, screen: Screen) -> None:
     export = output / "export"
     fresh = output / "export.new"
     shutil.rmtree(fresh, ignore_errors=True)
-    architecture = config.model.name.partition(".")[0]
-    known = architecture if architecture in ARCHITECTURES and not config.model.args else None
-    convert(checkpoint / "model.safetensors", fresh, model=known, with_pretraining_state=True)
+    convert(checkpoint / "model.safetensors", fresh, model=_known(config), with_pretraining_state=True)
     _describe(fresh, config, state_of(checkpoint)["done"]["chosen"], records(output / "log.jsonl"))
     shutil.rmtree(export, ignore_errors=True)
     os.replace(fresh, export)
@@ -39,6 +39,24 @@ def finish(config: Config, checkpoint: Path, screen: Screen) -> None:
     if config.hub.push_to:
         result = push(export, config.hub.push_to, private=config.hub.private)
         screen.say(f"published: {result['url']}")
+
+
+def check_exportable(config: Config, encoder: nn.Module) -> None:
+    """Before a run, what would be found behind it: whether its encoder is one that stock timm can be told to make."""
+    if _known(config) is None:
+        try:
+            detect(encoder.state_dict())
+        except UserError as error:
+            raise UserError(
+                f"model.name={config.model.name} with these model.args could not be exported behind the run ({error} "
+                "In pretraining: leave embed_dim as the name has it.)"
+            ) from error
+
+
+def _known(config: Config) -> str | None:
+    """The name that says all about the encoder, if it does."""
+    architecture = config.model.name.partition(".")[0]
+    return architecture if architecture in ARCHITECTURES and not config.model.args else None
 
 
 def _describe(folder: Path, config: Config, chosen: dict[str, Any], lines: list[dict]) -> None:

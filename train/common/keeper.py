@@ -108,6 +108,13 @@ class Keeper:
         saved = checkpoints.load(Path(self.path))
         restore(model, optimizer, saved.model, saved.optimizer)
 
+    def _stays(self, name: str, now: Any) -> bool:
+        """Whether a setting says now, or leaves to the run, what the run has chosen."""
+        chosen = self.state["done"].get("chosen", {})
+        if name == "system.precision":
+            return now in ("auto", chosen.get("precision"))
+        return name == "data.resident" and now in ("auto", bool(chosen.get("resident")))
+
     def _choose(self) -> tuple[str | None, str | None]:
         """The checkpoint to go on from, if any, or what is wrong."""
         asked = self.config.resume
@@ -159,7 +166,7 @@ class Keeper:
                     f"{path} was written by another version of this program, which had no {name}: go on with that one, "
                     "or start anew with --resume never."
                 )
-            if before.get(name) != now.get(name) and not name.startswith(FREE):
+            if before.get(name) != now.get(name) and not name.startswith(FREE) and not self._stays(name, now.get(name)):
                 raise UserError(
                     f"{name} was {before.get(name)} in {path} and is {now.get(name)} now: change it back, or start "
                     "anew with --resume never or another output_dir."

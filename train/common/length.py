@@ -52,5 +52,12 @@ class Length:
         return (
             f"dry run: {seconds:.2f} s a step ({self.batch / seconds:.0f} images/s), "
             f"{memory() / 2**10:.1f} GiB; the whole run of {self.steps} steps would take about "
-            f"{self.steps * seconds / 3600:.1f} h"
+            f"{duration(self.steps * seconds)}"
         )
+
+
+def duration(seconds: float) -> str:
+    """In the unit that a person would use."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"

@@ -237,7 +237,11 @@ def _decoded(
         worker_init_fn=deaf,
     )
     screen = Screen(sum(map(len, images)), 0, shown, unit="image")
-    screen.say(f"decoding {place.images:,} images of {source.name} once, into {place.path}")
+    there = min(place.images, CHUNK * sum(done))
+    said = f"{place.images:,} images of {source.name} once, into {place.path}" + (
+        f": {there:,} are there" if there else ""
+    )
+    screen.say(f"decoding {said}")
     seen, whole, marked, waiting = 0, False, time.monotonic(), []
     try:
         with place.part.open("r+b") as file, place.marks.open("r+b") as marks:

@@ -56,7 +56,10 @@ def squares(
         return None, f"images are decoded whenever they are taken: {why}"
     place = Place.of(source, side, config.data)
     if config.dry_run:
-        return (place, "") if place.path.exists() else (None, "images are decoded in this dry run, it builds no file")
+        builds_none = (
+            "images are decoded in this dry run, which builds no file: the run would crop them from one, faster"
+        )
+        return (place, "") if place.path.exists() else (None, builds_none)
     return build(place, source, config.data.workers, accelerator), ""
 
 
@@ -73,7 +76,8 @@ def _chosen(config: Config, source: Source, length: Length) -> tuple[int, str]:
     if not side:
         return 0, "none of 64 can be read"
     if min(length.steps, config.max_steps or length.steps) * length.batch <= len(source):
-        return 0, "none comes twice"
+        until = f" up to max_steps={config.max_steps}, and a run stays as it began" if config.max_steps else ""
+        return 0, f"none comes twice{until} (--data.resident true builds the file)"
     place = Place.of(source, side, data)
     need, memory = place.bytes / 2**30, free_memory() / 2**30
     if need > _OF_MEMORY * memory:

@@ -11,6 +11,22 @@ ECHO = 5.0  # seconds within which a second signal is the first one again: torch
 NUMBERS = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1") if hasattr(signal, name)]
 
 
+class Interrupted(BaseException):
+    """A signal came where there is no step to finish."""
+
+
+def interruptible() -> None:
+    """From here on a signal ends what is being done, whatever it is, until `Stop` takes over."""
+    for number in NUMBERS:
+        signal.signal(number, _interrupt)
+
+
+def _interrupt(_number: int, _frame) -> None:
+    for number in NUMBERS:  # one is enough
+        signal.signal(number, signal.SIG_IGN)
+    raise Interrupted
+
+
 class Stop:
     """SIGTERM, SIGINT and SIGUSR1 ask for an end behind the current step; one more, after a while, ends at once."""
 
@@ -38,6 +54,8 @@ def deaf(_worker: int) -> None:
 def _end_workers() -> None:
     """Python ends a process's children by SIGTERM and waits for them, whatever still refers to them: for deaf ones, for
     ever. This runs before, since it was registered later."""
+    if hasattr(signal, "SIGCHLD"):
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch would take their end for an accident
     for child in multiprocessing.active_children():
         if child.daemon:
             child.kill()
