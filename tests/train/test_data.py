@@ -255,7 +255,7 @@ def test_a_column_without_images_is_one_line(folder, tmp_path, workers):
         path.write_bytes(b"")
     code, said = runs.train(tmp_path / "run", data__path=folder, watch__probe_every=0, data__workers=workers)
     (line,) = [line for line in said.splitlines() if "pretrain.py: " in line]
-    assert code == 1 and "100 images in a row cannot be read, the first " in line and "Traceback" not in said, said
+    assert code == 1 and "12 images in a row cannot be read, the first " in line and "Traceback" not in said, said
 
 
 def test_a_run_counts_what_it_could_not_read_and_stops_above_a_rate(folder, tmp_path):

@@ -9,6 +9,7 @@ from . import TRAIN
 
 WITHOUT = """
 import sys
+import psutil  # which has other ways on Windows
 sys.modules["resource"] = sys.modules["fcntl"] = None
 sys.path.insert(0, sys.argv[1])
 """
