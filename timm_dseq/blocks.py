@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from .draws import uniform
+from .host import to_device
 
 ATTEMPTS = 21  # the first, and at most 20 more
 
@@ -21,8 +22,7 @@ class Blocks:
     seeds: torch.Tensor  # (B,)
 
     def to(self, device: torch.device) -> "Blocks":
-        context, targets = (masks.to(device, non_blocking=True) for masks in (self.context, self.targets))
-        return Blocks(context, targets, self.seeds.to(device, non_blocking=True))
+        return Blocks(*(to_device(part, device) for part in (self.context, self.targets, self.seeds)))
 
     def __len__(self) -> int:
         return len(self.context)

@@ -8,7 +8,7 @@ import torch
 
 from .blocks import Blocks
 from .errors import UserError
-from .host import Fetch, to_device
+from .host import Fetch
 from .plans import Plan, block_area, plan_blocks, plan_regions
 from .regions import Regions
 
@@ -29,8 +29,7 @@ class Choice:
 
         also: numbers on the device that the caller wants on the host; they travel along.
         """
-        self.regions, self.device = regions, device
-        self.blocks = Blocks(*(to_device(part, device) for part in (blocks.context, blocks.targets, blocks.seeds)))
+        self.regions, self.blocks = regions, blocks.to(device)
         self._numbers = {"blocks": block_area(blocks)}
         if regions is not None:
             self._numbers["regions"] = regions.area

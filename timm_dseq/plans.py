@@ -101,10 +101,9 @@ def plan_regions(
     seen = area.cumsum(1) - area  # patches before each region
     i, target = (present & (place > 0)).nonzero().unbind(1)
     step, target_sizes, views = place[i, target], area[i, target], seen[i, target]
-    first = present.int().argmax(1)
     if flat or causal:
         # the last region of the context: R_1, or the last but one
-        last = first if flat else (place == place[:, -1:] - 1).int().argmax(1)
+        last = (place == (0 if flat else place[:, -1:] - 1)).int().argmax(1)
         context, target_context, sizes = torch.arange(len(images)), i, area.cumsum(1).gather(1, last[:, None])[:, 0]
         views = sizes[i] if flat else views
     else:

@@ -100,5 +100,4 @@ def check(path: Path | None, part: dict, folder: Path) -> None:
 
 
 def digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -117,7 +117,7 @@ class Recorder:
         self.rate = matrix_rate(accelerator.device, precision.product_dtype) * accelerator.num_processes
         self.folder = Path(config.output_dir)
         self.stopping = self.told = False
-        self.waiting: tuple | None = None
+        self.waiting: Waiting | None = None
         self.begin()
         self.file = None
         if accelerator.is_main_process and not config.dry_run:
