@@ -21,7 +21,8 @@ class Blocks:
     targets: torch.Tensor  # (B, 4, h, w) bool
     seeds: torch.Tensor  # (B,)
 
-    def to(self, device: torch.device) -> "Blocks":
+    def to(self, device: torch.device | str) -> "Blocks":
+        device = torch.device(device)
         return Blocks(*(to_device(part, device) for part in (self.context, self.targets, self.seeds)))
 
     def __len__(self) -> int:
