@@ -21,18 +21,19 @@ from pathlib import Path
 import measure  # before torch, whose threads and memory it sets
 import pretrain
 import torch
-from common import checkpoints, launch, schedules
-from common.config import Config, parse
-from common.data import Crops, open_source
-from common.keeper import Done, Keeper
-from common.length import Length
-from common.model import build
-from common.precision import Precision, chosen
-from common.record import Recorder, Screen
-from common.resident import squares
-from common.training import Training
-from common.utilisation import Utilisation, matrix_rate
-from common.watch import Watch
+from common.data.resident import squares
+from common.data.source import Crops, open_source
+from common.pretraining.log import Recorder, Screen
+from common.pretraining.model import build
+from common.pretraining.monitor.monitor import Watch
+from common.pretraining.precision import Precision, chosen
+from common.pretraining.settings import Config, parse
+from common.pretraining.training import Training
+from common.pretraining.utilisation import Utilisation, matrix_rate
+from common.run import checkpoints, schedules
+from common.run.length import Length
+from common.run.resume import Done, Keeper
+from common.system import launch
 
 WARM, STEPS, PROFILED = 8, 12, 4
 ROUNDS = {"cpu": 3, "cuda": 2}

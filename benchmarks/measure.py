@@ -14,9 +14,9 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "train"), str(ROOT)]
 
-import common.environment  # noqa: E402, F401  # before torch is loaded
+import common.system.environment  # noqa: E402, F401  # before torch is loaded
 import torch  # noqa: E402
-from common.config import Config, Data, Model, Optim, System  # noqa: E402
+from common.pretraining.settings import Config, Data, Model, Optim, System  # noqa: E402
 from torch.profiler import ProfilerActivity, profile  # noqa: E402
 
 KERNELS = 25  # of a profile that are kept

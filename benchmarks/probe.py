@@ -27,13 +27,13 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).parents[1] / "train"))
 
 from accelerate import Accelerator
-from common.backbone import data_config, load_backbone
-from common.data import Source
-from common.extract import Extracted, eval_transform, extract, weights_digest
-from common.features import Frozen, Layout
-from common.feeds import Live, Stored
-from common.heads import RECIPES, Grid
-from common.probing import Cache
+from common.data.source import Source
+from common.models import data_config, load_backbone
+from common.probing.extract import Extracted, eval_transform, extract, weights_digest
+from common.probing.features import Frozen, Layout
+from common.probing.feeds import Live, Stored
+from common.probing.heads import RECIPES, Grid
+from common.probing.settings import Cache
 
 CLASSES, WARM, STEPS, ROUNDS = 1000, 10, 200, 3
 

@@ -4,10 +4,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from timm_dseq.blocks import Blocks, block_masks
-from timm_dseq.encoder import embed, final_norm
-from timm_dseq.jepa import DSeqJEPA
-from timm_dseq.plans import Plan
+from timm_dseq.engine.jepa import DSeqJEPA
+from timm_dseq.engine.plans import Plan
+from timm_dseq.engine.target_blocks import Blocks, block_masks
+from timm_dseq.engine.vit import embed, final_norm
 
 
 class Dense:

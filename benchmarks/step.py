@@ -19,18 +19,18 @@ from typing import Any
 
 import measure  # before torch, whose threads and memory it sets
 import torch
-from common import launch
-from common.model import build
-from common.precision import Precision, chosen
-from common.schedules import Now
-from common.training import Training
-from common.update import update
-from common.utilisation import Utilisation, matrix_rate
+from common.pretraining.model import build
+from common.pretraining.precision import Precision, chosen
+from common.pretraining.training import Training
+from common.pretraining.utilisation import Utilisation, matrix_rate
+from common.run.schedules import Now
+from common.run.update import update
+from common.system import launch
 from rivals import Dense, Stacked, equal_blocks, saved_bytes
 
 from timm_dseq import block_masks, rank_regions
-from timm_dseq.packing import attention_rule, pack, place, spread
-from timm_dseq.plans import plan_regions
+from timm_dseq.engine.packing import attention_rule, pack, place, spread
+from timm_dseq.engine.plans import plan_regions
 
 PROFILES = {"one region": [0.51], "two regions": [0.25, 0.15], "four regions": [0.15] * 4}  # the remainder not counted
 NOW = Now(lr=1e-4, weight_decay=0.05, momentum=0.996, regions=1.0)

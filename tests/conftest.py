@@ -66,7 +66,7 @@ def roles() -> dict[str, layouts.Weights]:
 @pytest.fixture(scope="session")
 def exported(roles, tmp_path_factory) -> Path:
     """A Hub-ready folder of dseq_jepa_vit_ti16.in1k, converted from a training checkpoint."""
-    from timm_dseq.convert import convert
+    from timm_dseq.hub.convert import convert
 
     folder = tmp_path_factory.mktemp("exported")
     source = layouts.save_training(folder / "weights.safetensors", **roles)

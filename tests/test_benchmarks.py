@@ -19,8 +19,8 @@ import parts  # noqa: E402
 
 import train as visit  # noqa: E402
 
+from .train.data.test_source import encoded  # noqa: E402
 from .train.runs import TINY, launch, log_of, said_of, tensors_of  # noqa: E402
-from .train.test_data import encoded  # noqa: E402
 
 
 def row(**values):

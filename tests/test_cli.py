@@ -12,10 +12,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch.utils.flop_counter import FlopCounterMode
 
-from timm_dseq import cards
-from timm_dseq.backbone import macs, registered
 from timm_dseq.cli import main
 from timm_dseq.dseq_jepa import ARCHITECTURES, TAGS
+from timm_dseq.hub import cards
+from timm_dseq.hub.stock import macs, registered
 
 from . import layouts
 
@@ -176,7 +176,7 @@ def test_verify_sees_each_fault(run, complete, tmp_path):
 
 
 def test_verify_sees_weights_that_load_to_other_numbers(run, complete, monkeypatch):
-    from timm_dseq import verify as module
+    from timm_dseq.hub import verify as module
 
     monkeypatch.setattr(module, "_STOCK", module._STOCK.replace("return timm", "return 1.001 * timm"))
     code, out, err = run("verify", complete, "--json")

@@ -4,10 +4,10 @@ import pytest
 import torch
 from PIL import Image
 
+from timm_dseq.engine.plans import plan_regions
+from timm_dseq.engine.regions import rank_regions
+from timm_dseq.engine.saliency import saliency_map
 from timm_dseq.explain import COLOURS, draw_regions, draw_saliency, draw_sequence, explain, to_tensor
-from timm_dseq.plans import plan_regions
-from timm_dseq.regions import rank_regions
-from timm_dseq.saliency import saliency_map
 
 from .tiny import encoder
 

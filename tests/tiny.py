@@ -7,10 +7,10 @@ import torch
 from timm.models import VisionTransformer
 from torch import nn
 
-from timm_dseq.blocks import block_masks
-from timm_dseq.jepa import DSeqJEPA
-from timm_dseq.plans import Plan, plan_blocks, plan_regions
-from timm_dseq.regions import rank_regions
+from timm_dseq.engine.jepa import DSeqJEPA
+from timm_dseq.engine.plans import Plan, plan_blocks, plan_regions
+from timm_dseq.engine.regions import rank_regions
+from timm_dseq.engine.target_blocks import block_masks
 
 SHAPES = {"square": (48, 48), "wide": (40, 72)}  # images of 6×6 and 5×9 patches
 

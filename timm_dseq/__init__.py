@@ -1,13 +1,13 @@
 """DSeq-JEPA for timm and the Hugging Face Hub. Importing this package registers the `dseq_jepa_vit_*` backbones."""
 
-from .blocks import Blocks, block_masks
 from .dseq_jepa import DSeqVisionTransformer
+from .engine.jepa import DSeqJEPA
+from .engine.plans import Plan, plan_blocks, plan_regions
+from .engine.predictor import Predictor
+from .engine.regions import Regions, rank_regions
+from .engine.saliency import saliency_from_tokens, saliency_map
+from .engine.target_blocks import Blocks, block_masks
 from .errors import UserError
-from .jepa import DSeqJEPA
-from .plans import Plan, plan_blocks, plan_regions
-from .predictor import Predictor
-from .regions import Regions, rank_regions
-from .saliency import saliency_from_tokens, saliency_map
 
 __version__ = "0.1.0"
 __all__ = [

@@ -85,8 +85,8 @@ def _parser() -> argparse.ArgumentParser:
 def _models(options: argparse.Namespace) -> tuple[list[dict], str | None]:
     import huggingface_hub
 
-    from .backbone import macs, registered
     from .dseq_jepa import ARCHITECTURES, default_cfgs, namespace
+    from .hub.stock import macs, registered
 
     namespace()  # a wrong one hides what is published
 
@@ -132,7 +132,7 @@ def _show_models(rows: list[dict]) -> str:
 
 
 def _convert(options: argparse.Namespace) -> tuple[dict, str | None]:
-    from .convert import convert
+    from .hub.convert import convert
 
     size = tuple(options.img_size) if options.img_size else None
     return convert(
@@ -167,8 +167,8 @@ def _show_convert(result: dict) -> str:
 def _verify(options: argparse.Namespace) -> tuple[dict, str | None]:
     from pathlib import Path
 
-    from .hub import snapshot
-    from .verify import verify
+    from .hub.download import snapshot
+    from .hub.verify import verify
 
     if Path(options.source).exists() or options.source.count("/") != 1:
         checks = verify(options.source)
@@ -187,7 +187,7 @@ def _show_checks(checks: dict) -> str:
 
 
 def _push(options: argparse.Namespace) -> tuple[dict, str | None]:
-    from .push import push
+    from .hub.push import push
 
     result = push(
         options.folder,

@@ -18,8 +18,8 @@ from timm.models import build_model_with_cfg, generate_default_cfgs, register_mo
 from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 from torch import nn
 
-from .checkpoints import check_safetensors, encoder_weights, misfits
 from .errors import UserError
+from .hub.weights import check_safetensors, encoder_weights, misfits
 from .positions import sincos_positions
 
 __all__ = ["ARCHITECTURES", "BACKBONE", "PUBLISHED", "STOCK", "TAGS", "DSeqVisionTransformer", "default_cfgs"]
@@ -179,7 +179,7 @@ def _locate_weights(variant: str, cfg: dict[str, Any], cache_dir: str | os.PathL
         check_safetensors(cfg["file"])
         return cfg["file"]
     if cfg.get("hf_hub_id"):
-        from .hub import download
+        from .hub.download import download
 
         return download(cfg["hf_hub_id"], cfg.get("hf_hub_filename") or "model.safetensors", cache_dir)
     if cfg.get("url"):

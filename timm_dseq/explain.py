@@ -10,11 +10,11 @@ from PIL import Image, ImageDraw, ImageFont
 from timm.data import resolve_model_data_config
 from timm.models import VisionTransformer
 
-from .encoder import block_index, embed, final_norm, full_precision, grid_of
+from .engine.plans import Plan, plan_regions
+from .engine.regions import Regions, rank_regions
+from .engine.saliency import saliency_map
+from .engine.vit import block_index, embed, final_norm, full_precision, grid_of
 from .errors import UserError
-from .plans import Plan, plan_regions
-from .regions import Regions, rank_regions
-from .saliency import saliency_map
 
 # Five hues that the common kinds of colour blindness keep apart, then the remainder's grey.
 COLOURS = [(230, 97, 0), (26, 133, 255), (0, 158, 115), (204, 61, 143), (240, 228, 66), (93, 58, 155)]

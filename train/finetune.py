@@ -4,7 +4,7 @@ Ends in a Hub-ready classifier. `--recipe` names whose settings are taken, `--he
 stopped, killed or crashed goes on where it was when the same command is given again.
 """
 
-import common.environment  # noqa: F401, I001  # before torch is loaded
+import common.system.environment  # noqa: F401, I001  # before torch is loaded
 
 import math
 import sys
@@ -17,24 +17,25 @@ from typing import Any
 
 import numpy as np
 from accelerate import Accelerator
-from common import launch, machine, results
-from common.augment import Augmented, training_transform
-from common.backbone import data_config, load_backbone
-from common.classifier import Described, describe
-from common.extract import digests_of, duplicates
-from common.hand_over import Tuned, hand_over
-from common.journal import Journal
-from common.keeper import Keeper
-from common.labelled import Labelled, open_labelled
-from common.learner import Learner
-from common.length import TIMED, WARM, Length
-from common.order import Share
-from common.probing import Cache
-from common.record import Screen
-from common.schedules import warmup_cosine
-from common.scoring import right_answers
-from common.stop import STOPPED, Stop, deaf
-from common.tuning import Tuning, parse
+from common.system import launch, machine
+from common.run import results
+from common.tuning.augment import Augmented, training_transform
+from common.models import data_config, load_backbone
+from common.tuning.classifier import Described, describe
+from common.probing.extract import digests_of, duplicates
+from common.tuning.export import Tuned, hand_over
+from common.tuning.log import Journal
+from common.run.resume import Keeper
+from common.labels.labelled import Labelled, open_labelled
+from common.tuning.learner import Learner
+from common.run.length import TIMED, WARM, Length
+from common.data.order import Share
+from common.probing.settings import Cache
+from common.pretraining.log import Screen
+from common.run.schedules import warmup_cosine
+from common.tuning.scoring import right_answers
+from common.system.signals import STOPPED, Stop, deaf
+from common.tuning.settings import Tuning, parse
 from torch.utils.data import DataLoader
 
 from timm_dseq import UserError

@@ -5,7 +5,7 @@ the paper's rows, `--help` for every setting. A run that was stopped, killed or 
 same command is given again.
 """
 
-import common.environment  # noqa: F401, I001  # before torch is loaded
+import common.system.environment  # noqa: F401, I001  # before torch is loaded
 
 import sys
 from collections.abc import Iterator
@@ -14,23 +14,24 @@ from dataclasses import asdict
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
-from common import launch, machine, schedules
-from common.config import Config, flat, parse
-from common.data import Crops, Source, collate, open_source, readable
-from common.dry_run import dry_run
-from common.finish import check_exportable, finish
-from common.keeper import Done, Keeper
-from common.length import Length
-from common.model import build
-from common.order import Share
-from common.pixels import Place
-from common.precision import Precision, chosen
-from common.record import Recorder, Screen, available
-from common.resident import Resident, squares
-from common.stop import STOPPED, Interrupted, Stop, deaf, interruptible
-from common.stream import Stream, images_in
-from common.training import Training
-from common.watch import Watch
+from common.system import launch, machine
+from common.run import schedules
+from common.pretraining.settings import Config, flat, parse
+from common.data.source import Crops, Source, collate, open_source, readable
+from common.pretraining.dry_run import dry_run
+from common.pretraining.export import check_exportable, finish
+from common.run.resume import Done, Keeper
+from common.run.length import Length
+from common.pretraining.model import build
+from common.data.order import Share
+from common.data.pixels import Place
+from common.pretraining.precision import Precision, chosen
+from common.pretraining.log import Recorder, Screen, available
+from common.data.resident import Resident, squares
+from common.system.signals import STOPPED, Interrupted, Stop, deaf, interruptible
+from common.data.stream import Stream, images_in
+from common.pretraining.training import Training
+from common.pretraining.monitor.monitor import Watch
 from torch.utils.data import DataLoader
 
 from timm_dseq import DSeqJEPA, UserError

@@ -4,21 +4,22 @@ kNN and logistic regression on features that are computed once, or heads trained
 setting, docs/probing.md says which protocol is whose. Results are added to a JSON-lines file that train/table.py reads.
 """
 
-import common.environment  # noqa: F401, I001  # before torch is loaded
+import common.system.environment  # noqa: F401, I001  # before torch is loaded
 
 import shutil
 import sys
 
-from common import launch, results
-from common.backbone import data_config, load_backbone
-from common.extract import data_digest, weights_digest
-from common.features import Frozen
-from common.knn import knn
-from common.labelled import open_whole, rows_of
-from common.linear import VTAB, trained, vtab
-from common.logistic import logistic
-from common.probing import Probe, parse
-from common.task import Task
+from common.system import launch
+from common.run import results
+from common.models import data_config, load_backbone
+from common.probing.extract import data_digest, weights_digest
+from common.probing.features import Frozen
+from common.probing.knn import knn
+from common.labels.labelled import open_whole, rows_of
+from common.probing.train_heads import VTAB, trained, vtab
+from common.probing.logistic import logistic
+from common.probing.settings import Probe, parse
+from common.probing.task import Task
 
 from timm_dseq import UserError
 

@@ -8,11 +8,11 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from common import results
+from common.run import results
 
 from timm_dseq import UserError
-from timm_dseq.cards import PAPER
-from timm_dseq.cards import PAPER_METHODS as METHODS
+from timm_dseq.hub.cards import PAPER
+from timm_dseq.hub.cards import PAPER_METHODS as METHODS
 
 # The paper's name of a task → alias of the data set and protocol.
 TASKS = {

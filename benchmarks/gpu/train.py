@@ -24,13 +24,13 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT / "train"), str(ROOT), str(Path(__file__).parent)]
 
 import parts  # noqa: E402
-from common import checkpoints  # noqa: E402
-from common.config import parse  # noqa: E402
-from common.data import open_source  # noqa: E402
-from common.finish import finish  # noqa: E402
-from common.record import Screen, records  # noqa: E402
-from common.stop import STOPPED  # noqa: E402
-from common.stream import images_in  # noqa: E402
+from common.data.source import open_source  # noqa: E402
+from common.data.stream import images_in  # noqa: E402
+from common.pretraining.export import finish  # noqa: E402
+from common.pretraining.log import Screen, records  # noqa: E402
+from common.pretraining.settings import parse  # noqa: E402
+from common.run import checkpoints  # noqa: E402
+from common.system.signals import STOPPED  # noqa: E402
 
 from timm_dseq import UserError  # noqa: E402
 

@@ -6,11 +6,11 @@ from contextlib import contextmanager
 import pytest
 import torch
 from accelerate import Accelerator
-from common.config import parse
-from common.model import build
-from common.precision import Precision
-from common.schedules import Now
-from common.training import Training
+from common.pretraining.model import build
+from common.pretraining.precision import Precision
+from common.pretraining.settings import parse
+from common.pretraining.training import Training
+from common.run.schedules import Now
 
 from ..train.runs import options
 

@@ -5,9 +5,9 @@ import torch
 import torch.nn.attention.varlen
 
 from timm_dseq import block_masks, rank_regions
-from timm_dseq.plans import plan_blocks, plan_regions
+from timm_dseq.engine.plans import plan_blocks, plan_regions
 
-from ..test_attention import attend_in_turn
+from ..engine.test_attention import attend_in_turn
 from ..tiny import batch, islands, jepa
 from .devices import DEVICES, exact_products
 

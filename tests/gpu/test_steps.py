@@ -5,7 +5,7 @@ import warnings
 
 import pytest
 import torch
-from common import launch
+from common.system import launch
 from torch.profiler import ProfilerActivity, profile
 
 from .devices import CUDA, DEVICES, NOW, batches_of, training_of

@@ -4,8 +4,8 @@ import os
 
 import pytest
 import torch
-from common.config import parse
-from common.model import build
+from common.pretraining.model import build
+from common.pretraining.settings import parse
 
 from ..train.runs import FORKS, log_of, options, said_of, start, tensors_of
 from .devices import DEVICES, one_of_one, placed
@@ -50,8 +50,8 @@ def check_same(ours, theirs, device):
 def _say_whole(arguments, environment, file):
     """What the model is wrapped in, in a group of processes."""
     os.environ |= environment
-    from common import launch
-    from common.training import spread
+    from common.pretraining.training import spread
+    from common.system import launch
 
     config, _ = parse(arguments)
     file.write_text(type(spread(build(config), config, launch.accelerator())).__name__)

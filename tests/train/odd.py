@@ -13,7 +13,7 @@ from datetime import timedelta
 def main(arguments: list[str]) -> int:
     """pretrain.py."""
     script = importlib.import_module("pretrain")
-    from common import launch
+    from common.system import launch
 
     if seconds := os.environ.get("HASTY"):
         launch.LONGEST_WAIT = timedelta(seconds=float(seconds))

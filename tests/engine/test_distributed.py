@@ -1,0 +1,81 @@
+"""Two processes that share a batch do what one process does with the whole of it."""
+
+import os
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
+from torch.multiprocessing import spawn
+from torch.nn.parallel import DistributedDataParallel
+
+from timm_dseq.engine.terms.vicreg import Contrastive
+
+from ..tiny import batch, jepa
+
+SETTINGS = {
+    "dseq": {"objective": "dseq"},
+    "by step": {"objective": "dseq", "loss": "step"},
+    "causal": {"objective": "dseq_causal"},
+    "contrastive": {"objective": "dseq", "contrastive": True},
+}
+IMAGES = 6
+
+
+def model_of(setting):
+    model = jepa(dtype=torch.float64, **SETTINGS[setting])
+    if model.contrastive is not None:  # the published projector is 3072 wide
+        torch.manual_seed(0)
+        model.contrastive = Contrastive(model.student.embed_dim, width=32).double()
+    return model
+
+
+def one_step(call, model, part):
+    """A step on some of the images: the loss, what every parameter learned, and the target after its update."""
+    images, coins, blocks = batch(IMAGES, dtype=torch.float64)
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
+    loss, _ = call(images[part], coins[part], blocks[part])
+    loss.backward()
+    optimizer.step()
+    model.update_target(0.9)
+    weights = {name: p.full_tensor() if isinstance(p, DTensor) else p for name, p in model.named_parameters()}
+    return loss.detach(), {name: weight.detach().clone() for name, weight in weights.items()}
+
+
+def share(rank, port, kind, out):
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", rank=rank, world_size=2)
+    part = slice(rank * IMAGES // 2, (rank + 1) * IMAGES // 2)
+    results = {}
+    for setting in SETTINGS:
+        model = call = model_of(setting)
+        if kind == "ddp":
+            call = DistributedDataParallel(model)
+        else:
+            mesh = init_device_mesh("cpu", (2,))
+            for block in (*model.student.blocks, *model.target.blocks, *model.predictor.blocks):
+                fully_shard(block, mesh=mesh)
+            fully_shard(model, mesh=mesh)
+        loss, weights = one_step(call, model, part)
+        dist.all_reduce(loss)
+        results[setting] = (loss / 2, weights)
+    if rank == 0:
+        torch.save(results, out)
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("kind", ["ddp", "fsdp2"])
+def test_two_processes_learn_what_one_learns(kind, tmp_path, unused_port):
+    spawn(share, (unused_port, kind, tmp_path / "out.pt"), nprocs=2)
+    results = torch.load(tmp_path / "out.pt", weights_only=True)
+    for setting in SETTINGS:
+        model = model_of(setting)
+        loss, weights = one_step(model, model, slice(None))
+        shared_loss, shared_weights = results[setting]
+        assert abs(shared_loss - loss) <= 1e-10 * abs(loss), setting
+        assert shared_weights.keys() == weights.keys()
+        for name, weight in weights.items():
+            assert (shared_weights[name] - weight).abs().max() <= 1e-10, (setting, name)

@@ -1,0 +1,121 @@
+"""Saliency against its definition, said with timm's public functions."""
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from timm_dseq.engine.saliency import QUERIES, min_max, saliency_from_tokens, saliency_map
+from timm_dseq.engine.vit import block_index
+from timm_dseq.errors import UserError
+
+from ..tiny import SHAPES, encoder
+
+
+def model_of(img_size=(48, 48), **kwargs):
+    torch.manual_seed(0)
+    model = encoder(img_size, **kwargs).eval()
+    for parameter in model.parameters():
+        parameter.data.add_(torch.randn_like(parameter) * 0.1)
+    return model
+
+
+def images_of(img_size, count=4):
+    return torch.randn(count, 3, *img_size, generator=torch.Generator().manual_seed(1))
+
+
+def stretched(values, img_size):
+    low, high = values.min(1, keepdim=True).values, values.max(1, keepdim=True).values
+    return ((values - low) / (high - low)).unflatten(1, (img_size[0] // 8, img_size[1] // 8))
+
+
+def block_output(model, images, index, norm):
+    patches, prefix = model.forward_intermediates(
+        images, [index], norm=norm, output_fmt="NLC", intermediates_only=True, return_prefix_tokens=True
+    )[0]
+    return patches, prefix
+
+
+@pytest.mark.parametrize("registers", [0, 3])
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("block", [0, 1, 11 / 12])
+def test_similarity_to_the_class_token(shape, registers, block):
+    size = SHAPES[shape]
+    model, images = model_of(size, reg_tokens=registers), images_of(size)
+    index = 2 if block == 11 / 12 else block
+    patches, prefix = block_output(model, images, index, norm=True)
+    by_parameter = (patches * model.cls_token).sum(-1) / 32**0.5
+    torch.testing.assert_close(
+        saliency_map(model, images, block=block), stretched(by_parameter, size), rtol=0, atol=1e-5
+    )
+    by_output = (patches * prefix[:, :1]).sum(-1) / 32**0.5
+    ours = saliency_map(model, images, "cls_out", block)
+    torch.testing.assert_close(ours, stretched(by_output, size), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("class_token", [True, False])
+def test_norm_is_that_of_the_tokens_before_the_final_norm(class_token):
+    model, images = model_of(class_token=class_token), images_of((48, 48))
+    patches = model.forward_intermediates(images, [1], output_fmt="NLC", intermediates_only=True)[0]
+    ours = saliency_map(model, images, "norm", block=1)
+    torch.testing.assert_close(ours, stretched(patches.norm(dim=-1), (48, 48)), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("kwargs", [{}, {"reg_tokens": 2}, {"qk_norm": True}], ids=str)
+def test_attention_is_what_the_block_multiplies_its_values_with(kwargs):
+    """With values that say which patch they come from, the block's own output is the attention."""
+    model, images = model_of(num_heads=1, embed_dim=64, **kwargs), images_of((48, 48))
+    index, prefix = 1, model.num_prefix_tokens
+    ours = saliency_map(model, images, "attention", index)
+    tokens = model.norm_pre(model._pos_embed(model.patch_embed(images)))
+    tokens = model.blocks[0](tokens)
+    attn, seen = model.blocks[index].attn, []
+
+    def spy(module, inputs, output):
+        q, k, _ = output.unflatten(-1, (3, 64)).unbind(2)
+        labels = F.one_hot(torch.arange(36 + prefix), 64).float().expand(len(images), -1, -1)
+        seen.append(F.scaled_dot_product_attention(attn.q_norm(q), attn.k_norm(k), labels)[:, 0, prefix : prefix + 36])
+
+    attn.qkv.register_forward_hook(spy)
+    model.blocks[index](tokens)
+    torch.testing.assert_close(ours, stretched(seen[0], (48, 48)), rtol=0, atol=1e-4)
+
+
+def test_ncut_separates_two_groups_of_patches():
+    model = model_of(class_token=False)
+    torch.manual_seed(3)
+    group = torch.zeros(6, 6, dtype=torch.bool)
+    group[1:3, 1:4] = True
+    kinds = F.normalize(torch.randn(2, 32), dim=1)
+    tokens = kinds[group.flatten().long()][None] + 0.05 * torch.randn(1, 36, 32)
+    saliency = saliency_from_tokens(model, tokens, "ncut")[0]
+    assert saliency[group].min() > saliency[~group].max() + 0.5
+
+
+@pytest.mark.parametrize("query", QUERIES)
+def test_maps_lie_in_0_to_1_in_float32_also_under_autocast(query):
+    model, images = model_of(), images_of((48, 48))
+    with torch.autocast("cpu", torch.bfloat16):
+        saliency = saliency_map(model, images, query)
+    assert saliency.dtype == torch.float32 and saliency.shape == (4, 6, 6)
+    assert (saliency.flatten(1).amin(1) == 0).all() and (saliency.flatten(1).amax(1) == 1).all()
+    assert saliency_map(model.double(), images.double(), query).dtype == torch.float64
+
+
+@pytest.mark.parametrize("query", ["cls_param", "cls_out", "attention"])
+def test_a_missing_class_token_is_named(query):
+    with pytest.raises(UserError, match=f"{query}.*class token.*norm.*ncut"):
+        saliency_map(model_of(class_token=False), images_of((48, 48)), query)
+    with pytest.raises(UserError, match="query='clss'"):
+        saliency_map(model_of(), images_of((48, 48)), "clss")
+
+
+def test_a_share_of_the_depth_is_the_papers_block():
+    for depth, index in ((12, 10), (24, 21), (32, 28)):
+        model = encoder(depth=depth, embed_dim=8, num_heads=1)
+        assert block_index(model, 11 / 12) == index and block_index(model, 3) == 3
+        with pytest.raises(UserError, match=f"blocks 0 to {depth - 1}"):
+            block_index(model, depth)
+
+
+def test_a_constant_map_becomes_zero():
+    assert torch.equal(min_max(torch.full((2, 5), 3.0)), torch.zeros(2, 5))

@@ -1,0 +1,222 @@
+"""Downloads, for real: over HTTP, from a Hub on loopback, through timm.create_model."""
+
+import os
+import subprocess
+import time
+from pathlib import Path
+
+import huggingface_hub
+import pytest
+import timm
+import torch
+
+import timm_dseq  # noqa: F401
+from timm_dseq import UserError
+
+REPO = "lab/dseq_jepa_vit_ti16.in1k"
+
+
+@pytest.fixture
+def published(hub, exported):
+    hub.add_repo(REPO, {path.name: path.read_bytes() for path in exported.iterdir()})
+    return hub
+
+
+@pytest.fixture
+def load(tmp_path):
+    """Load by registered name from the repository, with a cache of this test's own."""
+
+    def load(repo=REPO, **kwargs):
+        overlay = {"hf_hub_id": repo}
+        cache = tmp_path / "cache"
+        return timm.create_model(
+            "dseq_jepa_vit_ti16", pretrained=True, pretrained_cfg_overlay=overlay, cache_dir=cache, **kwargs
+        )
+
+    load.cache = tmp_path / "cache"
+    return load
+
+
+def weights_in(cache: Path) -> list[Path]:
+    """Whatever in a cache a later load could take for weights."""
+    return [path for path in cache.rglob("*") if path.is_file() and path.stat().st_size > 100_000]
+
+
+def refused(load, match, **kwargs) -> None:
+    with pytest.raises(UserError, match=match) as error:
+        load(**kwargs)
+    assert "\n" not in str(error.value)
+
+
+def test_a_download_is_whole_cached_and_asked_for_once(published, load, roles):
+    model = load()
+    assert all(torch.equal(tensor, roles["target"][name]) for name, tensor in model.state_dict().items())
+    assert model.pretrained_cfg["hf_hub_id"] == REPO and "file" not in model.pretrained_cfg
+    assert published.downloads() == 1
+    load()
+    assert published.downloads() == 1
+    features = load(features_only=True)
+    assert "file" not in features.pretrained_cfg
+
+
+def test_a_revision_is_honoured(published, load, roles, exported):
+    first = published.repos[REPO].branches["main"]
+    published.repos[REPO].commit("main", {"model.safetensors": b"worse weights"}, "spoil")
+    refused(load, r"truncated or corrupt")
+    model = load(f"{REPO}@{first}")
+    assert torch.equal(model.norm.weight, roles["target"]["norm.weight"])
+
+
+def test_the_environment_rules_namespace_home_and_offline(published, run_python, tmp_path):
+    """In processes of their own: these variables are read at import."""
+    code = """
+import timm_dseq, timm
+timm.create_model("dseq_jepa_vit_ti16", pretrained=True)
+"""
+    names = {"TIMM_DSEQ_NAMESPACE": "lab"}
+    missed = run_python(code, HF_HUB_OFFLINE="1", **names)
+    assert missed.returncode and "unset HF_HUB_OFFLINE" in missed.stderr.splitlines()[-1]
+    assert published.downloads() == 0
+    first = run_python(code, **names)
+    assert first.returncode == 0, first.stderr
+    assert weights_in(tmp_path / "hf" / "hub")
+    offline = run_python(code, HF_HUB_OFFLINE="1", **names)
+    assert offline.returncode == 0, offline.stderr
+    assert published.downloads() == 1
+    nowhere = run_python(code, HF_ENDPOINT="http://127.0.0.1:9", HF_HOME=str(tmp_path / "empty"), **names)
+    assert "the Hub cannot be reached: check the network" in nowhere.stderr.splitlines()[-1]
+
+
+def test_stock_timm_and_transformers_load_from_the_hub_without_this_package(published, run_python, exported, tmp_path):
+    code = """
+import sys, timm, torch
+from transformers import AutoModel
+repo, folder = sys.argv[1:]
+image = torch.randn(2, 3, 224, 224)
+with torch.inference_mode():
+    names = "hf-hub:" + repo, "local-dir:" + folder
+    outputs = [timm.create_model(name, pretrained=True).eval()(image) for name in names]
+    outputs += [AutoModel.from_pretrained(name).eval()(image).pooler_output for name in (repo, folder)]
+assert all((output - outputs[0]).abs().max() < 1e-5 for output in outputs)
+assert not any(name.startswith("timm_dseq") for name in sys.modules)
+print("equal")
+"""
+    run = run_python(code, REPO, str(exported))
+    assert run.stdout.strip().endswith("equal"), run.stderr
+
+
+def test_private_and_gated_repositories_want_the_token(published, load, monkeypatch):
+    published.token = "hf_secret"
+    published.repos[REPO].gated = True
+    refused(load, r"model.safetensors of lab/.* is gated: accept its terms")
+    published.repos[REPO].gated, published.repos[REPO].private = False, True
+    refused(load, r"no such repository, or a private one.*hf auth login")
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    load()
+
+
+@pytest.mark.parametrize(
+    ("repo", "message"),
+    [
+        ("lab/missing", r"lab/missing: no such repository"),
+        (f"{REPO}@no-such-branch", r"no-such-branch: the repository has no such revision"),
+        ("lab/empty", r"model.safetensors of lab/empty: the repository has no such file"),
+        ("not a repository", r"is no repository of the Hub: write ORGANISATION/NAME"),
+    ],
+)
+def test_what_does_not_exist_is_named(published, load, repo, message):
+    published.add_repo("lab/empty", {"README.md": b"nothing"})
+    refused(load, message, repo=repo)
+    assert not weights_in(load.cache)
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        ("truncate", r"did not arrive whole \(Consistency check failed.*try again"),
+        ("die", r"the connection failed|did not arrive whole"),
+        ("flip", r"arrived damaged \(its SHA-256 is not the announced one\), so it was removed: try again"),
+        ("error", r"the Hub answered 500: try again later"),
+    ],
+)
+def test_a_download_that_fails_leaves_nothing_and_the_next_one_works(published, load, roles, fault, message):
+    published.fault = fault
+    refused(load, message)
+    assert not [path for path in weights_in(load.cache) if not path.name.endswith(".incomplete")]
+    published.fault = None
+    model = load()
+    assert all(torch.equal(tensor, roles["target"][name]) for name, tensor in model.state_dict().items())
+
+
+def test_a_cached_file_is_hashed_once_and_again_when_it_changes(published, load, monkeypatch):
+    from timm_dseq.hub import download as module
+
+    load()
+    (blob,) = [path for path in weights_in(load.cache) if not path.is_symlink()]
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "_sha256", lambda path: pytest.fail("hashed again"))
+        load()
+    content = bytearray(blob.read_bytes())
+    content[len(content) // 2] ^= 1
+    blob.write_bytes(content)
+    os.utime(blob, ns=(time.time_ns(), time.time_ns() + 1))
+    refused(load, "arrived damaged")
+    load()
+    assert published.downloads() == 2
+
+
+def test_the_hubs_own_tools_still_understand_the_cache(published, load):
+    load()
+    report = huggingface_hub.scan_cache_dir(load.cache)
+    assert [repo.repo_id for repo in report.repos] == [REPO] and not report.warnings
+
+
+def test_disk_and_permission_faults_are_named(published, load, monkeypatch):
+    from timm_dseq.hub import download as module
+
+    def fail(error):
+        def raise_it(*args, **kwargs):
+            raise error
+
+        monkeypatch.setattr(module.huggingface_hub, "hf_hub_download", raise_it)
+
+    fail(OSError(28, "No space left on device"))
+    refused(load, "no space left on the disk: free some, or set HF_HOME elsewhere")
+    fail(PermissionError(13, "Permission denied", "/cache/blobs"))
+    refused(load, r"/cache/blobs cannot be used \(Permission denied\): set HF_HOME or cache_dir")
+    fail(ZeroDivisionError("a bug of ours"))
+    with pytest.raises(ZeroDivisionError):
+        load()
+
+
+def test_a_truly_full_disk_is_named_and_leaves_nothing(published, load):
+    load.cache.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(load.cache)]
+    if subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("only root may make a small disk to fill")
+    try:
+        refused(load, "no space left on the disk: free some, or set HF_HOME elsewhere")
+        assert not [path for path in weights_in(load.cache) if not path.name.endswith(".incomplete")]
+    finally:
+        subprocess.run(["umount", str(load.cache)], check=True)
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "message"),
+    [
+        ("HF_HOME", "/dev/null/nowhere", "cannot be used (Not a directory): set HF_HOME"),
+        ("HF_ENDPOINT", "garbage", "HF_ENDPOINT='garbage' is no address"),
+    ],
+)
+def test_a_wrong_setting_of_the_hub_is_named(hub, run_python, variable, value, message):
+    run = run_python("from timm_dseq.hub.download import snapshot; snapshot('lab/x')", **{variable: value})
+    assert message in run.stderr.splitlines()[-1], run.stderr
+
+
+def test_a_404_without_a_code_is_not_called_passing():
+    from timm_dseq.hub.download import explained
+
+    error = OSError("404 Client Error")
+    error.response = type("Response", (), {"status_code": 404})()
+    with pytest.raises(UserError, match="knows no such organisation or repository"), explained("nobody/x"):
+        raise error

@@ -1,0 +1,78 @@
+"""A dry run measures what a run will take: warmed up, at both ends, and at its largest."""
+
+import re
+from types import SimpleNamespace
+
+import pytest
+import torch
+from common.pretraining import dry_run as module
+from common.pretraining.dry_run import dry_run, equal_regions
+from common.run.length import TIMED, WARM, Length, duration
+
+from timm_dseq import plan_regions
+
+from ..runs import train
+
+
+class Clock:
+    """Time passes in steps only: long ones while it warms up."""
+
+    def __init__(self):
+        self.now, self.steps, self.lambdas = 0.0, 0, []
+
+    def step(self, _, now):
+        self.steps += 1
+        self.lambdas.append(now.regions)
+        warming = (self.steps - 1) % (WARM + TIMED) < WARM
+        self.now += 100.0 if warming else (2.0 if now.regions < 0.5 else 4.0)
+
+
+def test_warming_up_is_not_counted_and_both_ends_are_measured(monkeypatch):
+    clock, said = Clock(), []
+    optim = SimpleNamespace(
+        **{"warmup_epochs": 1, "lr_start": 0.1, "lr": 1.0, "lr_end": 0.0, "weight_decay": 0, "weight_decay_end": 0},
+        **{"momentum": 0.9, "momentum_end": 1.0, "regions": 0.0, "regions_end": 1.0},
+    )
+    training = SimpleNamespace(
+        config=SimpleNamespace(optim=optim),
+        accelerator=SimpleNamespace(device=torch.device("cpu")),
+        model=SimpleNamespace(region_options={"num_regions": 5}),
+        step=clock.step,
+    )
+    monkeypatch.setattr(module.time, "perf_counter", lambda: clock.now)
+    monkeypatch.setattr(module, "largest", lambda *_: 3 * 2**10)
+    dry_run(training, None, 800, Length(1200, 8, 8), SimpleNamespace(say=said.append))
+    assert clock.lambdas[0] == 0 and clock.lambdas[-1] > 0.99
+    assert "start of the run (lambda 0.00): 2 s a step, 4 images/s" in said[0]
+    assert "end of the run (lambda 1.00): 4 s a step, 2 images/s" in said[1]
+    assert "3.0 GiB" in said[2] and "1200 steps would take about 60 min" in said[2]
+
+
+def test_the_largest_plan_has_every_region_in_every_image():
+    regions = equal_regions((6, 9), 5, 3, torch.device("cpu"))
+    assert (regions.masks.sum(1) == 1).all() and regions.area.max() - regions.area.min() <= 1
+    plan = plan_regions(regions)
+    assert len(plan.targets) == 3 * 4
+    assert plan.sizes[0].tolist() == regions.area[:, :4].cumsum(1).flatten().tolist()
+
+
+@pytest.mark.xdist_group("runs")
+def test_a_dry_run_tells_speed_memory_and_time_and_writes_nothing(tmp_path):
+    code, said = train(tmp_path / "run", dry_run="true")
+    assert code == 0, said
+    assert (
+        len(re.findall(r"dry run, (?:start|end) of the run .* s a step, \d+ images/s, [\d.]+ GiB at most", said)) == 2
+    )
+    assert "equal regions in all images it would take" in said and "the whole run of 20 steps would take about" in said
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_duration_is_told_in_the_unit_of_a_person():
+    assert [duration(s) for s in (42, 99, 100, 5999, 6000, 360_000)] == [
+        "42 s",
+        "99 s",
+        "2 min",
+        "100 min",
+        "1.7 h",
+        "100.0 h",
+    ]

@@ -1,0 +1,101 @@
+"""Nothing waits: how often a step's numbers cross back from the device, and what the host does for each image."""
+
+import pytest
+import timm
+import torch
+from accelerate import Accelerator
+from common.pretraining.model import build
+from common.pretraining.precision import Precision
+from common.pretraining.settings import parse
+from common.pretraining.training import Training
+from common.run import schedules
+from common.tuning import settings as tuning
+from common.tuning.learner import Learner
+
+from ...far import Event, FarDevice
+from ...tiny import lines_run
+from ..runs import options
+from ..tunings import options as finetuning
+
+
+def training_of(tmp_path, **settings):
+    config, _ = parse(options(tmp_path, **settings))
+    accelerator = Accelerator(cpu=True)
+    training = Training(build(config), config, Precision("no", accelerator.device), accelerator)
+    return training, schedules.at(config, 80, 8192, 160)
+
+
+def batch_of(images, first=0):
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randint(0, 256, (images, 3, 48, 48), generator=generator, dtype=torch.uint8)
+    return iter([(pixels, torch.stack([torch.zeros(images, dtype=torch.long), first + torch.arange(images)], 1), [])])
+
+
+@pytest.mark.parametrize("varlen", [False, True])
+@pytest.mark.parametrize("objective", ["dseq", "dseq_causal", "ijepa"])
+def test_a_step_copies_once_from_the_device_and_waits_for_nothing_it_sends(objective, varlen, tmp_path, monkeypatch):
+    training, now = training_of(tmp_path, model__objective=objective)
+    model = training.model
+    if varlen:
+        monkeypatch.setattr("timm_dseq.engine.attention.attend", lambda q, k, v, **_: v)  # its kernel is CUDA's
+        model.varlen = model.predictor.varlen = True
+    training.step(batch_of(8), now)  # constants are made once
+    device = FarDevice()
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(training.accelerator.state, "device", torch.device("cuda"))
+    monkeypatch.setattr(training.optimizer, "step", lambda: None)  # torch's own, which sees through the disguise
+    device.put(*model.parameters(), *model.buffers())
+    before = torch.zeros(5)
+    device.put(before)
+    ((pixels, *others),) = batch_of(8, 8)
+    with device:
+        figures = training.step(iter([(pixels.pin_memory(), *others)]), now, before)  # as the loader gives them
+    assert not device.waits, device.waits
+    assert len(device.crossings) == 1, device.crossings
+    assert "copy_ in __init__: self._host = " in device.crossings[0]  # of `Fetch`
+    assert torch.equal(figures.fetched, torch.zeros(5))
+
+
+def test_the_far_device_sees_what_comes_back():
+    device = FarDevice()
+    x = torch.arange(4.0)
+    device.put(x)
+    with device:
+        y = x * 2
+        assert y.device.type == "cuda" and torch.zeros(2, device=y.device).device.type == "cuda"
+        assert not device.crossings
+        y.cpu(), y.sum().item(), bool(y[0] > 0), y[y > 2], (y > 2).nonzero(), torch.empty(4).copy_(y)
+        assert len(device.crossings) == 6 and not device.waits
+        torch.ones(3).pin_memory().to(y.device), y[torch.tensor([1]).pin_memory().to(y.device)]
+        assert not device.waits
+        torch.ones(3).to(y.device), torch.tensor(2.0, device=y.device), y[torch.tensor([1])]
+    assert len(device.waits) == 3 and len(device.crossings) == 6
+
+
+@pytest.mark.parametrize("objective", ["dseq", "ijepa"])
+def test_the_host_does_no_more_for_more_images(objective, tmp_path):
+    """The lines of Python that a step runs, at twelve times the images."""
+    training, now = training_of(tmp_path, model__objective=objective)
+    few, many = (lines_run(lambda n=n: training.step(batch_of(n), now)) for n in (32, 384))
+    assert many < 1.6 * few, (few, many)
+
+
+def test_a_step_of_fine_tuning_waits_for_no_copy(tmp_path, monkeypatch):
+    config, _ = tuning.parse(finetuning(tmp_path, tmp_path / "data", optim__drop_path=0.1))
+    accelerator = Accelerator(cpu=True)
+    model = timm.create_model("dseq_jepa_vit_ti16", img_size=32, depth=2, num_classes=3, drop_path_rate=0.1)
+    learner = Learner(model, config, 3, accelerator)
+
+    def labelled(images=8):
+        samples = torch.stack([torch.zeros(images, dtype=torch.long), torch.arange(images)], 1)
+        return iter([(torch.randn(images, 3, 32, 32), torch.arange(images) % 3, samples)])
+
+    learner.step(labelled(), 1, 0.01)
+    device = FarDevice()
+    monkeypatch.setattr(accelerator.state, "device", torch.device("cuda"))
+    monkeypatch.setattr(learner.optimizer, "step", lambda: None)
+    device.put(*model.parameters(), *model.buffers())
+    ((images, labels, samples),) = labelled()
+    with device:
+        learner.step(iter([(images.pin_memory(), labels.pin_memory(), samples)]), 2, 0.01)
+    assert not device.crossings and not device.waits, device.waits

@@ -1,0 +1,150 @@
+"""Features are computed once, are those of the model, and belong to these weights, images and this preprocessing."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import timm
+import torch
+from accelerate import Accelerator
+from common.labels.labelled import Labels, open_labelled
+from common.models import data_config
+from common.probing import extract as extracting
+from common.probing.extract import digests_of, duplicates, extract, weights_digest
+from common.probing.features import Frozen
+from common.probing.settings import Cache
+from timm.data import create_transform
+
+from timm_dseq import UserError
+
+from ..tunings import colours
+from .test_features import small
+
+
+@pytest.fixture
+def train(tmp_path):
+    return open_labelled(Labels(path=str(colours(tmp_path / "data")))).train
+
+
+def cached(source, folder, model, wanted=None, dtype="float32", crop_pct=None, batch=7, workers=0):
+    preprocessing = {**data_config(model), **({"crop_pct": crop_pct} if crop_pct else {})}
+    frozen = Frozen(model, preprocessing["mean"], preprocessing["std"])
+    cache = Cache(str(folder), dtype, batch)
+    return extract(source, wanted, frozen, preprocessing, cache, weights_digest(model), Accelerator(), workers)
+
+
+@torch.no_grad()
+def test_rows_are_the_features_of_timms_evaluation(train, tmp_path):
+    model = small()
+    found = cached(train, tmp_path / "cache", model)
+    transform = create_transform(**data_config(model), is_training=False)
+    frozen = Frozen(model, (0, 0, 0), (1, 1, 1))
+    frozen.normalised = lambda images: images
+    for row in (0, 6, 7, 63):
+        features = frozen.features(transform(train.picture(row))[None])
+        expected = torch.cat([features["mean"].flatten(), features["class"].flatten()]).numpy()
+        np.testing.assert_allclose(found.rows[row], expected, atol=1e-5)
+    assert found.labels.tolist() == [i % 3 for i in range(64)]
+
+
+def count_looks(monkeypatch):
+    looked, features = [], Frozen.features
+
+    def watched(self, images):
+        looked.append(len(images))
+        return features(self, images)
+
+    monkeypatch.setattr(Frozen, "features", watched)
+    return lambda: sum(looked) - looked.count(1)  # the layout is found with one image
+
+
+def test_no_row_is_computed_twice_and_a_resume_computes_the_rest(train, tmp_path, monkeypatch):
+    model, looks = small(), count_looks(monkeypatch)
+    first = cached(train, tmp_path / "cache", model, torch.tensor([3, 5, 60]))
+    assert looks() == 3 and not first.rows[4].any() and first.rows[5].any()
+    kept = first.rows[5].copy()
+    whole = cached(train, tmp_path / "cache", model, batch=8)
+    assert looks() == 3 + 61
+    assert np.array_equal(whole.rows[5], kept)
+    before = looks()
+    cached(train, tmp_path / "cache", model)
+    assert looks() == before
+
+
+def test_a_stopped_extraction_keeps_what_is_done(train, tmp_path, monkeypatch):
+    model = small()
+    whole = cached(train, tmp_path / "whole", model)
+    seen, show = [], extracting.Screen.show
+
+    def stopping(self, done, text):
+        seen.append(done)
+        if len(seen) == 4:
+            raise KeyboardInterrupt
+        show(self, done, text)
+
+    monkeypatch.setattr(extracting.Screen, "show", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        cached(train, tmp_path / "cache", model)
+    monkeypatch.setattr(extracting.Screen, "show", show)
+    done = np.fromfile(next((tmp_path / "cache").glob("*/done.bin")), np.uint8)
+    assert done.sum() == 28
+    np.testing.assert_allclose(cached(train, tmp_path / "cache", model).rows, whole.rows, atol=1e-6)
+
+
+def test_other_weights_images_or_preprocessing_have_other_files(train, tmp_path):
+    model, folder = small(), tmp_path / "cache"
+    cached(train, folder, model)
+    other = open_labelled(Labels(path=str(colours(tmp_path / "more", train=65)))).train
+    cached(other, folder, model)
+    cached(train, folder, model, crop_pct=0.5)
+    cached(train, folder, model, dtype="float16")
+    with torch.no_grad():
+        model.norm.bias[0] += 1e-3
+    cached(train, folder, model)
+    assert len(list(folder.glob("*/rows.bin"))) == 5
+
+
+def test_features_that_are_not_finite_end_it(train, tmp_path):
+    model = small()
+    with torch.no_grad():
+        model.norm.bias[0] = float("nan")
+    with pytest.raises(UserError, match="are not finite"):
+        cached(train, tmp_path / "cache", model)
+    with torch.no_grad():
+        model.norm.bias[0] = 1e6
+    with pytest.raises(UserError, match=r"too large for float16: give --cache.dtype float32"):
+        cached(train, tmp_path / "cache", model, dtype="float16")
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_image_that_cannot_be_read_is_named(train, tmp_path, workers):
+    rows = [dict(train.rows[i]) for i in range(20)]
+    rows[9]["image"] = {"bytes": rows[9]["image"]["bytes"][:50], "path": "photos/nine.png"}
+    broken = dataclasses.replace(train, rows=rows, truth=train.truth[:20])
+    with pytest.raises(UserError, match=r"photos/nine.png \(row 9\).*mend or remove this image") as error:
+        cached(broken, tmp_path / "cache", small(), workers=workers)
+    assert "\n" not in str(error.value)
+
+
+def test_duplicates_are_equal_pixels_whatever_the_file(train, tmp_path):
+    accelerator, cache = Accelerator(), Cache(str(tmp_path / "cache"))
+    learnt = digests_of(train, 0, cache, accelerator)
+    assert np.array_equal(learnt, cached(train, tmp_path / "cache", small()).digests)
+    rows = [{"image": train.picture(i)} for i in (4, 4, 9)]  # decoded: other bytes, the same pixels
+    changed = train.picture(9)
+    changed.putpixel((0, 0), (1, 2, 3))
+    rows[2] = {"image": changed}
+    tested = digests_of(dataclasses.replace(train, rows=rows, truth=train.truth[:3]), 0, cache, accelerator)
+    assert duplicates(learnt, tested) == 2
+    assert duplicates(learnt[5:], tested) == 0
+    assert len(np.unique(learnt, axis=0)) == 64
+
+
+def test_the_digest_of_weights_tells_every_bit():
+    model = small()
+    before = weights_digest(model)
+    assert before == weights_digest(small())
+    with torch.no_grad():
+        model.blocks[3].mlp.fc1.weight[5, 7] += 1e-7
+    assert weights_digest(model) != before
+    assert weights_digest(timm.create_model("resnet18").half()) != weights_digest(timm.create_model("resnet18"))

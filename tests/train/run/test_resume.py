@@ -1,0 +1,232 @@
+"""Going on from a checkpoint: what may change, what may not, and what is said."""
+
+import json
+import shutil
+import subprocess
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from ..data.test_source import parquet_of
+from ..runs import log_of, tensors_of, train
+
+pytestmark = pytest.mark.xdist_group("runs")
+
+
+@pytest.fixture(scope="module")
+def half(tmp_path_factory):
+    """A run stopped after 6 of its 20 steps."""
+    output = tmp_path_factory.mktemp("half") / "run"
+    code, said = train(output, max_steps=6)
+    assert code == 0, said
+    return output
+
+
+@pytest.fixture
+def own(half, tmp_path):
+    """A copy of it to spoil."""
+    shutil.copytree(half, tmp_path / "run")
+    return tmp_path / "run"
+
+
+def test_max_steps_stops_early_and_leaves_the_schedules_alone(half, tmp_path):
+    code, said = train(tmp_path / "run", max_steps=12)
+    assert code == 0, said
+    assert log_of(half) == log_of(tmp_path / "run")[:6]
+    assert (half / "export" / "model.safetensors").is_file()
+
+
+@pytest.mark.parametrize("max_steps", [6, 4])
+def test_a_finished_run_exports_again_and_exits_with_0(own, max_steps):
+    shutil.rmtree(own / "export")
+    code, said = train(own, max_steps=max_steps)
+    assert code == 0, said
+    assert f"nothing is left to train up to step {max_steps}: what step 6 holds is exported" in said
+    assert load_file(own / "export" / "model.safetensors").keys()
+    assert len(log_of(own)) == 6
+
+
+def test_never_starts_anew_and_keeps_the_earlier_run(own):
+    before = log_of(own)
+    code, said = train(own, max_steps=2, resume="never")
+    assert code == 0, said
+    assert len(log_of(own)) == 2
+    assert log_of(own / "earlier-1") == before
+    assert "is now in" in said
+
+
+def test_a_path_goes_on_from_that_checkpoint(own):
+    code, said = train(own, max_steps=6, resume=own / "checkpoints" / "step-00000003", checkpoint__every=2)
+    assert code == 0, said
+    assert [line["step"] for line in log_of(own)] == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_damaged_checkpoint_is_passed_over_with_the_reason(own, half):
+    file = own / "checkpoints" / "step-00000006" / "optimizer.safetensors"
+    file.write_bytes(file.read_bytes()[:-1])
+    code, said = train(own, max_steps=6)
+    assert code == 0, said
+    assert "passed over step-00000006: optimizer.safetensors has" in said
+    assert log_of(own) == log_of(half)
+    assert all(torch.equal(a, b) for a, b in zip(tensors_of(own).values(), tensors_of(half).values(), strict=True))
+
+
+def test_no_whole_checkpoint_left_is_no_silent_fresh_start(own):
+    for file in own.rglob("manifest.json"):
+        file.unlink()
+    code, said = train(own)
+    assert code == 1
+    assert "no checkpoint in" in said and "--resume never" in said
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"optim__lr": 5e-4}, "optim.lr was 0.001"),
+        ({"model__min_area": 0.1}, "model.min_area was 0.02"),
+        ({"seed": 4}, "seed was 0"),
+        ({"optim__batch_size": 16}, "optim.batch_size was 8"),
+        ({"resume": "nowhere"}, "--resume nowhere is no checkpoint"),
+    ],
+)
+def test_settings_that_change_the_run_are_refused_by_name(settings, says, own):
+    code, said = train(own, **settings)
+    assert code == 1
+    assert says in said and "Traceback" not in said
+
+
+def test_another_data_set_is_refused(tmp_path):
+    settings = {"optim__epochs": 4, "watch__probe_every": 0, "data__path": tmp_path / "x.parquet"}
+    parquet_of(tmp_path / "x.parquet", count=16)
+    assert train(tmp_path / "run", max_steps=3, **settings)[0] == 0
+    parquet_of(tmp_path / "x.parquet", count=15)
+    code, said = train(tmp_path / "run", **{**settings, "optim__epochs": 4})
+    assert code == 1
+    assert "holds other images than when" in said
+
+
+def spoil(own, value):
+    """A checkpoint whose student has one weight that is not finite."""
+    import hashlib
+
+    folder = own / "checkpoints" / "step-00000006"
+    weights = load_file(folder / "model.safetensors")
+    weights["student.blocks.0.mlp.fc1.weight"][0, 0] = value
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    manifest = json.loads((folder / "manifest.json").read_text())
+    content = (folder / "model.safetensors").read_bytes()
+    manifest["model.safetensors"] = {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+
+
+def test_steps_that_are_not_finite_are_left_out_counted_and_end_the_run(own):
+    spoil(own, float("nan"))
+    before = tensors_of(own)
+    code, said = train(own, optim__max_skipped=3)
+    assert code == 1
+    assert "not finite for 3 steps in a row" in said and "--resume PATH" in said
+    assert [line["skipped"] for line in log_of(own)] == [False] * 6 + [True] * 3
+    ids = json.loads((own / "not_finite-0.json").read_text())
+    assert len(ids["epoch_and_index"]) == 8
+    after = tensors_of(own)
+    moved = [name for name in before if not torch.equal(before[name].nan_to_num(7), after[name].nan_to_num(7))]
+    assert [name for name in moved if "target." not in name] == []
+
+
+def test_an_exported_folder_is_a_start_for_another_run(half, tmp_path):
+    code, said = train(tmp_path / "next", model__init=half / "export", max_steps=1, optim__lr_start=1e-12)
+    assert code == 0, said
+    ours, theirs = tensors_of(tmp_path / "next"), tensors_of(half)
+    for name in theirs:
+        if name.startswith("model: predictor."):
+            torch.testing.assert_close(ours[name], theirs[name], rtol=0, atol=1e-9)
+
+
+def test_what_the_run_chose_may_be_named_or_left_to_it(half, tmp_path):
+    for name, settings in {
+        "auto": {"system__precision": "auto", "data__resident": "auto"},
+        "named": {"system__precision": "no", "data__resident": "false"},
+    }.items():
+        shutil.copytree(half, tmp_path / name)
+        code, said = train(tmp_path / name, max_steps=7, **settings)
+        assert code == 0 and "precision no as the run began" in said, said
+    for setting, now in (("system__precision", "bf16"), ("data__resident", "true")):
+        code, said = train(tmp_path / "named", max_steps=8, **{setting: now})
+        assert code == 1 and f"{setting.replace('__', '.')} was " in said, said
+
+
+def test_a_width_that_could_not_be_exported_is_named_before_the_first_step(tmp_path):
+    code, said = train(tmp_path / "run", model__args='{"patch_size": 8, "depth": 2, "embed_dim": 96}')
+    assert code == 1 and "could not be exported behind the run (A ViT 96 wide is not known" in said, said
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_output_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    code, said = train(tmp_path / "file")
+    assert code == 1
+    assert "output_dir=" in said and "Traceback" not in said
+
+
+def shards(folder, count=6, each=8):
+    """Parquet shards of single-coloured images."""
+    for shard in range(count):
+        parquet_of(folder / f"train-{shard:05d}.parquet", count=each, label=[i % 2 for i in range(each)])
+    return folder
+
+
+STREAM = {"data__streaming": "true", "data__images": 48, "optim__epochs": 3, "watch__probe_every": 0}
+
+
+def test_a_streamed_run_goes_on_with_the_very_next_sample(tmp_path):
+    (tmp_path / "shards").mkdir()
+    settings = {**STREAM, "data__path": shards(tmp_path / "shards")}
+    code, said = train(tmp_path / "whole", **settings)
+    assert code == 0, said
+    for steps in (2, 5, 8, 11):
+        code, said = train(tmp_path / "parts", max_steps=steps, **settings)
+        assert code == 0, said
+    code, said = train(tmp_path / "parts", **settings)
+    assert code == 0, said
+    assert log_of(tmp_path / "parts") == log_of(tmp_path / "whole")
+    ours, theirs = tensors_of(tmp_path / "parts"), tensors_of(tmp_path / "whole")
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_a_stream_that_does_not_tell_its_length_asks_for_it(tmp_path):
+    (tmp_path / "shards").mkdir()
+    settings = {**STREAM, "data__path": shards(tmp_path / "shards")}
+    del settings["data__images"]
+    code, said = train(tmp_path / "run", **settings)
+    assert code == 1 and "give data.images" in said and "Traceback" not in said
+
+
+def test_a_shard_that_cannot_be_read_is_named(tmp_path):
+    (tmp_path / "shards").mkdir()
+    path = shards(tmp_path / "shards")
+    shard = path / "train-00003.parquet"
+    shard.write_bytes(shard.read_bytes()[:200] + b"?" * (shard.stat().st_size - 200))
+    code, said = train(tmp_path / "run", **STREAM, data__path=path)
+    assert code == 1
+    assert "train-00003.parquet" in said and "cannot be read" in said and "Traceback" not in said
+
+
+def test_a_disk_that_fills_up_ends_the_run_in_one_line_and_the_run_goes_on_with_space(tmp_path):
+    """There is room for three checkpoints, not for all that are to stay."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=50m", "tmpfs", str(disk)], capture_output=True).returncode:
+        pytest.skip("only root may make a small disk to fill")
+    try:
+        code, said = train(disk / "run", checkpoint__keep=20)
+        assert code == 1
+        assert "cannot be written (no space left on the disk" in said.lower() and "Traceback" not in said
+        stopped = len(log_of(disk / "run"))
+        assert 6 <= stopped < 20
+        shutil.rmtree(disk / "run" / "checkpoints" / "step-00000003")
+        code, said = train(disk / "run", checkpoint__keep=1)
+        assert code == 0, said
+        assert [line["step"] for line in log_of(disk / "run")] == list(range(1, 21))
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)

@@ -1,0 +1,45 @@
+"""The commands that users type, as they type them."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+
+from ..runs import options
+
+SCRIPT = Path(__file__).parents[3] / "train" / "pretrain.py"
+
+
+@pytest.mark.xdist_group("runs")
+@pytest.mark.parametrize(
+    "launcher",
+    [
+        ["accelerate.commands.launch", "--cpu", "--num_processes", "1"],
+        ["torch.distributed.run", "--nproc_per_node", "2", "--master_port", "{port}"],
+    ],
+    ids=["accelerate, one process", "torchrun, two"],
+)
+def test_a_run_begins_under_each_launcher(launcher, tmp_path, unused_port):
+    launcher = [part.format(port=unused_port) for part in launcher]
+    ours = options(tmp_path / "run", max_steps=2, watch__probe_every=0, system__precision="auto")
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-m", *launcher, str(SCRIPT), *ours],
+        capture_output=True,
+        text=True,
+        env=environment,
+        timeout=300,
+        cwd=tmp_path,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    log = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in log] == [1, 2]
+    assert done.stdout.count("ready for the Hub") == 1  # one process speaks
+    assert (tmp_path / "run" / "export" / "model.safetensors").is_file()
+    cores = min(len(os.sched_getaffinity(0)), psutil.cpu_count(logical=False) or 1)
+    threads = max(1, cores // (2 if "torch.distributed.run" in launcher else 1))
+    assert f"cpu with {threads} thread" in done.stdout  # and not the one that launchers leave

@@ -1,0 +1,159 @@
+"""HOW: token sets of many sizes → full rows of one length with a rule that keeps them apart, and back.
+
+The host decides from the sizes alone which set goes where; the device follows by cumulative sums, without being asked.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from ..host import to_device
+from .attention import Boundaries
+
+STRIDE = 8  # row lengths are multiples of this: attention kernels want masks so aligned
+LONGEST = 2.6  # times the longest of the sets or of the usual row
+NEAR = 1.02  # a layout is taken that costs at most so much more than any longer row could
+TOTAL = 256  # the one row of `chain` is a multiple of this, so that few sizes occur
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where S token sets lie in R rows of length L."""
+
+    rows: int
+    length: int
+    sizes: np.ndarray  # (S,) of each set
+    starts: np.ndarray  # (S,) first slot of each set, rows one after the other
+    apart: bool = False  # one long row whose sets the kernel keeps apart, without a mask
+
+    @property
+    def slots(self) -> int:
+        return self.rows * self.length
+
+    @property
+    def fill(self) -> float:
+        return int(self.sizes.sum()) / self.slots
+
+
+def pack(sizes: torch.Tensor, usual: int, width: int, length: int | None = None) -> Layout:
+    """Lay out sets of these sizes (S,), in the row length that costs least (or the given one).
+
+    usual: the row length of the ViT itself. width: channels D; a token costs 24·D² in the linear layers of a block and
+    4·D·L in its attention, so rows of L cost L·(1 + L / 6D) each.
+    """
+    sizes = np.asarray(sizes)
+    present, counts = np.unique(sizes, return_counts=True)
+    waiting = dict(zip(present.tolist(), counts.tolist(), strict=True))
+    longest, total = int(present[-1]), int(sizes.sum())
+    if length is None:
+        best, least = [], float("inf")
+        first = _up(longest, STRIDE)
+        for candidate in range(first, max(first, int(LONGEST * max(usual, longest))) + 1, STRIDE):
+            price = 1 + candidate / (6 * width)
+            if least <= NEAR * total * price:  # full rows of this length would hardly cost less, nor would longer ones
+                break
+            kinds = _fill_rows(waiting, candidate)
+            cost = sum(repeats for _, repeats in kinds) * candidate * price
+            if cost < least:
+                best, least, length = kinds, cost, candidate
+    else:
+        length = max(length, longest)
+        best = _fill_rows(waiting, length)
+    rows = max(sum(repeats for _, repeats in best), 2)  # compilers take a single row for a special case
+    return Layout(rows, length, sizes, _starts(sizes, best, length))
+
+
+def chain(sizes: torch.Tensor) -> Layout:
+    """One row with sets of these sizes (S,) one behind the other, for a kernel that needs neither rows nor a mask."""
+    sizes = np.asarray(sizes)
+    ends = sizes.cumsum()
+    return Layout(1, _up(int(ends[-1]), TOTAL), sizes, ends - sizes, apart=True)
+
+
+def _up(size: int, multiple: int) -> int:
+    return -(-size // multiple) * multiple
+
+
+Kind = tuple[list[tuple[int, int]], int]  # the sizes in a row, each so many times; and how many rows are so filled
+
+
+def _fill_rows(waiting: dict[int, int], length: int) -> list[Kind]:
+    """Fill row after row, each time with the largest set that still fits: first-fit decreasing.
+
+    waiting: size → how many sets have it. Rows that come out alike are made at once, so the work grows with the number
+    of sizes, not of sets.
+    """
+    waiting, kinds = dict(waiting), []
+    present = sum(1 << size for size in waiting)  # bit s: a set of size s waits
+    while present:
+        row, free, left = [], length, present
+        while (size := (left & ((2 << free) - 1)).bit_length() - 1) > 0:
+            fits = min(waiting[size], free // size)
+            row.append((size, fits))
+            free -= fits * size
+            left &= ~(1 << size)
+        repeats = min(waiting[size] // fits for size, fits in row)
+        for size, fits in row:
+            waiting[size] -= repeats * fits
+            if not waiting[size]:
+                present &= ~(1 << size)
+        kinds.append((row, repeats))
+    return kinds
+
+
+def _starts(sizes: np.ndarray, kinds: list[Kind], length: int) -> np.ndarray:
+    """The first slot of each set: (S,). Sets of one size are dealt in their own order."""
+    by_size: dict[int, list[np.ndarray]] = {}
+    row = 0
+    for sets, repeats in kinds:
+        first = (row + np.arange(repeats)[:, None]) * length
+        for size, fits in sets:
+            by_size.setdefault(size, []).append((first + np.arange(fits) * size).ravel())
+            first = first + fits * size
+        row += repeats
+    starts = np.empty(len(sizes), dtype=np.int64)
+    starts[np.argsort(sizes, kind="stable")] = np.concatenate(
+        [slots for size in sorted(by_size) for slots in by_size[size]]
+    )
+    return starts
+
+
+def place(layout: Layout, masks: torch.Tensor) -> torch.Tensor:
+    """The slot of each member of each set: (S, N) bool → (S, N) int64; what is no member gets `layout.slots`."""
+    starts = to_device(torch.from_numpy(layout.starts), masks.device)
+    return torch.where(masks, starts[:, None] - 1 + masks.cumsum(1), layout.slots)
+
+
+def spread(layout: Layout, slots: torch.Tensor, values: torch.Tensor, empty: int) -> torch.Tensor:
+    """A table of the rows' slots: values (…) written at slots (…), `empty` elsewhere → (R·L,) int64."""
+    table = torch.full((layout.slots + 1,), empty, dtype=torch.long, device=slots.device)
+    return table.scatter(0, slots.flatten(), values.expand(slots.shape).flatten())[:-1]
+
+
+def order_of(masks: torch.Tensor, values: torch.Tensor, total: int) -> torch.Tensor:
+    """values[masks], in the order of `masks.nonzero()`, for a device that must not be asked how many: (total,)."""
+    flat = masks.flatten()
+    place = torch.where(flat, flat.cumsum(0) - 1, total)
+    out = torch.zeros(total + 1, dtype=torch.long, device=masks.device)
+    return out.scatter(0, place, values.expand(masks.shape).flatten())[:-1]
+
+
+def attention_rule(layout: Layout, slots: torch.Tensor, rank: torch.Tensor | None = None) -> torch.Tensor:
+    """Who sees whom: a query sees keys of its own set with a rank not later than its own.
+
+    slots (S, N): of the sets' members, as `place` gives them. rank (R·L,): of each slot; None: everything of one rank.
+    Returns (R, 1, L, L) bool; where the kernel itself keeps the sets of a row apart, their `Boundaries`. Empty slots
+    see each other, so that no row of attention is empty.
+    """
+    if layout.apart:
+        ends = np.append(layout.starts, [int(layout.sizes.sum()), layout.slots])  # the rest of the row is a set, too
+        longest = max(slots.shape[1], TOTAL)  # the same for every batch: no compiled graph changes
+        return Boundaries.of(to_device(torch.from_numpy(ends.astype(np.int32)), slots.device), longest)
+    sets = torch.arange(len(slots), device=slots.device)[:, None]
+    owner = spread(layout, slots, sets, empty=-1).view(layout.rows, 1, layout.length)
+    rule = owner[:, :, :, None] == owner[:, :, None, :]
+    if rank is not None:
+        rank = rank.view(layout.rows, 1, layout.length)
+        rule = rule & (rank[:, :, None, :] <= rank[:, :, :, None])
+    return rule

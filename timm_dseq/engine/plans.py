@@ -1,0 +1,149 @@
+"""IN ORDER: regions or blocks → a Plan, which says which patches are seen together and which are predicted from them.
+
+Nothing after this step knows which method made the plan.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+
+from ..host import to_device
+from .regions import Regions
+from .target_blocks import Blocks
+
+
+@dataclass(frozen=True)
+class Plan:
+    """E contexts, each of one image, and P predictions, each from one context; N patches row by row.
+
+    A token of rank r attends to tokens of its own context whose rank is not later, and a prediction of rank k sees the
+    patches of its context with a rank below k. Everything of rank 0, predicted at rank 1, is plain attention.
+    """
+
+    contexts: torch.Tensor  # (E, N) bool
+    context_image: torch.Tensor  # (E,)
+    targets: torch.Tensor  # (P, N) bool
+    target_context: torch.Tensor  # (P,)
+    step: torch.Tensor  # (P,) place in the image's sequence, from 1
+    context_rank: torch.Tensor | None = None  # (E, N) int64, 0 where there is no context; None: 0 everywhere
+    target_rank: torch.Tensor | None = None  # (P,) int64; None: 1 everywhere
+    known_sizes: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = None  # what `sizes` gives, if it is known
+
+    def visible(self) -> torch.Tensor:
+        """The patches that each prediction may see: (P, N) bool."""
+        contexts = self.contexts.index_select(0, self.target_context)
+        if self.context_rank is None:
+            return contexts
+        ranks = self.context_rank.index_select(0, self.target_context)
+        return contexts & (ranks < self.target_rank[:, None])
+
+    @cached_property
+    def sizes(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Patches of each context (E,), of each prediction's view (P,), and of its target (P,), on the host."""
+        if self.known_sizes is not None:
+            return self.known_sizes
+        counts = torch.cat([self.contexts.sum(1), self.visible().sum(1), self.targets.sum(1)]).cpu()
+        e, p = len(self.contexts), len(self.targets)
+        return counts[:e], counts[e : e + p], counts[e + p :]
+
+    @staticmethod
+    def cat(plans: Sequence[Plan]) -> Plan:
+        """One plan that holds several, in their order; images keep their numbers."""
+        starts = [sum(len(plan.contexts) for plan in plans[:i]) for i in range(len(plans))]
+        names = ("contexts", "context_image", "targets", "step")
+        joined = {name: torch.cat([getattr(plan, name) for plan in plans]) for name in names}
+        joined["target_context"] = torch.cat([p.target_context + start for p, start in zip(plans, starts, strict=True)])
+        if any(plan.context_rank is not None for plan in plans):
+            plain = [plan.context_rank is None for plan in plans]
+            joined["context_rank"] = torch.cat(
+                [
+                    p.contexts.long() * 0 if is_plain else p.context_rank
+                    for p, is_plain in zip(plans, plain, strict=True)
+                ]
+            )
+            joined["target_rank"] = torch.cat(
+                [
+                    torch.ones_like(p.step) if is_plain else p.target_rank
+                    for p, is_plain in zip(plans, plain, strict=True)
+                ]
+            )
+        sizes = None
+        if all(plan.known_sizes is not None for plan in plans):
+            sizes = tuple(torch.cat(parts) for parts in zip(*(plan.known_sizes for plan in plans), strict=True))
+        return Plan(known_sizes=sizes, **joined)
+
+
+@torch.no_grad()
+def plan_regions(
+    regions: Regions,
+    flat: bool = False,
+    causal: bool = False,
+    images: torch.Tensor | None = None,
+    area: torch.Tensor | None = None,
+) -> Plan:
+    """Predict R_2 from R_1, R_3 from R_1 ∪ R_2, and so on, for the images given (default: all that have such a step).
+
+    flat: every region from R_1 alone. causal: one context R_1 … R_{N-1} in which a token sees its own region and those
+    before. images (I,) and area (B, N), both on the host, spare a copy where `regions.area` is already there.
+    """
+    if flat and causal:
+        raise ValueError("flat and causal exclude each other: with flat, nothing follows R_1")
+    area = regions.area.cpu() if area is None else area
+    images = torch.arange(len(area)) if images is None else images
+    present = area[images] > 0  # (I, N)
+    images, present = images[present.sum(1) > 1], present[present.sum(1) > 1]
+    area, n_regions = area[images], area.shape[1]
+    place = present.cumsum(1) - 1  # of a region in its image's sequence
+    seen = area.cumsum(1) - area  # patches before each region
+    i, target = (present & (place > 0)).nonzero().unbind(1)
+    step, target_sizes, views = place[i, target], area[i, target], seen[i, target]
+    if flat or causal:
+        # the last region of the context: R_1, or the last but one
+        last = (place == (0 if flat else place[:, -1:] - 1)).int().argmax(1)
+        context, target_context, sizes = torch.arange(len(images)), i, area.cumsum(1).gather(1, last[:, None])[:, 0]
+        views = sizes[i] if flat else views
+    else:
+        context, target_context, sizes, last = i, torch.arange(len(i)), views, target - 1  # all before the target
+    device = regions.masks.device
+    image, union_row = to_device(torch.stack([images[context], images[context] * n_regions + last]), device)
+    target_row, target_context, step = to_device(
+        torch.stack([images[i] * n_regions + target, target_context, step]), device
+    )
+    masks = regions.masks.flatten(2)  # (B, N, patches)
+    contexts = (masks.cumsum(1) > 0).flatten(0, 1).index_select(0, union_row)
+    context_rank = target_rank = None
+    if causal:
+        order = masks.any(2).cumsum(1) - 1  # (B, N): 0 for R_1
+        context_rank = (masks * order[:, :, None]).sum(1).index_select(0, image) * contexts
+        target_rank = step
+    targets = masks.flatten(0, 1).index_select(0, target_row)
+    return Plan(contexts, image, targets, target_context, step, context_rank, target_rank, (sizes, views, target_sizes))
+
+
+@torch.no_grad()
+def plan_blocks(blocks: Blocks, images: torch.Tensor | None = None, area: torch.Tensor | None = None) -> Plan:
+    """Predict each target block from the one context, for the images given (default: all that have such a step).
+
+    images (I,) and area (B, 1 + targets), both on the host, spare a copy where `block_area(blocks)` is already there.
+    """
+    area = block_area(blocks).cpu() if area is None else area
+    images = torch.arange(len(area)) if images is None else images
+    present = (area[images, 1:] > 0) & (area[images, :1] > 0)  # (I, targets)
+    images, present = images[present.any(1)], present[present.any(1)]
+    i, target = present.nonzero().unbind(1)
+    sizes, target_sizes, step = area[images, 0], area[images[i], 1 + target], present.cumsum(1)[i, target]
+    device, n_targets = blocks.context.device, blocks.targets.shape[1]
+    image = to_device(images, device)
+    target_row, target_context, step = to_device(torch.stack([images[i] * n_targets + target, i, step]), device)
+    contexts = blocks.context.flatten(1).index_select(0, image)
+    targets = blocks.targets.flatten(2).flatten(0, 1).index_select(0, target_row)
+    return Plan(contexts, image, targets, target_context, step, known_sizes=(sizes, sizes[i], target_sizes))
+
+
+def block_area(blocks: Blocks) -> torch.Tensor:
+    """Patches of the context and of each target: (B, 1 + targets)."""
+    return torch.cat([blocks.context.sum((1, 2))[:, None], blocks.targets.sum((2, 3))], dim=1)

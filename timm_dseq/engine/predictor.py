@@ -1,0 +1,79 @@
+"""The narrow transformer that predicts latents: context tokens (S, D) and places to predict → predictions (T, D)."""
+
+from functools import partial
+
+import torch
+from timm.layers import trunc_normal_
+from timm.models.vision_transformer import Block
+from torch import nn
+
+from ..errors import UserError
+from ..positions import sincos_positions
+from .packing import Layout, attention_rule, chain, order_of, pack, place, spread
+from .plans import Plan
+from .vit import run_blocks
+
+
+class Predictor(nn.Module):
+    """Linear in, mask tokens at the places to predict, blocks, norm, linear out. Each prediction is a set by itself."""
+
+    def __init__(self, grid: tuple[int, int], embed_dim: int, num_heads: int, width: int = 384, depth: int = 6) -> None:
+        super().__init__()
+        if width % num_heads or width % 4:
+            raise UserError(f"predictor_width={width} must be a multiple of 4 and of the encoder's {num_heads} heads")
+        self.width = width
+        self.grad_checkpointing = False
+        self.varlen = False  # whether one long row and a kernel that keeps sets apart stand in for rows and a mask
+        self.embed = nn.Linear(embed_dim, width)
+        self.mask_token = nn.Parameter(torch.empty(1, width))
+        self.register_buffer("positions", sincos_positions(grid, width), persistent=False)  # (N, width)
+        norm = partial(nn.LayerNorm, eps=1e-6)
+        self.blocks = nn.ModuleList(Block(width, num_heads, qkv_bias=True, norm_layer=norm) for _ in range(depth))
+        self.norm = norm(width)
+        self.project = nn.Linear(width, embed_dim)
+        init_weights(self, self.blocks)
+        trunc_normal_(self.mask_token, std=0.02)
+
+    def forward(self, tokens: torch.Tensor, slots: torch.Tensor, plan: Plan) -> tuple[torch.Tensor, Layout]:
+        """Predict every target of the plan from its visible tokens.
+
+        tokens (S, D): the encoder's, in any order. slots (E, N): where the token of each context patch lies in them.
+        Returns predictions (T, D) in the order of `plan.targets.nonzero()`, and how the rows were laid out.
+        """
+        visible, targets = plan.visible(), plan.targets
+        _, view_sizes, target_sizes = plan.sizes
+        sizes = view_sizes + target_sizes
+        layout = chain(sizes) if self.varlen else pack(sizes, len(self.positions) + 1, self.width)
+        patch = torch.arange(targets.shape[1], device=targets.device)
+        slot = place(layout, visible | targets)  # (P, N)
+        # the table to read from: every encoded token, then the mask token
+        source = torch.where(visible, slots.index_select(0, plan.target_context), len(tokens))
+        source = spread(layout, slot, source, empty=len(tokens))
+        position = spread(layout, slot, patch, empty=0)
+
+        rows = self._table(tokens).index_select(0, source) + self.positions.index_select(0, position)
+        rows = rows.view(layout.rows, layout.length, self.width)
+        rows = run_blocks(self.blocks, rows, attention_rule(layout, slot), self.grad_checkpointing)
+        wanted = order_of(targets, slot, int(target_sizes.sum()))
+        predictions = self.project(self.norm(rows.flatten(0, 1).index_select(0, wanted)))
+        return predictions, layout
+
+    def _table(self, tokens: torch.Tensor) -> torch.Tensor:
+        """What rows are made of: every encoded token, then the mask token: (S + 1, width)."""
+        return torch.cat([self.embed(tokens), self.mask_token])
+
+
+@torch.no_grad()
+def init_weights(model: nn.Module, blocks: nn.ModuleList) -> None:
+    """I-JEPA's start: truncated normal .02, zero biases, what each block adds divided by √(2·its number)."""
+    for module in model.modules():
+        if isinstance(module, (nn.Linear, nn.Conv2d)):
+            trunc_normal_(module.weight, std=0.02)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.LayerNorm):
+            nn.init.ones_(module.weight)
+            nn.init.zeros_(module.bias)
+    for number, block in enumerate(blocks, 1):
+        block.attn.proj.weight.div_((2 * number) ** 0.5)
+        block.mlp.fc2.weight.div_((2 * number) ** 0.5)

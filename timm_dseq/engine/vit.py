@@ -1,0 +1,99 @@
+"""The pieces of a timm ViT that the engine calls one by one: images (B, C, H, W) → tokens (B, prefix + h·w, D).
+
+Prefix tokens (class, registers) come first, patches follow row by row.
+"""
+
+import inspect
+from collections.abc import Iterable
+
+import torch
+from timm.models import VisionTransformer
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from ..errors import UserError
+from .attention import Boundaries
+
+
+def embed(model: VisionTransformer, images: torch.Tensor) -> torch.Tensor:
+    """Patches with their positions behind the prefix tokens, ready for the first block: (B, prefix + h·w, D)."""
+    return model.norm_pre(model._pos_embed(model.patch_embed(images)))
+
+
+def grid_of(model: VisionTransformer, images: torch.Tensor) -> tuple[int, int]:
+    """Rows and columns of patches that the model makes of such images."""
+    return model.patch_embed.dynamic_feat_size((images.shape[-2], images.shape[-1]))
+
+
+def final_norm(model: VisionTransformer) -> nn.Module:
+    """The norm behind the last block; a ViT made with `fc_norm=True` keeps it behind the pooling."""
+    return model.norm if any(True for _ in model.norm.parameters()) else model.fc_norm
+
+
+def run_blocks(
+    blocks: Iterable[nn.Module], tokens: torch.Tensor, rule: torch.Tensor | None = None, checkpointing: bool = False
+) -> torch.Tensor:
+    """Rows of tokens (R, L, D) through blocks. rule: (R, 1, L, L) bool, or `Boundaries`; None: all see all."""
+    mask = _additive(rule, tokens)  # once, where each block would do it again
+    for block in blocks:
+        if block._compiled_call_impl is not None:
+            _free_sizes(tokens, mask)
+        if checkpointing:
+            tokens = checkpoint(block, tokens, mask, use_reentrant=False, preserve_rng_state=False)  # nothing is drawn
+        else:
+            tokens = block(tokens, attn_mask=mask)
+    return tokens
+
+
+def _additive(rule: torch.Tensor | None, tokens: torch.Tensor) -> torch.Tensor | None:
+    """The rule as numbers to add to the scores, in the precision the scores will have."""
+    if rule is None or isinstance(rule, Boundaries):
+        return rule
+    kind = tokens.device.type
+    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else tokens.dtype
+    return torch.zeros(rule.shape, dtype=dtype, device=rule.device).masked_fill_(~rule, float("-inf"))
+
+
+def _free_sizes(tokens: torch.Tensor, mask: torch.Tensor | None) -> None:
+    """Tell compilers which sizes change from batch to batch; else they take those of the first for constants."""
+    free = {tokens: (0,)}  # whole images: their number alone
+    if isinstance(mask, Boundaries):
+        free = {tokens: (1,), mask: (0,), mask.ends: (0,)}
+    elif mask is not None:
+        free = {tokens: (0, 1), mask: (0, 2, 3)}
+    for tensor, dims in free.items():
+        for dim in dims:
+            torch._dynamo.maybe_mark_dynamic(tensor, dim)
+
+
+def block_index(model: VisionTransformer, block: int | float) -> int:
+    """An integer is a 0-based index; a float is a share of the depth: 11/12 → 10 of 12, 21 of 24, 28 of 32."""
+    depth = len(model.blocks)
+    index = round(block * depth) - 1 if isinstance(block, float) else block
+    if not 0 <= index < depth:
+        raise UserError(f"block={block} is block {index}, but the ViT has blocks 0 to {depth - 1}")
+    return index
+
+
+def full_precision(tensor: torch.Tensor) -> torch.Tensor:
+    """float64 stays, everything else becomes float32."""
+    return tensor if tensor.dtype == torch.float64 else tensor.float()
+
+
+def check_packable(model: nn.Module) -> None:
+    """Refuse, by name, an encoder whose blocks cannot run rows of several token sets."""
+    name = type(model).__name__
+    if not isinstance(model, VisionTransformer):
+        raise UserError(f"{name} cannot be packed: pretraining needs one of timm's plain VisionTransformers")
+    if model.pos_embed is None:
+        raise UserError(f"this {name} has no position embedding (pos_embed='none'): create it with pos_embed='learn'")
+    if not isinstance(model.patch_drop, nn.Identity):
+        raise UserError(f"this {name} drops patches by itself: create it with patch_drop_rate=0")
+    for block in model.blocks:
+        kind = type(block).__name__
+        if "attn_mask" not in inspect.signature(block.forward).parameters:
+            raise UserError(f"{kind} takes no attn_mask, so this {name} cannot be packed: use block_fn=Block")
+        if any(type(part).__name__ == "DropPath" for part in block.modules()):
+            raise UserError(
+                f"stochastic depth would drop rows of several images: create the {name} with drop_path_rate=0"
+            )

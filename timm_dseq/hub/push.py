@@ -1,0 +1,86 @@
+"""A Hub-ready folder → a repository of the Hub, in one commit, checked by loading it back."""
+
+import os
+import tempfile
+from pathlib import Path
+
+import huggingface_hub
+from huggingface_hub.utils import validate_repo_id
+
+from ..dseq_jepa import namespace
+from ..errors import UserError
+from . import cards
+from .download import explained, snapshot
+from .verify import read_folder, verify
+
+FILES = ("README.md", "config.json", "model.safetensors", "pretraining.safetensors")
+
+
+def push(
+    folder: str | os.PathLike,
+    repository: str | None = None,
+    *,
+    private: bool = False,
+    revision: str | None = None,
+    dry_run: bool = False,
+) -> dict:
+    """Create or update the repository with the folder's files; returns what went where, and the checks after it.
+
+    repository: ORGANISATION/NAME; without it, the folder's model.tag in TIMM_DSEQ_NAMESPACE. revision: a branch, made
+    if it does not exist. dry_run: only say what would go.
+    """
+    folder = Path(folder)
+    config, backbone, card, _ = read_folder(folder)
+    name = f"{backbone.dseq_name or backbone.stock}.{config['pretrained_cfg'].get('tag', 'converted')}"
+    repository = repository or _own_repository(name)
+    with explained(repository):
+        validate_repo_id(repository)
+    if "/" not in repository:
+        raise UserError(f"{repository} names no organisation or user: write ORGANISATION/{repository}.")
+    card = card.replace(cards.REPOSITORY.format(name=name), repository)
+    sizes = {file: (folder / file).stat().st_size for file in FILES if (folder / file).is_file()}
+    plan = {
+        "repository": repository,
+        "revision": revision or "main",
+        "private": private,
+        "files": {**sizes, "README.md": len(card.encode())},
+        "left_behind": sorted(path.name for path in folder.iterdir() if path.name not in FILES),
+        "blanks": cards.blanks(card),
+    }
+    if dry_run:
+        return plan
+    if plan["blanks"]:
+        raise UserError(
+            f"{folder / 'README.md'} has {len(plan['blanks'])} blanks, the first {plan['blanks'][0]}: fill in what was "
+            "measured, or delete the row, then push again."
+        )
+
+    api = huggingface_hub.HfApi(library_name="timm_dseq")
+    with explained(repository):
+        api.create_repo(repository, private=private, exist_ok=True)
+        if revision:
+            api.create_branch(repository, branch=revision, exist_ok=True)
+        commit = api.create_commit(
+            repository,
+            operations=[
+                huggingface_hub.CommitOperationAdd(file, card.encode() if file == "README.md" else folder / file)
+                for file in sizes
+            ],
+            commit_message=f"Upload {name}",
+            revision=revision,
+        )
+    with tempfile.TemporaryDirectory() as fresh:
+        arrived = snapshot(f"{repository}@{commit.oid}", cache_dir=fresh)
+        checks = verify(arrived)
+        checks["arrived"] = {
+            "ok": (Path(arrived) / "model.safetensors").read_bytes() == (folder / "model.safetensors").read_bytes(),
+            "seen": f"commit {commit.oid}",
+        }
+    return {**plan, "commit": commit.oid, "url": commit.commit_url, "checks": checks}
+
+
+def _own_repository(name: str) -> str:
+    owner = namespace()
+    if not owner:
+        raise UserError("Name the repository: timm-dseq push DIR ORGANISATION/NAME, or set TIMM_DSEQ_NAMESPACE.")
+    return f"{owner}/{name}"

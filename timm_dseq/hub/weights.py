@@ -1,0 +1,180 @@
+"""What lies in a file of weights: opened safely, its kind recognised, student, target and predictor told apart."""
+
+import argparse
+import pickle
+import re
+import warnings
+from dataclasses import dataclass, field
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
+
+from ..errors import UserError
+
+Weights = dict[str, torch.Tensor]
+
+# torch.load(weights_only=True) can be made to run foreign code before this release (CVE-2025-32434, CVE-2026-24747).
+SAFE_TORCH = (2, 10)
+
+
+@dataclass
+class Checkpoint:
+    """Weights by their role, names without wrappers' prefixes. Roles that a file lacks are empty.
+
+    kind: "dseq_jepa" (our training), "dseq_official" (the authors'), "ijepa" (Meta's), "timm" (a bare ViT).
+    """
+
+    kind: str
+    target: Weights = field(default_factory=dict)
+    student: Weights = field(default_factory=dict)
+    predictor: Weights = field(default_factory=dict)
+    left_out: list[str] = field(default_factory=list)  # top-level entries that hold no weights of the three
+
+    def encoder(self, which: str = "target") -> Weights:
+        """The weights of the "target" encoder (of a file with one encoder: that one) or of the "student"."""
+        if which == "target":
+            return self.target or self.student
+        if not self.student:
+            raise UserError("This checkpoint holds one encoder only, no student beside it: take the target encoder.")
+        return self.student
+
+
+def check_safetensors(path: str | PathLike) -> None:
+    """Refuse a weights file that is missing, truncated or corrupt; files of other kinds are left to their reader."""
+    path = _existing(path)
+    if path.suffix != ".safetensors":
+        return
+    if not _holds_safetensors(path):
+        raise UserError(f"{path} is a torch file named .safetensors: make it one with timm-dseq convert.")
+    _check_whole(path)
+
+
+def read(path: str | PathLike) -> dict[str, Any]:
+    """Everything a safetensors or torch file holds, whatever its name. Nothing in the file is ever executed."""
+    path = _existing(path)
+    if _holds_safetensors(path):
+        _check_whole(path)
+        return load_file(path)
+    if tuple(map(int, re.findall(r"\d+", torch.__version__)[:2])) < SAFE_TORCH:
+        raise UserError(
+            f"torch {torch.__version__} cannot open {path} safely (CVE-2025-32434, CVE-2026-24747): "
+            f"pip install 'torch>={'.'.join(map(str, SAFE_TORCH))}'."
+        )
+    try:
+        # timm keeps its arguments in a Namespace: plain data. What torch warns of, the errors below say in one line.
+        # An open file, since newer torch would choose its reader by the name.
+        with (
+            path.open("rb") as file,
+            torch.serialization.safe_globals([argparse.Namespace]),
+            warnings.catch_warnings(),
+        ):
+            warnings.simplefilter("ignore")
+            state = torch.load(file, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        wanted = re.search(r"(?:GLOBAL|class|global) ([\w.]+\.\w+)", str(error))
+        what = f"needs {wanted[1]}" if wanted else "is no plain file of tensors"
+        raise UserError(
+            f"{path} {what}, and opening it could run foreign code: save its tensors alone, as "
+            "safetensors.torch.save_file(state_dict, FILE), where you trust it."
+        ) from error
+    except (RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
+        if "TorchScript" in str(error):
+            raise UserError(
+                f"{path} is a TorchScript archive, which holds a program: save its weights alone, as "
+                "torch.save(torch.jit.load(FILE).state_dict(), OTHER), where you trust it."
+            ) from error
+        raise UserError(f"{path} cannot be read as a torch file, it may be truncated: download it again.") from error
+    if not isinstance(state, dict):
+        raise UserError(f"{path} holds a {type(state).__name__}, no dictionary of weights: save model.state_dict().")
+    return state
+
+
+def parse(state: dict[str, Any]) -> Checkpoint:
+    """A state dictionary of any known kind → its weights by role; every one of them is a plain tensor with a name."""
+    _check_names(state)
+    if any(name.startswith(("target.", "student.")) for name in state):
+        roles = {role: _below(state, role) for role in ("target", "student", "predictor")}
+        rest = [name for name in state if not name.startswith(tuple(f"{role}." for role in roles))]
+        return Checkpoint("dseq_jepa", **roles, left_out=rest)
+    if any(isinstance(state.get(key), dict) for key in ("encoder", "target_encoder")):
+        names = {"target": "target_encoder", "student": "encoder", "predictor": "predictor"}
+        roles = {role: _unwrapped(state[name]) for role, name in names.items() if isinstance(state.get(name), dict)}
+        encoder = roles.get("target") or roles.get("student")
+        if not encoder:
+            raise UserError("The checkpoint holds no weights of an encoder: its target_encoder or encoder is empty.")
+        kind = "dseq_official" if "cls_token" in encoder else "ijepa"
+        return Checkpoint(kind, **roles, left_out=[name for name in state if name not in names.values()])
+    for key in ("state_dict_ema", "model_ema", "state_dict", "model", "teacher"):
+        if isinstance(state.get(key), dict):
+            return Checkpoint("timm", _unwrapped(state[key]), left_out=[name for name in state if name != key])
+    return Checkpoint("timm", _unwrapped(state))
+
+
+def encoder_weights(state: dict[str, Any], which: str = "target") -> Weights:
+    """The encoder's weights in a state dictionary of any known kind; the target's, unless the student is asked for."""
+    return parse(state).encoder(which)
+
+
+def misfits(
+    weights: Weights, parameters: Weights
+) -> tuple[list[str], list[str], list[tuple[str, tuple[int, ...], tuple[int, ...]]]]:
+    """Names that the weights lack, names they have beyond the parameters, and (name, wanted, found) of other shapes."""
+    missing = [name for name in parameters if name not in weights]
+    unused = [name for name in weights if name not in parameters]
+    shared = [name for name in parameters if name in weights]
+    shapes = [(name, tuple(parameters[name].shape), tuple(weights[name].shape)) for name in shared]
+    return missing, unused, [(name, wanted, found) for name, wanted, found in shapes if wanted != found]
+
+
+def _existing(path: str | PathLike) -> Path:
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"{path} is no file: check the path of the weights.")
+    return path
+
+
+def _holds_safetensors(path: Path) -> bool:
+    """By the content, since names lie; by the name where the content is of neither kind, to say what it should be."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(9)
+    except OSError as error:
+        raise UserError(f"{path} cannot be opened ({error.strerror or error}): check its rights.") from error
+    if head[8:] == b"{" and int.from_bytes(head[:8], "little") <= 100_000_000:  # the header's length, then its JSON
+        return True
+    return path.suffix == ".safetensors" and not head.startswith((b"PK\x03\x04", b"\x80"))  # zip, pickle
+
+
+def _check_whole(path: Path) -> None:
+    try:
+        with safe_open(path, framework="pt"):
+            pass
+    except SafetensorError as error:
+        raise UserError(f"{path} is truncated or corrupt ({error}): download or convert it again.") from error
+
+
+def _below(state: dict[str, Any], role: str) -> Weights:
+    prefix = f"{role}."
+    return _unwrapped({name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)})
+
+
+def _unwrapped(weights: dict[str, Any]) -> Weights:
+    """Without the prefixes that DDP and torch.compile put before every name."""
+    _check_names(weights)
+    plain = {re.sub(r"^((module|_orig_mod)\.)+", "", name): value for name, value in weights.items()}
+    for name, value in plain.items():
+        if not isinstance(value, torch.Tensor):
+            raise UserError(f"{name} is of type {type(value).__name__}, no tensor: save model.state_dict() alone.")
+        if value.layout != torch.strided or value.is_nested or value.is_quantized or value.is_meta:
+            raise UserError(f"{name} is no dense tensor that holds its numbers: save it as one (tensor.to_dense()).")
+    return plain
+
+
+def _check_names(state: dict[Any, Any]) -> None:
+    odd = next((name for name in state if not isinstance(name, str)), None)
+    if odd is not None:
+        raise UserError(f"There is an entry named {odd!r}, which is no name of a weight: save model.state_dict().")

@@ -1,0 +1,145 @@
+"""Random crops, flips and colours: seeds (B,) → boxes (B, 4), and batches of pixels, uint8 in and out.
+
+Boxes are drawn on the host, in both data paths, so a sample has the same one everywhere. A whole batch is cropped at
+once, by products of whole numbers that float32 holds exactly: the same pixels on every device and in every batch.
+"""
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+
+from timm_dseq.engine.random import uniform
+from timm_dseq.host import to_device
+
+_RATIO = (3 / 4, 4 / 3)  # least and greatest aspect of a box
+_ATTEMPTS = 10  # to find one inside the image, as torchvision's RandomResizedCrop
+_FINE = 2.0**16  # weights are whole numbers of 1 / _FINE: 128 * _FINE * sum |weight| stays below 2**24
+_AT_ONCE = 2**28  # bytes of a batch's pixels in float32 that are cropped together
+
+
+def box_draws(seeds: torch.Tensor, scale: tuple[float, float]) -> np.ndarray:
+    """What boxes are made of, for any size: share of the area, aspect, and place down and across, (B, 10, 4)."""
+    draws = uniform(seeds, 4 * _ATTEMPTS, stream=3).double().view(-1, _ATTEMPTS, 4)
+    low, high = map(math.log, _RATIO)
+    share = scale[0] + draws[..., 0] * (scale[1] - scale[0])
+    aspect = torch.exp(low + draws[..., 1] * (high - low))
+    return torch.stack([share, aspect, draws[..., 2], draws[..., 3]], dim=2).numpy()
+
+
+def crop_boxes(draws: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    """RandomResizedCrop's boxes in images of (height, width) sizes (B, 2): top, left, height, width, (B, 4) int64."""
+    every = np.arange(len(draws))
+    size = sizes.astype(np.float64)
+    area = size.prod(1, keepdims=True) * draws[..., 0]  # (B, 10)
+    box = np.stack([np.sqrt(area / draws[..., 1]), np.sqrt(area * draws[..., 1])], axis=2).round()  # height, width
+    inside = ((box > 0) & (box <= size[:, None])).all(2)
+    first = inside.argmax(1)
+    box = box[every, first]
+    corner = np.floor(draws[every, first, 2:] * (size - box + 1))
+    lost = ~inside.any(1)
+    if lost.any():  # the largest box in the middle whose shape is allowed
+        height, width = size[lost].T
+        largest = [np.minimum(height, (width / _RATIO[0]).round()), np.minimum(width, (height * _RATIO[1]).round())]
+        box[lost] = np.stack(largest, axis=1)
+        corner[lost] = (size[lost] - box[lost]) // 2
+    return np.concatenate([corner, box], axis=1).astype(np.int64)
+
+
+def cropped(images: torch.Tensor, sizes: np.ndarray, boxes: np.ndarray, size: int) -> torch.Tensor:
+    """uint8 (B, 3, W, W), squashed from sizes (B, 2) of (height, width), and boxes in the latter → (B, 3, S, S).
+
+    As PIL's bicubic resizing of the cropped image: antialiased, whole levels in between, no look beyond the box. (PIL
+    from 13 on shrinks tall boxes down first, which shows where levels in between are cut off at 0 or 255.)
+    """
+    side = images.shape[-1]
+    spans = boxes.reshape(-1, 2, 2) * (side / sizes.astype(np.float64))[:, None]  # start, length; down, across
+    spans = to_device(torch.from_numpy(spans), images.device)
+    count = max(1, _AT_ONCE // (12 * side**2))
+    with _exact(images.device):
+        return torch.cat([_cropped(*part, size) for part in zip(images.split(count), spans.split(count), strict=True)])
+
+
+def _cropped(images: torch.Tensor, spans: torch.Tensor, size: int) -> torch.Tensor:
+    batch, _, side, _ = images.shape
+    down, across = (_weights(*spans[:, :, axis].T, side, size) for axis in (0, 1))  # (B, S, W)
+    levels = images.reshape(batch, 3 * side, side).float().sub_(128)
+    levels = _centred(levels @ across.transpose(1, 2)).view(batch, 3, side, size)
+    return _centred(down[:, None] @ levels).add_(128).to(torch.uint8)
+
+
+def _centred(levels: torch.Tensor) -> torch.Tensor:
+    """To whole levels, less 128, in place. Halves go up, as PIL's."""
+    return levels.add_(0.5).floor_().clamp_(-128, 127)
+
+
+def _weights(start: torch.Tensor, length: torch.Tensor, side: int, size: int) -> torch.Tensor:
+    """What each of `side` lines gives to each of `size`, for boxes (B,) along one axis: (B, size, side) float32.
+
+    A line that lies in the box in part counts in part. A row's weights are multiples of 1 / _FINE and add up to 1.
+    """
+    device = start.device
+    step = length[:, None, None] / size
+    wide = step.clamp(min=1)  # of the filter, in lines
+    taps = min(side, math.ceil(4 * max(1.0, side / size)) + 1)
+    centre = start[:, None, None] + (torch.arange(size, device=device)[:, None] + 0.5) * step  # (B, S, 1)
+    line = (centre - 2 * wide).floor().clamp(0, side - taps) + torch.arange(taps, device=device)  # (B, S, taps)
+    start, end = start[:, None, None], (start + length)[:, None, None]
+    covered = (end.minimum(line + 1) - start.maximum(line)).clamp(0, 1)
+    until = (_bicubic((line + 0.5 - centre) / wide) * covered * 2.0**30).round().cumsum(2)
+    until = (until / until[..., -1:] * _FINE).round()
+    weight = until.diff(dim=2, prepend=torch.zeros_like(until[..., :1])) / _FINE
+    return torch.zeros(len(line), size, side, device=device).scatter_(2, line.long(), weight.float())
+
+
+def _bicubic(x: torch.Tensor) -> torch.Tensor:
+    """Keys' kernel with a = -0.5, PIL's."""
+    x = x.abs()
+    near = (1.5 * x - 2.5) * x * x + 1
+    far = ((2.5 - 0.5 * x) * x - 4) * x + 2
+    return torch.where(x < 1, near, torch.where(x < 2, far, 0.0))
+
+
+def _rounded(levels: torch.Tensor) -> torch.Tensor:
+    """To whole levels, in place."""
+    return levels.round_().clamp_(0, 255)
+
+
+@contextmanager
+def _exact(device: torch.device) -> Iterator[None]:
+    """float32 products of all their bits, whatever the run allows elsewhere."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        with torch.autocast(device.type, enabled=False), torch.no_grad():
+            yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def augmented(images: torch.Tensor, seeds: torch.Tensor, flip: float, jitter: float) -> torch.Tensor:
+    """uint8 (B, 3, S, S), flipped with a chance, then brighter, sharper in contrast and more saturated, or less.
+
+    flip: the chance. jitter: the three factors are drawn from 1 - jitter to 1 + jitter. Both 0: the images as they are.
+    """
+    if not flip and not jitter:
+        return images
+    draws = uniform(seeds.to(images.device), 4, stream=4)[:, :, None, None, None]
+    if flip:
+        images = torch.where(draws[:, 0] < flip, images.flip(3), images)
+    if not jitter:
+        return images
+    brightness, contrast, saturation = (1 + jitter * (2 * draws[:, 1:] - 1)).unbind(1)
+    # levels stay whole in between, so the mean is one of whole numbers, the same on every device and in every batch
+    levels = _rounded(images.float() * brightness)
+    mean = (_gray(levels).sum((1, 2, 3), keepdim=True, dtype=torch.float64) / images[0, 0].numel()).float()
+    levels = _rounded(levels * contrast + mean * (1 - contrast))
+    return _rounded(levels * saturation + _gray(levels) * (1 - saturation)).to(torch.uint8)
+
+
+def _gray(levels: torch.Tensor) -> torch.Tensor:
+    """(B, 3, S, S) → (B, 1, S, S), whole levels."""
+    red, green, blue = levels.unbind(1)
+    return _rounded(0.299 * red + 0.587 * green + 0.114 * blue)[:, None]

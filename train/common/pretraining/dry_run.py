@@ -1,0 +1,72 @@
+"""What a run will take: steps at both ends of the curriculum, warmed up, and the largest plan that there can be."""
+
+import time
+from collections.abc import Iterator
+
+import torch
+
+from timm_dseq import plan_regions
+from timm_dseq.engine.regions import Regions
+
+from ..run import schedules
+from ..run.length import TIMED, WARM, Length, duration
+from ..system.launch import wait
+from .log import Screen, memory
+from .training import Batch, Training
+
+
+def dry_run(training: Training, batches: Iterator[Batch], images: int, length: Length, screen: Screen) -> None:
+    """Measure and say it. images: in an epoch. Nothing is written; the weights are spoilt."""
+    spent = []
+    for name, samples in (("start", 0), ("end", length.samples - 1)):
+        now = schedules.at(training.config, samples, images, length.samples)
+        seconds, most = measured(training, batches, now)
+        spent.append(seconds)
+        screen.say(
+            f"dry run, {name} of the run (lambda {now.regions:.2f}): {seconds:.3g} s a step, "
+            f"{length.batch / seconds:.0f} images/s, {most / 2**10:.1f} GiB at most"
+        )
+    most = largest(training, length.micro_batch)
+    whole = duration(length.steps * sum(spent) / len(spent))
+    screen.say(
+        f"dry run: with {training.model.region_options['num_regions']} equal regions in all images it would take "
+        f"{most / 2**10:.1f} GiB; the whole run of {length.steps} steps would take about {whole}"
+    )
+
+
+def measured(training: Training, batches: Iterator[Batch], now: schedules.Now) -> tuple[float, float]:
+    """Seconds of a step at one moment of the schedules, and most memory in MiB."""
+    device = training.accelerator.device
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    for step in range(WARM + TIMED):
+        if step == WARM:
+            wait(device)
+            begun = time.perf_counter()
+        training.step(batches, now)
+    wait(device)
+    return (time.perf_counter() - begun) / TIMED, memory()
+
+
+def largest(training: Training, images: int) -> float:
+    """Most memory in MiB of a micro-batch whose images all have as many regions as there may be, of one size."""
+    model, device = training.model, training.accelerator.device
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    regions = equal_regions(model.student.patch_embed.grid_size, model.region_options["num_regions"], images, device)
+    height, width = model.student.patch_embed.img_size
+    pixels = torch.zeros(images, 3, height, width, dtype=training.precision.dtype)
+    with training.precision.autocast():
+        predictions = training.whole(pixels.to(device), plan=plan_regions(regions))
+        predictions.float().square().mean().backward()
+    model.zero_grad(set_to_none=True)
+    return memory()
+
+
+def equal_regions(grid: tuple[int, int], count: int, images: int, device: torch.device) -> Regions:
+    """Bands of patches of one size, none left over, for every image."""
+    h, w = grid
+    band = torch.arange(h * w, device=device) * count // (h * w)
+    masks = (band == torch.arange(count, device=device)[:, None]).view(1, count, h, w).expand(images, -1, -1, -1)
+    area = masks.sum((2, 3))
+    return Regions(masks, torch.full_like(area[:, 0], count - 1), area, torch.ones_like(area, dtype=torch.float32))

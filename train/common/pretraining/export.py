@@ -1,0 +1,126 @@
+"""The hand-over: a finished run → a Hub-ready folder, a report, and what to do next."""
+
+import json
+import os
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from timm_dseq import UserError
+from timm_dseq.dseq_jepa import ARCHITECTURES
+from timm_dseq.hub import cards
+from timm_dseq.hub.convert import convert
+from timm_dseq.hub.push import push
+from timm_dseq.hub.stock import Backbone, detect
+
+from ..run.checkpoints import state_of
+from .log import Screen, records
+from .monitor.report import write_report
+from .settings import Config
+
+
+def finish(config: Config, checkpoint: Path, screen: Screen) -> None:
+    """Export the target encoder of a checkpoint, write the report, publish if asked."""
+    output = Path(config.output_dir)
+    export = output / "export"
+    fresh = output / "export.new"
+    shutil.rmtree(fresh, ignore_errors=True)
+    convert(checkpoint / "model.safetensors", fresh, model=_known(config), with_pretraining_state=True)
+    _describe(fresh, config, state_of(checkpoint)["done"]["chosen"], records(output / "log.jsonl"))
+    shutil.rmtree(export, ignore_errors=True)
+    os.replace(fresh, export)
+    report = write_report(output)
+    screen.say(f"\ntarget encoder, ready for the Hub: {export}\ncurves and pictures: {report}\nnext:")
+    screen.say(f"  timm-dseq verify {export}")
+    screen.say(f"  python -c \"import timm; print(timm.create_model('local-dir:{export}', pretrained=True))\"")
+    screen.say(f"  timm-dseq push {export} ORGANISATION/NAME")
+    if config.hub.push_to:
+        result = push(export, config.hub.push_to, private=config.hub.private)
+        screen.say(f"published: {result['url']}")
+
+
+def check_exportable(config: Config, encoder: nn.Module) -> None:
+    """Before a run, what would be found behind it: whether its encoder is one that stock timm can be told to make."""
+    if _known(config) is None:
+        try:
+            detect(encoder.state_dict())
+        except UserError as error:
+            raise UserError(
+                f"model.name={config.model.name} with these model.args could not be exported behind the run ({error} "
+                "In pretraining: leave embed_dim as the name has it.)"
+            ) from error
+
+
+def _known(config: Config) -> str | None:
+    """The name that says all about the encoder, if it does."""
+    architecture = config.model.name.partition(".")[0]
+    return architecture if architecture in ARCHITECTURES and not config.model.args else None
+
+
+def _describe(folder: Path, config: Config, chosen: dict[str, Any], lines: list[dict]) -> None:
+    """Write into the folder's config and card what this run was, and nothing it was not.
+
+    chosen: what settings that were `auto` became.
+    """
+    described = json.loads((folder / "config.json").read_text())
+    backbone = Backbone.from_config(described)
+    tag = re.sub(r"[^a-z0-9]+", "_", Path(config.data.path).stem.lower()).strip("_")
+    tag = "in1k" if tag in ("imagenet_1k", "imagenet_1k_wds") else tag
+    described["pretrained_cfg"] |= {"tag": tag, "license": config.hub.license or "unknown"}
+    card = cards.run_card(
+        f"{backbone.dseq_name or config.model.name.partition('.')[0]}.{tag}",
+        backbone,
+        method=_method(config),
+        training=_training(config, chosen, lines),
+        results=_results(config, lines),
+        license=config.hub.license,
+    )
+    (folder / "config.json").write_text(cards.config_text(described))
+    (folder / "README.md").write_text(card)
+
+
+def _method(config: Config) -> str:
+    name = {"dseq": "DSeq-JEPA", "dseq_causal": "DSeq-JEPA (block-causal)", "ijepa": "I-JEPA"}[config.model.objective]
+    return name + " + contrastive term" * config.model.contrastive
+
+
+def _training(config: Config, chosen: dict[str, Any], lines: list[dict]) -> str:
+    """What was done, in the rows of the other cards."""
+    data, optim, model, last = config.data, config.optim, config.model, lines[-1]
+    side = chosen.get("resident")
+    regions = f"up to {model.num_regions} regions of at least {model.min_area:g} of the image, order {model.order}, "
+    regions += f"lambda {optim.regions:g} → {optim.regions_end:g} linear"
+    rows = {
+        "images": f"{data.path}, split {data.split}; labels unused"
+        + (f"; kept as squares of {side} px" if side else ""),
+        "objective": _method(config) + (f", {regions}" if model.objective != "ijepa" else ""),
+        "optimiser": f"AdamW, batch {optim.batch_size}",
+        "length": f"{last['step']:,} steps, {last['samples']:,} images seen, of a schedule of {optim.epochs:g} epochs",
+        "learning rate": f"{optim.lr_start:g} → {optim.lr:g} over {optim.warmup_epochs:g} epochs, cosine → "
+        f"{optim.lr_end:g}",
+        "weight decay": f"{optim.weight_decay:g} → {optim.weight_decay_end:g} cosine",
+        "target encoder": f"moving average, {optim.momentum:g} → {optim.momentum_end:g} linear",
+        "augmentation": f"RandomResizedCrop to {model.img_size}, scale {data.crop_scale[0]:g}–{data.crop_scale[1]:g}; "
+        + (f"flip {data.flip:g}, " if data.flip else "no flip, ")
+        + (f"colour {data.color_jitter:g}" if data.color_jitter else "no colour"),
+        "precision": {"no": "float32", "bf16": "bf16 autocast"}.get(chosen["precision"], chosen["precision"]),
+        "start": f"weights of {model.init}" if model.init else "random",
+        "seed": str(config.seed),
+    }
+    return "| | |\n|---|---|\n" + "\n".join(f"| {name} | {value} |" for name, value in rows.items())
+
+
+def _results(config: Config, lines: list[dict]) -> str:
+    probed = [line for line in lines if line.get("probe", {}).get("knn") is not None]
+    if not probed:
+        return "Nothing was measured."
+    last = probed[-1]
+    return f"""Probes of this one run, after step {last["step"]:,}, on held-out images of the same data set:
+
+| probe of the mean patch features | accuracy |
+|---|---|
+| kNN (k = 20, whitened) | {last["probe"]["knn"]:.1%} |
+| logistic regression | {last["probe"]["linear"]:.1%} |"""

@@ -1,0 +1,90 @@
+"""The settings' model and optimiser, with fresh weights, given ones, or those of a run to continue."""
+
+from pathlib import Path
+
+import timm
+import torch
+from timm.optim import param_groups_weight_decay
+from torch import nn
+
+from timm_dseq import DSeqJEPA, UserError, block_masks
+from timm_dseq.hub.weights import Weights, encoder_weights, misfits, parse, read
+
+from .settings import Config, Model, Optim
+
+
+def build(config: Config) -> DSeqJEPA:
+    """DSeqJEPA on the host, the same in every process."""
+    torch.manual_seed(config.seed)
+    settings = config.model
+    if not timm.is_model(settings.name):
+        near = timm.list_models(f"*{settings.name.split('.')[0][-8:]}*")[:3]
+        raise UserError(f"model.name={settings.name} is no model of timm{f', maybe {near[0]}' if near else ''}.")
+    try:
+        encoder = timm.create_model(settings.name, num_classes=0, img_size=settings.img_size, **settings.args)
+    except (TypeError, AssertionError, RuntimeError) as error:
+        raise UserError(f"model.name={settings.name} cannot be made with these settings ({error}).") from error
+    model = DSeqJEPA(
+        encoder,
+        settings.objective,
+        query=settings.query,
+        block=settings.block,
+        num_regions=settings.num_regions,
+        min_area=settings.min_area,
+        order=settings.order,
+        regions=settings.regions,
+        stop_after=settings.stop_after,
+        flat=settings.flat,
+        loss=settings.loss,
+        contrastive=settings.contrastive,
+        predictor_width=int(settings.predictor_width),  # compilers stumble over the parser's kind of number
+        predictor_depth=settings.predictor_depth,
+    )
+    rows, columns = model.student.patch_embed.grid_size
+    if not block_masks((rows, columns), torch.arange(16)).targets.any():
+        raise UserError(
+            f"model.img_size={settings.img_size}: {rows}×{columns} patches are too few for blocks: give more, or a "
+            "smaller patch_size in model.args."
+        )
+    if settings.init:
+        initialise(model, settings)
+    if config.system.checkpointing:
+        model.student.set_grad_checkpointing()
+        model.predictor.grad_checkpointing = True
+    return model.double() if config.system.precision == "float64" else model
+
+
+def initialise(model: DSeqJEPA, settings: Model) -> None:
+    """Take over weights: an encoder's for student and target, or all three of an exported folder."""
+    path = Path(settings.init)
+    file = path / "model.safetensors" if path.is_dir() else path
+    target = encoder_weights(read(file))
+    parts = [(model.target, target), (model.student, target)]
+    if (more := path / "pretraining.safetensors").is_file():
+        others = parse(read(more))
+        parts = [(model.target, target), (model.student, others.student), (model.predictor, others.predictor)]
+    for part, weights in parts:
+        _fill(part, weights, settings.init)
+
+
+def _fill(part: nn.Module, weights: Weights, source: str) -> None:
+    """Every weight has its place; the positions are the model's own, and heads have none."""
+    weights = {name: tensor for name, tensor in weights.items() if not name.startswith("head.")}
+    own = part.state_dict()
+    if "pos_embed" in own:
+        weights["pos_embed"] = own["pos_embed"]
+    missing, unused, reshaped = misfits(weights, own)
+    for name in [*missing, *unused, *(name for name, *_ in reshaped)][:1]:
+        raise UserError(
+            f"model.init={source} does not fit model.name: {name} differs. Check model.name and model.args."
+        )
+    part.load_state_dict(weights)
+
+
+def optimizer_of(model: nn.Module, settings: Optim) -> torch.optim.Optimizer:
+    """AdamW in two groups: weight decay on matrices, none on biases, norms and the class token."""
+    spared = () if settings.decay_class_token else ("student.cls_token",)
+    groups = param_groups_weight_decay(model, settings.weight_decay, no_weight_decay_list=spared)
+    for group in groups:
+        group["decays"] = group["weight_decay"] > 0
+    return torch.optim.AdamW(groups, lr=settings.lr, betas=settings.betas, fused=True)

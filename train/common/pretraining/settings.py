@@ -1,0 +1,298 @@
+"""Every setting of a run, typed. The defaults are the paper's ViT-B/16.
+
+Without a file of settings, configs/demo.yaml is taken, which a laptop runs in minutes.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from jsonargparse import ArgumentParser
+from jsonargparse.typing import ClosedUnitInterval, NonNegativeInt, PositiveFloat, PositiveInt
+
+from timm_dseq import UserError
+
+from ..system import machine
+from ..system.command_line import Parser, flagged
+
+DEMO = Path(__file__).parents[2] / "configs" / "demo.yaml"
+
+
+@dataclass
+class Data:
+    """Where images come from, and how they are cropped.
+
+    Args:
+        path: `scenes` (drawn by this project), a data set of the Hub, a Parquet file, or a folder of images or shards
+        config: the data set's configuration, where it has several
+        split: the split to train on
+        image: column of the images (found if not given)
+        label: column of the classes, for the probes only (found if not given; a data set without is fine)
+        streaming: read shards in turn instead of addressing images; see docs/pretraining.md for what differs
+        images: images in an epoch, where a stream does not tell
+        crop_scale: least and greatest share of the area of a random crop
+        workers: loader processes of each process, for the speed alone (default: its share of the cores, at most 16)
+        flip: chance of a horizontal flip (the paper: 0)
+        color_jitter: strength of changes of brightness, contrast and saturation (the paper: 0)
+        resident: decode once into a file of pixels and crop on the device: true, false, or auto (where it fits)
+        resident_size: side of the images in that file, in pixels (default: from the crop's side and the images)
+        cache: folder of such files (default: beside the Hub's caches)
+        max_broken: share of unreadable images at which the run stops
+        probe_split: the split the probes are tested on (default: validation or test, else images held out)
+    """
+
+    path: str = "ILSVRC/imagenet-1k"
+    config: str | None = None
+    split: str = "train"
+    image: str | None = None
+    label: str | None = None
+    streaming: bool = False
+    images: PositiveInt | None = None
+    crop_scale: tuple[ClosedUnitInterval, ClosedUnitInterval] = (0.3, 1.0)
+    workers: NonNegativeInt | None = None
+    flip: ClosedUnitInterval = 0.0
+    color_jitter: ClosedUnitInterval = 0.0
+    resident: Literal["auto"] | bool = "auto"
+    resident_size: PositiveInt | None = None
+    cache: str | None = None
+    max_broken: ClosedUnitInterval = 0.01
+    probe_split: str | None = None
+
+
+@dataclass
+class Model:
+    """The encoder and what it learns to predict.
+
+    Args:
+        name: a ViT of timm, DSeq-JEPA or any other plain one
+        img_size: side of the training crops, in pixels
+        args: further arguments of timm.create_model
+        init: weights to start from, or a folder with pretraining.safetensors to continue from
+        objective: dseq (the paper), dseq_causal (one pass, block-causal) or ijepa (random blocks only)
+        query: what saliency is the similarity to, cls_param, cls_out or norm
+        block: the block saliency is read from, an index or a share of the depth
+        num_regions: most regions of an image, the remainder among them
+        min_area: least share of the image of a region
+        order: of the regions, saliency (descending), inverse, random or spatial
+        regions: connected components of the salient patches, or uniform rectangles
+        stop_after: the sequence ends with this region
+        flat: predict every region from the first alone
+        loss: mean over target tokens, or over the tokens of each step first
+        contrastive: add C-JEPA's VICReg term
+        predictor_width: channels of the predictor
+        predictor_depth: its blocks (default: 6 up to a depth of 12, else 12)
+    """
+
+    name: str = "dseq_jepa_vit_b16"
+    img_size: PositiveInt = 224
+    args: dict[str, Any] = field(default_factory=dict)
+    init: str | None = None
+    objective: Literal["dseq", "dseq_causal", "ijepa"] = "dseq"
+    query: Literal["cls_param", "cls_out", "norm"] = "cls_param"
+    block: int | float = 11 / 12
+    num_regions: PositiveInt = 5
+    min_area: ClosedUnitInterval = 0.02
+    order: Literal["saliency", "inverse", "random", "spatial"] = "saliency"
+    regions: Literal["components", "uniform"] = "components"
+    stop_after: PositiveInt | None = None
+    flat: bool = False
+    loss: Literal["token", "step"] = "token"
+    contrastive: bool = False
+    predictor_width: PositiveInt = 384
+    predictor_depth: PositiveInt | None = None
+
+
+@dataclass
+class Optim:
+    """Length, batch and schedules of the run; AdamW.
+
+    Args:
+        epochs: length of the run
+        batch_size: images of a step, of all processes and accumulation rounds together
+        accumulation: rounds in which a process computes its part of a step
+        lr_start: learning rate at the start of the warm-up
+        lr: learning rate after the warm-up
+        lr_end: learning rate at the end
+        warmup_epochs: length of the warm-up
+        weight_decay: at the start
+        weight_decay_end: at the end, by a cosine
+        decay_class_token: weight decay on the class token, which is the saliency query, too
+        betas: of AdamW
+        clip: largest norm of the gradient (none: no limit)
+        momentum: of the target's moving average at the start
+        momentum_end: at the end, linear
+        regions: lambda, the chance of a sample to be trained on its regions, at the start
+        regions_end: at the end, linear
+        max_skipped: the run stops after so many steps in a row whose loss or gradient is not finite
+    """
+
+    epochs: PositiveFloat = 600
+    batch_size: PositiveInt = 2048
+    accumulation: PositiveInt = 1
+    lr_start: PositiveFloat = 1e-4
+    lr: PositiveFloat = 1e-3
+    lr_end: PositiveFloat = 1e-6
+    warmup_epochs: float = 15
+    weight_decay: float = 0.04
+    weight_decay_end: float = 0.4
+    decay_class_token: bool = False
+    betas: tuple[float, float] = (0.9, 0.999)
+    clip: PositiveFloat | None = None
+    momentum: ClosedUnitInterval = 0.996
+    momentum_end: ClosedUnitInterval = 1.0
+    regions: ClosedUnitInterval = 0.0
+    regions_end: ClosedUnitInterval = 1.0
+    max_skipped: PositiveInt = 20
+
+
+@dataclass
+class System:
+    """How it is computed. Processes and nodes are accelerate's: `accelerate launch --help`.
+
+    Args:
+        precision: no (float32), bf16 autocast, float64 (for equality tests), or auto: bf16 where it is faster
+        fsdp: shard weights, gradients and optimiser over the processes (FSDP2), for models too large for one device
+        compile: torch.compile the blocks (auto: on CUDA)
+        checkpointing: recompute activations instead of keeping them
+    """
+
+    precision: Literal["auto", "no", "bf16", "float64"] = "auto"
+    fsdp: bool = False
+    compile: Literal["auto"] | bool = "auto"
+    checkpointing: bool = False
+
+
+@dataclass
+class Checkpoint:
+    """When the run is saved.
+
+    Args:
+        every: steps between checkpoints
+        keep: newest checkpoints that stay
+        keep_every: checkpoints whose step is a multiple of this stay for ever
+    """
+
+    every: PositiveInt = 625
+    keep: PositiveInt = 2
+    keep_every: PositiveInt | None = None
+
+
+@dataclass
+class Watch:
+    """What is looked at while the run goes on.
+
+    Args:
+        probe_every: steps between probes of the target encoder (0: none)
+        probe_images: images that the probes learn from and are tested on
+        pictures_every: steps between pictures of the regions (0: none)
+        pictures: images in them
+        trackers: where figures go besides log.jsonl, of tensorboard, wandb and trackio
+        project: the trackers' project
+    """
+
+    probe_every: NonNegativeInt = 6250
+    probe_images: PositiveInt = 5000
+    pictures_every: NonNegativeInt = 6250
+    pictures: PositiveInt = 6
+    trackers: list[Literal["tensorboard", "wandb", "trackio"]] = field(default_factory=list)
+    project: str = "dseq-jepa"
+
+
+@dataclass
+class Hub:
+    """What becomes of the target encoder at the end.
+
+    Args:
+        push_to: repository of the Hub to publish it in, ORGANISATION/NAME
+        private: create it private
+        license: of the weights, as the Hub writes it (apache-2.0, cc-by-nc-4.0, …)
+    """
+
+    push_to: str | None = None
+    private: bool = True
+    license: str | None = None
+
+
+@dataclass
+class Config:
+    """Pretrain a ViT with DSeq-JEPA.
+
+    Args:
+        output_dir: folder of the run: log.jsonl, checkpoints/, pictures/, export/, report.html
+        resume: auto (from the newest whole checkpoint), never, or the path of a checkpoint
+        seed: of everything random
+        max_steps: stop after so many steps; the schedules stay those of the whole run
+        dry_run: build everything, run some steps of both ends of the run, print memory, speed and time, write nothing
+    """
+
+    data: Data = field(default_factory=Data)
+    model: Model = field(default_factory=Model)
+    optim: Optim = field(default_factory=Optim)
+    system: System = field(default_factory=System)
+    checkpoint: Checkpoint = field(default_factory=Checkpoint)
+    watch: Watch = field(default_factory=Watch)
+    hub: Hub = field(default_factory=Hub)
+    output_dir: str = "runs/dseq_jepa"
+    resume: str = "auto"
+    seed: int = 0
+    max_steps: PositiveInt | None = None
+    dry_run: bool = False
+
+
+def parser() -> ArgumentParser:
+    """Of `train/pretrain.py`: YAML files by --config (later ones win), then options."""
+    parser = Parser(prog="pretrain.py", description="Pretrain a ViT with DSeq-JEPA.", allow_abbrev=False)
+    parser.add_argument(
+        "--config", action="config", help="a YAML file of settings; later ones win (none: configs/demo.yaml)"
+    )
+    parser.add_class_arguments(Config)
+    return parser
+
+
+def parse(arguments: Sequence[str] | None = None) -> tuple[Config, str]:
+    """The run's configuration, and the same as YAML."""
+    its_parser = parser()
+    arguments = sys.argv[1:] if arguments is None else arguments
+    arguments = flagged(arguments)
+    if not any(a.split("=")[0] == "--config" for a in arguments):
+        arguments = [f"--config={DEMO}", *arguments]
+    namespace = its_parser.parse_args(arguments)
+    text = its_parser.dump(namespace)
+    namespace.pop("config", None)
+    config = Config(**vars(its_parser.instantiate(namespace)))
+    config.data.workers = machine.workers(config.data.workers)
+    check(config)
+    return config, text
+
+
+def check(config: Config) -> None:
+    """What no type says: one line for settings that contradict each other."""
+    model, optim = config.model, config.optim
+    if optim.batch_size % optim.accumulation:
+        raise UserError(
+            f"optim.batch_size={optim.batch_size} is no multiple of optim.accumulation={optim.accumulation}: "
+            "change one of them."
+        )
+    low, high = config.data.crop_scale
+    if not 0 < low <= high:
+        raise UserError(f"data.crop_scale={low}, {high}: give the least share of the area first, above 0.")
+    if model.flat and model.objective == "dseq_causal":
+        raise UserError("model.flat and model.objective=dseq_causal exclude each other: use objective=dseq.")
+    if config.hub.push_to and not config.hub.license:
+        raise UserError("hub.push_to needs hub.license, which the model card states: apache-2.0 or another.")
+    if config.data.streaming and config.data.resident is True:
+        raise UserError("data.resident=true decodes numbered images once: leave it or data.streaming out.")
+    if config.max_steps is not None and config.dry_run:
+        raise UserError("dry_run has steps of its own: leave max_steps out.")
+
+
+def flat(tree: dict[str, Any], above: str = "") -> dict[str, Any]:
+    """{"a": {"b": 1}} → {"a.b": 1}."""
+    items = {}
+    for name, value in tree.items():
+        items |= flat(value, f"{above}{name}.") if isinstance(value, dict) else {above + name: value}
+    return items

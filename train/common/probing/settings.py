@@ -1,0 +1,138 @@
+"""Every setting of a probe, typed."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from jsonargparse import ArgumentParser
+from jsonargparse.typing import NonNegativeInt, PositiveFloat, PositiveInt
+
+from timm_dseq import UserError
+
+from ..labels.labelled import Labels, shortened
+from ..system import machine
+from ..system.command_line import Parser
+
+CACHED = ("dseq-cached", "ijepa-cached", "dinov2-cached")
+ON_FEATURES = ("knn", "logistic", "vtab", *CACHED)
+
+
+@dataclass
+class Knn:
+    """k nearest neighbours. Every pair of k and T is reported.
+
+    Args:
+        k: neighbours that vote
+        temperature: T of their weights, exp(similarity / T)
+    """
+
+    k: list[PositiveInt] = field(default_factory=lambda: [20])
+    temperature: list[PositiveFloat] = field(default_factory=lambda: [0.07])
+
+
+@dataclass
+class Cache:
+    """Where features are kept, and how they are computed.
+
+    Args:
+        folder: where the features of all backbones and data sets are kept
+        dtype: of the stored features
+        batch_size: images of a process that go through the backbone together
+    """
+
+    folder: str = "runs/features"
+    dtype: Literal["float16", "float32"] = "float16"
+    batch_size: PositiveInt = 128
+
+
+@dataclass
+class Heads:
+    """How heads are trained, where it is not as the protocol says.
+
+    Args:
+        epochs: passes over the training images
+        batch_size: images of a step, of all processes together
+        at_once: images of a process that go through the backbone together
+        select_on: what the best head of a grid is chosen on: test, as published, or a tenth of the training images
+        checkpoint_every: steps between checkpoints
+    """
+
+    epochs: PositiveFloat | None = None
+    batch_size: PositiveInt | None = None
+    at_once: PositiveInt = 128
+    select_on: Literal["test", "validation"] = "test"
+    checkpoint_every: PositiveInt = 1000
+
+
+@dataclass
+class Probe:
+    """Judge a frozen backbone.
+
+    Args:
+        model: any model of timm, hf-hub:REPOSITORY, a folder ready for the Hub, or a run or checkpoint of pretrain.py
+        data: the labelled images
+        protocol: knn, logistic, vtab; dseq, ijepa, dinov2 and attentive with fresh augmentations every epoch; or
+            dseq-cached, ijepa-cached, dinov2-cached on features that were computed once, without any
+        img_size: side of the images, in pixels (default: the model's own)
+        random: fresh weights instead of the trained ones, the floor to compare with
+        args: further arguments of timm.create_model
+        views: features to read, of mean, mean4, class, class4, class+mean, class4+mean (default: the protocol's)
+        knn: of the protocol knn
+        heads: of the protocols that train heads
+        cache: of the protocols on features
+        precision: no (float32) or bf16 autocast, of the backbone
+        seeds: one run for each; of subsets, orders, augmentations and heads
+        workers: loader processes of each process, for the speed alone (default: its share of the cores, at most 16)
+        output_dir: folder of checkpoints of heads in training
+        results: JSON-lines file that results are added to
+    """
+
+    model: str
+    data: Labels
+    protocol: Literal[
+        "knn",
+        "logistic",
+        "vtab",
+        "dseq",
+        "ijepa",
+        "dinov2",
+        "attentive",
+        "dseq-cached",
+        "ijepa-cached",
+        "dinov2-cached",
+    ] = "knn"
+    img_size: PositiveInt | None = None
+    random: bool = False
+    args: dict[str, Any] = field(default_factory=dict)
+    views: list[str] = field(default_factory=list)
+    knn: Knn = field(default_factory=Knn)
+    heads: Heads = field(default_factory=Heads)
+    cache: Cache = field(default_factory=Cache)
+    precision: Literal["no", "bf16"] = "no"
+    seeds: list[NonNegativeInt] = field(default_factory=lambda: [0])
+    workers: NonNegativeInt | None = None
+    output_dir: str = "runs/probe"
+    results: str = "runs/results.jsonl"
+
+
+def parser() -> ArgumentParser:
+    parser = Parser(prog="probe.py", description="Judge a frozen backbone.")
+    parser.add_argument("--config", action="config", help="a YAML file of settings; later ones win")
+    parser.add_class_arguments(Probe)
+    return parser
+
+
+def parse(arguments: Sequence[str] | None = None) -> Probe:
+    """The settings of a command line; `--data NAME` is short for `--data.path NAME`."""
+    its_parser = parser()
+    arguments = sys.argv[1:] if arguments is None else arguments
+    namespace = its_parser.parse_args(shortened(arguments))
+    namespace.pop("config", None)
+    config = Probe(**vars(its_parser.instantiate(namespace)))
+    config.workers = machine.workers(config.workers)
+    if not config.seeds or len(set(config.seeds)) < len(config.seeds):
+        raise UserError(f"seeds={config.seeds}: give one or more, each once.")
+    return config

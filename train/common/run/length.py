@@ -1,0 +1,64 @@
+"""How long a run is, and how its global batch is dealt to processes and rounds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from timm_dseq import UserError
+
+from ..pretraining.log import memory
+
+if TYPE_CHECKING:
+    from ..pretraining import settings as pretraining
+    from ..tuning import settings as tuning
+
+
+WARM, TIMED = 3, 5  # steps of a dry run: the first ones start workers and libraries, and compile
+
+
+@dataclass(frozen=True)
+class Length:
+    """Steps of `batch` images, dealt to processes in micro-batches."""
+
+    steps: int
+    batch: int
+    micro_batch: int
+
+    @classmethod
+    def of(cls, optim: pretraining.Optim | tuning.Optim, images: int, processes: int, pairs: bool = False) -> Length:
+        """images: in an epoch. pairs: whether a micro-batch has to be even, for its images to be mixed."""
+        batch, parts = optim.batch_size, optim.accumulation * processes
+        unit = parts * (2 if pairs else 1)
+        if batch % unit:
+            raise UserError(
+                f"optim.batch_size={batch} is no multiple of {processes} processes × optim.accumulation="
+                f"{optim.accumulation}{' × 2 images to mix' if pairs else ''}: take "
+                f"{max(1, round(batch / unit)) * unit}."
+            )
+        if batch > images:
+            raise UserError(f"optim.batch_size={batch} is more than the {images} images there are: give less.")
+        return cls(max(1, round(optim.epochs * images / batch)), batch, batch // parts)
+
+    @property
+    def samples(self) -> int:
+        return self.steps * self.batch
+
+    def describe(self, done: int) -> str:
+        begin = f"going on after step {done}" if done else "from the start"
+        return f"{self.steps} steps of {self.batch} images, {begin}"
+
+    def estimate(self, seconds: float) -> str:
+        """After a dry run whose steps took so many seconds each."""
+        return (
+            f"dry run: {seconds:.2f} s a step ({self.batch / seconds:.0f} images/s), "
+            f"{memory() / 2**10:.1f} GiB; the whole run of {self.steps} steps would take about "
+            f"{duration(self.steps * seconds)}"
+        )
+
+
+def duration(seconds: float) -> str:
+    """In the unit that a person would use."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"

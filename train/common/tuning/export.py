@@ -1,0 +1,123 @@
+"""The end of fine-tuning: all seeds' accuracy into the table of results, the first seed's classifier into a folder.
+
+The first, not the best: to choose by the test images would be to train on them.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..labels.labelled import Labelled
+from ..probing.extract import data_digest
+from ..run import results
+from . import classifier
+from .classifier import Described
+from .settings import Tuning
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """What one seed's run leaves."""
+
+    described: Described
+    weights: dict[str, torch.Tensor]  # of the classifier that was judged
+    right: torch.Tensor  # (test images,) bool
+
+
+def hand_over(config: Tuning, tuned: list[Tuned], labelled: Labelled, twice: dict[str, int]) -> None:
+    """Write export/, add the line of results, and say what to do next. twice: counts of images seen twice."""
+    first = tuned[0]
+    record = record_of(config, tuned, labelled, twice)
+    export = Path(config.output_dir) / "export"
+    words = {
+        "introduction": f"{first.described.backbone} with a linear head, fine-tuned on {first.described.trained_on}.",
+        "training": training(config, record, first.described.trained_on),
+        "results": found(config, record),
+    }
+    classifier.save(export, first.weights, first.described, words)
+    if record not in written(config.results):  # a finished run that is started again says nothing new
+        results.append(config.results, [record])
+    print(results.line(record))
+    if twice["train_test"]:
+        print(f"{twice['train_test']} test images are also in the training images, pixel for pixel")
+    print(f"the classifier of seed {config.seeds[0]}, ready for the Hub: {export}\nnext:")
+    print(f"  timm-dseq verify {export}")
+    print(
+        '  python -c "from transformers import pipeline; '
+        f"print(pipeline('image-classification', model='{export}')('IMAGE'))\""
+    )
+    print(f"  timm-dseq push {export} ORGANISATION/NAME", flush=True)
+
+
+def record_of(config: Tuning, tuned: list[Tuned], labelled: Labelled, twice: dict[str, int]) -> dict[str, Any]:
+    """The line of results."""
+    first = tuned[0]
+    optim = config.optim
+    return {
+        "model": first.described.backbone,
+        "parameters": sum(tensor.numel() for tensor in first.weights.values()),
+        "img_size": list(first.described.data["input_size"][1:]),
+        "weights": first.described.digest,
+        "data": config.data.path,
+        "data_digest": data_digest(labelled.train),
+        "label": labelled.train.label,
+        "train": {"split": labelled.train_split, "images": len(labelled.train), "subset": config.data.subset},
+        "test": {"split": labelled.test_split, "images": len(labelled.test)},
+        "classes": len(labelled.names),
+        "protocol": f"finetune-{config.recipe}",
+        "precision": config.system.precision,
+        "seeds": config.seeds,
+        "duplicates": twice,
+        "view": "all weights",
+        "settings": {
+            "epochs": optim.epochs,
+            "batch_size": optim.batch_size,
+            "base_lr": optim.base_lr,
+            "layer_decay": optim.layer_decay,
+            **({"ema": optim.ema} if optim.ema else {}),
+        },
+        **results.summary([one.right for one in tuned]),
+    }
+
+
+def written(path: str) -> list[dict[str, Any]]:
+    """The results that are there, without the stamps of when and with what."""
+    if not Path(path).is_file():
+        return []
+    return [{k: v for k, v in line.items() if k not in ("time", "versions")} for line in results.read([path])]
+
+
+def found(config: Tuning, record: dict[str, Any]) -> str:
+    """The results, for the card."""
+    spread = f" ± {record['std']:.2f}" if record["std"] is not None else ""
+    seeds = f"{len(config.seeds)} seeds" if len(config.seeds) > 1 else "one seed"
+    low, high = record["interval"]
+    test, twice = record["test"], record["duplicates"]["train_test"]
+    return (
+        f"Top-1 on the {test['images']:,} images of the split `{test['split']}`: "
+        f"**{record['accuracy']:.2f}{spread} %** over {seeds}, 95 % interval over images {low:.2f} to {high:.2f}. "
+        f"These weights are of seed {config.seeds[0]}: {record['each'][0]:.2f} %. "
+        f"{twice or 'None'} of the test images {'are' if twice else 'is'} also trained on, pixel for pixel."
+    )
+
+
+def training(config: Tuning, record: dict[str, Any], trained_on: str) -> str:
+    """The settings that matter, as a table."""
+    optim, augment, train = config.optim, config.augment, record["train"]
+    mixing = f"mixup {augment.mixup:g}, cutmix {augment.cutmix:g}" if augment.mixup or augment.cutmix else "none"
+    rows = {
+        "recipe": config.recipe,
+        "images": f"{train['images']:,} of {trained_on}, split {train['split']}",
+        "optimiser": f"AdamW, batch {optim.batch_size}, {optim.epochs:g} epochs, {optim.warmup_epochs:g} of warm-up",
+        "learning rate": f"{optim.base_lr:g} for a batch of 256, cosine, layer decay {optim.layer_decay:g}",
+        "weight decay, drop path": f"{optim.weight_decay:g}, {optim.drop_path:g}",
+        "augmentation": f"crops {augment.crop_scale[0]:g}–{augment.crop_scale[1]:g}, flips, "
+        f"{augment.rand_augment or 'no RandAugment'}, erasing {augment.erasing:g}",
+        "mixing": mixing,
+        "label smoothing": f"{augment.smoothing:g}",
+        "moving average": f"{optim.ema:g}" if optim.ema else "none",
+        "precision": "bf16" if config.system.precision == "bf16" else "float32",
+    }
+    return "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items())])

@@ -1,0 +1,86 @@
+"""A backbone with its head while it is fine-tuned: one step over all processes and rounds, and its moving average."""
+
+from collections.abc import Iterator
+from contextlib import nullcontext
+
+import torch
+from accelerate import Accelerator
+from timm.layers import trunc_normal_
+from timm.loss import SoftTargetCrossEntropy
+from timm.optim import param_groups_layer_decay
+from timm.utils import ModelEmaV3
+from torch import nn
+
+from timm_dseq.host import to_device
+
+from ..data.order import sample_seed
+from ..run.update import update
+from .augment import Mixer
+from .drop_path import DropPathCoins
+from .log import Figures
+from .settings import Tuning
+
+HEAD_STD = 2e-5  # MAE's: the first logits are near zero, so the backbone is not shaken
+_DROPOUT = -5  # the place of the seeds of what else a model draws, where images have their index
+
+
+class Learner:
+    """`model` is what learns, `judged` what is tested and exported, `saved` all that a checkpoint holds."""
+
+    def __init__(self, model: nn.Module, config: Tuning, classes: int, accelerator: Accelerator) -> None:
+        self.config, self.accelerator, self.model = config, accelerator, model
+        head = model.get_classifier()
+        if isinstance(head, nn.Linear):
+            trunc_normal_(head.weight, std=HEAD_STD)
+            nn.init.zeros_(head.bias)
+        self.ema = None
+        if config.optim.ema:  # copied before anything is wrapped around the model
+            self.ema = ModelEmaV3(model, config.optim.ema, use_warmup=True).to(accelerator.device)
+        self.judged = self.ema.module if self.ema else model
+        self.saved = nn.ModuleDict({"model": model, **({"ema": self.judged} if self.ema else {})})
+        if config.system.checkpointing:
+            model.set_grad_checkpointing()
+        self.coins = DropPathCoins(model)
+        self.mixer = Mixer(config.augment, classes, config.seeds[0])
+        self.whole = accelerator.prepare(model)
+        optim = config.optim
+        spared = model.no_weight_decay() if hasattr(model, "no_weight_decay") else ()
+        groups = param_groups_layer_decay(model, optim.weight_decay, spared, layer_decay=optim.layer_decay)
+        self.optimizer = torch.optim.AdamW(groups, lr=optim.base_lr, betas=optim.betas, fused=True)
+
+    def step(self, batches: Iterator, step: int, lr: float) -> Figures:
+        """One optimiser step; nothing waits for the device.
+
+        The backward runs on sums, and gradients are divided once by the number of images of the whole batch: how it is
+        dealt to processes and rounds changes nothing.
+        """
+        self.model.train()
+        figures, batch = Figures(), self.config.optim.batch_size
+        processes, rank = self.accelerator.num_processes, self.accelerator.process_index
+        for turn in range(self.config.optim.accumulation):
+            images, labels, samples = next(batches)
+            first = (step - 1) * batch + (turn * processes + rank) * len(images)
+            last_turn = turn == self.config.optim.accumulation - 1
+            with nullcontext() if last_turn else self.accelerator.no_sync(self.whole):
+                loss = self._loss(images, labels, samples, first)
+                loss.backward()
+            figures.loss = figures.loss + loss.detach()
+            figures.images += len(images)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr * group["lr_scale"]
+        clip = self.config.optim.clip
+        figures.gradient_norm = update(self.model.parameters(), self.optimizer, batch / processes, clip)
+        if self.ema:
+            self.ema.update(self.model, step)
+        return figures
+
+    def _loss(self, images: torch.Tensor, labels: torch.Tensor, samples: torch.Tensor, first: int) -> torch.Tensor:
+        """The sum over these images, which are the run's from number `first` on."""
+        seed, device = self.config.seeds[0], self.accelerator.device
+        images, labels = (tensor.to(device, non_blocking=True) for tensor in (images, labels))
+        images, targets = self.mixer(images, labels, first)
+        self.coins.toss(to_device(torch.tensor([sample_seed(seed, *sample) for sample in samples.tolist()]), device))
+        torch.manual_seed(sample_seed(seed, first, _DROPOUT))
+        with self.accelerator.autocast():
+            logits = self.whole(images)
+        return SoftTargetCrossEntropy()(logits.float(), targets) * len(images)
