@@ -23,7 +23,7 @@ import pretrain
 import torch
 from common.data.resident import squares
 from common.data.source import Crops, open_source
-from common.pretraining.log import Recorder, Screen
+from common.pretraining.log import Recorder
 from common.pretraining.model import build
 from common.pretraining.monitor.monitor import Watch
 from common.pretraining.precision import Precision, chosen
@@ -34,6 +34,7 @@ from common.run import checkpoints, schedules
 from common.run.length import Length
 from common.run.resume import Done, Keeper
 from common.system import launch
+from common.system.screen import Screen
 
 WARM, STEPS, PROFILED = 8, 12, 4
 ROUNDS = {"cpu": 3, "cuda": 2}

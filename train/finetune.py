@@ -31,7 +31,7 @@ from common.tuning.learner import Learner
 from common.run.length import TIMED, WARM, Length
 from common.data.order import Share
 from common.probing.settings import Cache
-from common.pretraining.log import Screen
+from common.system.screen import Screen
 from common.run.schedules import warmup_cosine
 from common.tuning.scoring import right_answers
 from common.system.signals import STOPPED, Stop, deaf

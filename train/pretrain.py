@@ -26,7 +26,8 @@ from common.pretraining.model import build
 from common.data.order import Share
 from common.data.pixels import Place
 from common.pretraining.precision import Precision, chosen
-from common.pretraining.log import Recorder, Screen, available
+from common.pretraining.log import Recorder, available
+from common.system.screen import Screen
 from common.data.resident import Resident, squares
 from common.system.signals import STOPPED, Interrupted, Stop, deaf, interruptible
 from common.data.stream import Stream, images_in

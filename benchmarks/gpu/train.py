@@ -27,9 +27,10 @@ import parts  # noqa: E402
 from common.data.source import open_source  # noqa: E402
 from common.data.stream import images_in  # noqa: E402
 from common.pretraining.export import finish  # noqa: E402
-from common.pretraining.log import Screen, records  # noqa: E402
 from common.pretraining.settings import parse  # noqa: E402
 from common.run import checkpoints  # noqa: E402
+from common.run.log import records  # noqa: E402
+from common.system.screen import Screen  # noqa: E402
 from common.system.signals import STOPPED  # noqa: E402
 
 from timm_dseq import UserError  # noqa: E402

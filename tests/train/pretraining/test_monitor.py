@@ -13,11 +13,11 @@ import pytest
 import torch
 from accelerate import Accelerator
 from common.data.source import open_source
-from common.pretraining.log import Screen
 from common.pretraining.monitor import images, monitor
 from common.pretraining.monitor.report import write_report
 from common.pretraining.precision import Precision
 from common.pretraining.settings import parse
+from common.system.screen import Screen
 from PIL import Image
 from torch.nn import functional as F
 
@@ -205,7 +205,7 @@ def test_a_long_probe_says_how_far_it_is(seconds, lines, monkeypatch, capsys):
 
 def test_the_time_left_is_that_of_the_steps_not_of_the_probe_before_them(monkeypatch, capsys):
     now = [1000.0]
-    monkeypatch.setattr("common.pretraining.log.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("common.system.screen.time.monotonic", lambda: now[0])
     screen = Screen(301, 0, shown=True, seconds=1)
     now[0] += 130  # a probe
     for step in (1, 2, 3):

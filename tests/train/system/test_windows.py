@@ -18,7 +18,7 @@ sys.path.insert(0, sys.argv[1])
 @pytest.mark.parametrize(
     "code",
     [
-        "import common.pretraining.log; assert common.pretraining.log.memory() == 0.0",
+        "import common.system.machine; assert common.system.machine.memory() == 0.0",
         "from common.run import results; results.append(sys.argv[2], [{'a': 1}]); print(open(sys.argv[2]).read())",
     ],
     ids=["the memory figure", "the lock of the results"],

@@ -27,8 +27,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from timm_dseq import UserError
 
-from ..pretraining.log import Screen
 from ..pretraining.settings import Data
+from ..system.screen import Screen
 from ..system.signals import deaf
 from .source import TRIES, Source, decode, measured, opened
 

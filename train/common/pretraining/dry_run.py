@@ -11,7 +11,8 @@ from timm_dseq.engine.regions import Regions
 from ..run import schedules
 from ..run.length import TIMED, WARM, Length, duration
 from ..system.launch import wait
-from .log import Screen, memory
+from ..system.machine import memory
+from ..system.screen import Screen
 from .training import Batch, Training
 
 

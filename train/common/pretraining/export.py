@@ -17,7 +17,8 @@ from timm_dseq.hub.push import push
 from timm_dseq.hub.stock import Backbone, detect
 
 from ..run.checkpoints import state_of
-from .log import Screen, records
+from ..run.log import records
+from ..system.screen import Screen
 from .monitor.report import write_report
 from .settings import Config
 

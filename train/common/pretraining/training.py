@@ -21,7 +21,7 @@ from ..data.source import normalised
 from ..run.schedules import Now
 from ..run.update import update
 from .attention import choose_attention
-from .log import Figures
+from .figures import Figures
 from .model import optimizer_of
 from .precision import Precision
 from .settings import Config

@@ -25,7 +25,7 @@ from torch.utils.data import DataLoader, Dataset, Subset
 from timm_dseq import UserError
 
 from ..data.source import Source
-from ..pretraining.log import Screen
+from ..system.screen import Screen
 from ..system.signals import deaf
 from .features import Frozen, Layout
 from .settings import Cache

@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from timm_dseq import UserError
 
 from ..labels.labelled import Labelled, taken
-from ..pretraining.log import Screen
+from ..system.screen import Screen
 from .extract import Extracted, digests_of, duplicates, extract
 from .features import Frozen, Layout
 from .settings import ON_FEATURES, Probe

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from timm_dseq import UserError
 
-from ..pretraining.log import memory
+from ..system.machine import memory
 
 if TYPE_CHECKING:
     from ..pretraining import settings as pretraining

@@ -1,10 +1,17 @@
-"""What this machine has for a process: threads, loader workers, and memory in which they hand batches over."""
+"""What this machine has for a process: threads, loader workers, memory, and /dev/shm, through which batches come."""
 
 import os
 import shutil
+import sys
 from pathlib import Path
 
 import psutil
+import torch
+
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None
 
 MOST = 16  # workers of a process, where nobody asks for more
 _AHEAD = 2  # batches that each worker makes before they are asked for
@@ -42,6 +49,16 @@ def short_of_memory(workers: int, batch: int) -> str | None:
         f"{free / 2**20:.0f} free: a worker that dies of a bus error needs fewer of them (workers), or more of it "
         f"(docker run --shm-size={-(-need // 2**30)}g, or --ipc=host)."
     )
+
+
+def memory() -> float:
+    """Most memory that was in use so far, in MiB: of the GPU, or of the process (0 on Windows, which does not tell)."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**20
+    if resource is None:
+        return 0.0
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most / 2**20 if sys.platform == "darwin" else most / 2**10
 
 
 def _cores() -> int:

@@ -12,8 +12,10 @@ from accelerate import Accelerator
 
 from timm_dseq import UserError
 
-from ..pretraining.log import Screen, memory, reopened
+from ..run.log import reopened
 from ..run.resume import Done
+from ..system.machine import memory
+from ..system.screen import Screen
 from .settings import Tuning
 
 

@@ -12,8 +12,8 @@ from torchvision.transforms.v2 import CenterCrop, Compose, PILToTensor, Resize
 from timm_dseq import UserError
 
 from ...data.source import TRIES, Source, load, open_source, source_of, test_split
+from ...system.screen import Screen
 from ...system.signals import deaf
-from ..log import Screen
 from ..settings import Config
 
 BATCH = 64

@@ -13,7 +13,7 @@ from timm_dseq import rank_regions
 from timm_dseq.explain import draw_regions, draw_saliency
 
 from ...data.source import normalised
-from ..log import Screen
+from ...system.screen import Screen
 from ..precision import Precision
 from ..settings import Config
 from .images import BATCH, in_order, picture_images, probe_images, sources

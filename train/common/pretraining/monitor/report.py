@@ -8,7 +8,7 @@ from typing import Any
 
 from PIL import Image
 
-from ..log import records
+from ...run.log import records
 
 _WIDTH, _HEIGHT, _LEFT, _BOTTOM = 440, 190, 62, 24
 _COLOURS = ("#e66100", "#1a85ff", "#009e73", "#cc3d8f", "#5d3a9b")
