@@ -21,16 +21,17 @@ from pathlib import Path
 import measure  # before torch, whose threads and memory it sets
 import pretrain
 import torch
-from common.data.resident import squares
 from common.data.source import Crops, open_source
+from common.pretraining import schedule
 from common.pretraining.log import Recorder
 from common.pretraining.model import build
 from common.pretraining.monitor.monitor import Watch
 from common.pretraining.precision import Precision, chosen
+from common.pretraining.resident import squares
 from common.pretraining.settings import Config, parse
 from common.pretraining.training import Training
 from common.pretraining.utilisation import Utilisation, matrix_rate
-from common.run import checkpoints, schedules
+from common.run import checkpoints
 from common.run.length import Length
 from common.run.resume import Done, Keeper
 from common.system import launch
@@ -68,7 +69,7 @@ class Loop:
         self.precision = Precision(name, self.device)
         self.training = Training(self.model, config, self.precision, accelerator)
         total = self.length.samples
-        self.now = schedules.at(config, total // 2, len(self.source), total)  # half of the samples on regions
+        self.now = schedule.at(config, total // 2, len(self.source), total)  # half of the samples on regions
         self.done, self.screen = Done(), Screen(0, 0, False)
         self.recorder = Recorder(config, accelerator, self.model, self.precision, self.done, self.screen)
         self.rate = matrix_rate(self.device, self.precision.product_dtype)

@@ -16,7 +16,8 @@ sys.path[:0] = [str(ROOT / "train"), str(ROOT)]
 
 import common.system.environment  # noqa: E402, F401  # before torch is loaded
 import torch  # noqa: E402
-from common.pretraining.settings import Config, Data, Model, Optim, System  # noqa: E402
+from common.data.settings import Data  # noqa: E402
+from common.pretraining.settings import Config, Model, Optim, System  # noqa: E402
 from torch.profiler import ProfilerActivity, profile  # noqa: E402
 
 KERNELS = 25  # of a profile that are kept

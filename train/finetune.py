@@ -22,7 +22,7 @@ from common.run import results
 from common.tuning.augment import Augmented, training_transform
 from common.models import data_config, load_backbone
 from common.tuning.classifier import Described, describe
-from common.probing.extract import digests_of, duplicates
+from common.data.digests import digests_of, duplicates
 from common.tuning.export import Tuned, hand_over
 from common.tuning.log import Journal
 from common.run.resume import Keeper
@@ -30,12 +30,11 @@ from common.labels.labelled import Labelled, open_labelled
 from common.tuning.learner import Learner
 from common.run.length import TIMED, WARM, Length
 from common.data.order import Share
-from common.probing.settings import Cache
 from common.system.screen import Screen
 from common.run.schedules import warmup_cosine
 from common.tuning.scoring import right_answers
 from common.system.signals import STOPPED, Stop, deaf
-from common.tuning.settings import Tuning, parse
+from common.tuning.settings import FREE, Tuning, parse
 from torch.utils.data import DataLoader
 
 from timm_dseq import UserError
@@ -76,9 +75,9 @@ def seen_twice(config: Tuning, splits: list[Labelled], accelerator: Accelerator)
 
     Every image is decoded on the way: one that cannot be is named before anything long begins.
     """
-    place = Cache(folder=str(Path(config.output_dir) / "digests"))
-    tested = digests_of(splits[0].test, config.workers, place, accelerator)
-    trained = np.concatenate([digests_of(one.train, config.workers, place, accelerator) for one in splits])
+    folder = str(Path(config.output_dir) / "digests")
+    tested = digests_of(splits[0].test, config.workers, folder, accelerator)
+    trained = np.concatenate([digests_of(one.train, config.workers, folder, accelerator) for one in splits])
     return {"train_test": duplicates(trained, tested), "test_test": len(tested) - len(np.unique(tested, axis=0))}
 
 
@@ -106,7 +105,7 @@ def tune(
     data = data_config(model)
     described = describe(model, shown, labelled.names, config.data.path, data)
     learner = Learner(model, config, len(labelled.names), accelerator)
-    keeper = Keeper(config, text, accelerator)
+    keeper = Keeper(config, text, accelerator, FREE)
     done = keeper.find()
     keeper.resume(learner.saved, learner.optimizer, labelled.train.fingerprint())
     last = min(length.steps, config.max_steps or length.steps)

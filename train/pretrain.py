@@ -15,8 +15,9 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from common.system import launch, machine
-from common.run import schedules
-from common.pretraining.settings import Config, flat, parse
+from common.pretraining import schedule
+from common.pretraining.settings import AUTOMATIC, FREE, Config, parse
+from common.system.command_line import flat
 from common.data.source import Crops, Source, collate, open_source, readable
 from common.pretraining.dry_run import dry_run
 from common.pretraining.export import check_exportable, finish
@@ -28,7 +29,8 @@ from common.data.pixels import Place
 from common.pretraining.precision import Precision, chosen
 from common.pretraining.log import Recorder, available
 from common.system.screen import Screen
-from common.data.resident import Resident, squares
+from common.data.resident import Resident
+from common.pretraining.resident import squares
 from common.system.signals import STOPPED, Interrupted, Stop, deaf, interruptible
 from common.data.stream import Stream, images_in
 from common.pretraining.training import Training
@@ -57,10 +59,10 @@ def run(config: Config, text: str) -> int:
     accelerator = launch.accelerator(
         log_with=available(config.watch.trackers), project_dir=f"{config.output_dir}/trackers"
     )
-    keeper = Keeper(config, text, accelerator)
+    keeper = Keeper(config, text, accelerator, FREE, AUTOMATIC)
     done = keeper.find()
     source = None if config.data.streaming else open_source(config.data)
-    images = images_in(config) if source is None else len(source)
+    images = images_in(config.data) if source is None else len(source)
     length = Length.of(config.optim, images, accelerator.num_processes)
     model = build(config)
     check_exportable(config, model.student)
@@ -98,7 +100,7 @@ def run(config: Config, text: str) -> int:
     stop = Stop()
     recorder.begin()
     for step in range(done.step + 1, last + 1):
-        now = schedules.at(config, done.samples, images, length.samples)
+        now = schedule.at(config, done.samples, images, length.samples)
         figures = training.step(batches, now, recorder.numbers)
         done.step, done.samples = step, step * length.batch
         recorder.add(done, now, figures, stop.asked)
@@ -143,14 +145,15 @@ def batches_from(
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor, list[str]]]:
     """This process's micro-batches behind those that are done, without end: images, (epoch, index), what is broken."""
     rank, processes = accelerator.process_index, accelerator.num_processes
+    size, scale = config.model.img_size, config.data.crop_scale
     pinned = accelerator.device.type == "cuda"
     if source is None:
         state = done.streams[rank] if done.streams else None
-        return Stream(config, rank, processes, length.micro_batch, state, pinned)
+        return Stream(config.data, size, config.seed, rank, processes, length.micro_batch, state, pinned)
     share = Share(config.seed, len(source), length.batch, length.micro_batch, rank, processes, done.samples)
     if pixels:
-        return Resident(pixels, source, config, share, accelerator.device)
-    crops = Crops(source, config.model.img_size, config.data.crop_scale, config.seed)
+        return Resident(pixels, source, size, scale, config.seed, share, accelerator.device)
+    crops = Crops(source, size, scale, config.seed)
     return readable(
         DataLoader(
             crops,

@@ -12,7 +12,7 @@ import sys
 from common.system import launch
 from common.run import results
 from common.models import data_config, load_backbone
-from common.probing.extract import data_digest, weights_digest
+from common.data.digests import data_digest, weights_digest
 from common.probing.features import Frozen
 from common.probing.knn import knn
 from common.labels.labelled import open_whole, rows_of

@@ -77,7 +77,7 @@ def measured(options: list[str], out: Path) -> tuple[float, float]:
 def epochs(options: list[str], seconds_a_step: float, seconds: float) -> list[str]:
     """Options of a run that trains for so many seconds of steps."""
     config, _ = parse(options)
-    images = images_in(config) if config.data.streaming else len(open_source(config.data))
+    images = images_in(config.data) if config.data.streaming else len(open_source(config.data))
     length = seconds / seconds_a_step * config.optim.batch_size / images
     warm = length * config.optim.warmup_epochs / config.optim.epochs
     return [f"--optim.epochs={length:.4f}", f"--optim.warmup_epochs={warm:.4f}"]

@@ -3,11 +3,17 @@
 from itertools import islice
 
 import torch
-from common.data.order import Share, order, sample_at, sample_seed, sample_seeds, samples_at, seeded
+from common.data.order import Share, order, sample_seed, sample_seeds, samples_at, seeded
 from hypothesis import given
 from hypothesis import strategies as st
 
 sizes = st.sampled_from([(1, 1), (2, 1), (1, 4), (2, 2), (4, 2)])
+
+
+def sample_at(seed: int, position: int, length: int) -> tuple[int, int]:
+    """Sample number `position` of a run over `length` images, by the definition: (epoch, index)."""
+    epoch, at = divmod(position, length)
+    return epoch, int(order(seed, epoch, length)[at])
 
 
 def test_an_epoch_holds_every_image_once_and_epochs_differ():

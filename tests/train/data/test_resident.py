@@ -17,9 +17,12 @@ from accelerate import Accelerator
 from common.data import pixels, resident
 from common.data.order import Share
 from common.data.pixels import Place, build, working_side
-from common.data.resident import Resident, free_memory, squares
+from common.data.resident import Resident
+from common.data.settings import Data
 from common.data.source import Crops, collate, open_source
-from common.pretraining.settings import Config, Data, check, parse
+from common.pretraining import resident as choice
+from common.pretraining.resident import free_memory, squares
+from common.pretraining.settings import Config, check, parse
 from common.run.length import Length
 from common.run.resume import Done
 from PIL import Image
@@ -80,9 +83,13 @@ def share(config, source, start=0, micro_batch=8, rank=0, processes=1):
     return Share(config.seed, len(source), config.optim.batch_size, micro_batch, rank, processes, start)
 
 
+def resident_of(place, source, config, samples, device):
+    return Resident(place, source, config.model.img_size, config.data.crop_scale, config.seed, samples, device)
+
+
 def batches(config, **how):
     place, source = built(config)
-    return Resident(place, source, config, share(config, source, **how), torch.device("cpu"))
+    return resident_of(place, source, config, share(config, source, **how), torch.device("cpu"))
 
 
 def decoded(config, source, **how):
@@ -207,7 +214,7 @@ def test_batches_on_a_device_are_those_of_the_host_and_nothing_waits(room, setti
 
     monkeypatch.setattr(torch, "empty", pinned)  # for the thread that reads ahead
     with device:
-        some = Resident(place, source, config, share(config, source), torch.device("cuda"))
+        some = resident_of(place, source, config, share(config, source), torch.device("cuda"))
         next(some)
         device.waits.clear()  # the pixels were sent once
         images, samples, _ = next(some)
@@ -250,7 +257,7 @@ import sys, time
 sys.path[:0] = ["train"]
 from common.data import pixels
 from common.data.source import open_source
-from common.pretraining.settings import Data
+from common.data.settings import Data
 from accelerate import Accelerator
 path, cache, seconds, workers = sys.argv[1:]
 pixels.CHUNK, pixels.SECONDS = 2, 0.0
@@ -419,7 +426,7 @@ def test_auto_takes_what_fits_and_says_why_not(settings, monkeypatch):
 
 
 def test_a_run_that_goes_on_keeps_what_it_chose(settings, monkeypatch):
-    monkeypatch.setattr(resident, "free_memory", lambda: 0)
+    monkeypatch.setattr(choice, "free_memory", lambda: 0)
     assert chosen(settings(data__resident="auto"), resident=40)[1].side == 40
     monkeypatch.undo()
     assert chosen(settings(data__resident="auto"), resident=0)[1] is None

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 from common.data.scenes import LABELS, Scenes
+from common.data.settings import Data
 from common.data.source import Crops, collate, decode, measured, open_source
-from common.pretraining.settings import Data
 from PIL import Image
 
 from timm_dseq import UserError

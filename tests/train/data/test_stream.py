@@ -17,7 +17,7 @@ def streams(folder, workers, processes=1, rank=0, state=None):
     config, _ = parse(
         [f"--data.path={folder}", "--data.streaming=true", "--model.img_size=32", f"--data.workers={workers}"]
     )
-    return stream.Stream(config, rank, processes, 5, state)
+    return stream.Stream(config.data, config.model.img_size, config.seed, rank, processes, 5, state)
 
 
 def test_workers_change_no_sample_and_a_state_in_their_midst_goes_on_with_the_next(tmp_path):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import timm
 import torch
-from common.data.order import sample_at, sample_seed
+from common.data.order import order, sample_seed
 from PIL import Image, ImageOps
 from timm.data import create_transform
 
@@ -122,7 +122,8 @@ def reference(rows, recipe):
     moments = {name: (torch.zeros_like(p), torch.zeros_like(p)) for name, p in model.named_parameters()}
     losses, rates = [], []
     for step in range(20):
-        samples = [sample_at(0, step * BATCH + i, IMAGES) for i in range(BATCH)]
+        numbers = range(step * BATCH, (step + 1) * BATCH)
+        samples = [(n // IMAGES, int(order(0, n // IMAGES, IMAGES)[n % IMAGES])) for n in numbers]
         images, targets = mixed(*images_of(rows, recipe, samples), recipe, step)
         logits = logits_of(model, images, recipe, [sample_seed(0, *sample) for sample in samples])
         loss = -(targets * (logits - logits.logsumexp(1, keepdim=True))).sum(1).mean()

@@ -5,11 +5,11 @@ import itertools
 import pytest
 import torch
 from accelerate import Accelerator
+from common.pretraining import schedule
 from common.pretraining.model import build
 from common.pretraining.precision import Precision
 from common.pretraining.settings import parse
 from common.pretraining.training import Training
-from common.run import schedules
 from torch import nn
 
 from ..runs import options
@@ -48,7 +48,7 @@ def steps(tmp_path, count, spoil=lambda model: model, **settings):
                 for _ in range(rounds)
             ]
         )
-        now = schedules.at(config, 8 * step, 8192, 160)
+        now = schedule.at(config, 8 * step, 8192, 160)
         figures = training.step(batches, now)
         weights = {name: tensor.clone() for name, tensor in model.named_parameters() if not name.startswith("target.")}
         moments = [

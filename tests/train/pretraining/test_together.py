@@ -8,11 +8,10 @@ import pytest
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
+from common.data.digests import Pictures, digests_of
 from common.labels.labelled import Labels, open_labelled
 from common.pretraining.model import build
 from common.pretraining.settings import parse
-from common.probing.extract import Pictures, digests_of
-from common.probing.settings import Cache
 from safetensors.torch import load_file
 from torch.multiprocessing import spawn
 
@@ -36,9 +35,9 @@ def digest(rank, port, folder):
     Pictures.__getitem__ = lambda self, index: (read.append(index), read_one(self, index))[1]
     accelerator = Accelerator()
     source = open_labelled(Labels(path=str(folder / "data"))).train
-    found = digests_of(source, 0, Cache(str(folder / "cache")), accelerator)
+    found = digests_of(source, 0, str(folder / "cache"), accelerator)
     first = len(read)
-    again = digests_of(source, 0, Cache(str(folder / "cache")), accelerator)
+    again = digests_of(source, 0, str(folder / "cache"), accelerator)
     np.savez(folder / f"{rank}.npz", found=found, again=again, read=read[:first], read_again=len(read) - first)
     dist.destroy_process_group()
 
@@ -48,7 +47,7 @@ def test_each_process_reads_its_share_of_the_images_for_duplicates(tmp_path, unu
     spawn(digest, (unused_port, tmp_path), nprocs=2)
     ours, theirs = (np.load(tmp_path / f"{rank}.npz") for rank in (0, 1))
     source = open_labelled(Labels(path=str(tmp_path / "data"))).train
-    alone = digests_of(source, 0, Cache(str(tmp_path / "own")), Accelerator())
+    alone = digests_of(source, 0, str(tmp_path / "own"), Accelerator())
     for each in (ours, theirs):
         assert np.array_equal(each["found"], alone) and np.array_equal(each["again"], alone)
         assert each["read_again"] == 0

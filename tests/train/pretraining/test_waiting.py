@@ -4,11 +4,11 @@ import pytest
 import timm
 import torch
 from accelerate import Accelerator
+from common.pretraining import schedule
 from common.pretraining.model import build
 from common.pretraining.precision import Precision
 from common.pretraining.settings import parse
 from common.pretraining.training import Training
-from common.run import schedules
 from common.tuning import settings as tuning
 from common.tuning.learner import Learner
 
@@ -22,7 +22,7 @@ def training_of(tmp_path, **settings):
     config, _ = parse(options(tmp_path, **settings))
     accelerator = Accelerator(cpu=True)
     training = Training(build(config), config, Precision("no", accelerator.device), accelerator)
-    return training, schedules.at(config, 80, 8192, 160)
+    return training, schedule.at(config, 80, 8192, 160)
 
 
 def batch_of(images, first=0):

@@ -7,10 +7,11 @@ import pytest
 import timm
 import torch
 from accelerate import Accelerator
+from common.data.digests import digests_of, duplicates, weights_digest
 from common.labels.labelled import Labels, open_labelled
 from common.models import data_config
 from common.probing import extract as extracting
-from common.probing.extract import digests_of, duplicates, extract, weights_digest
+from common.probing.extract import extract
 from common.probing.features import Frozen
 from common.probing.settings import Cache
 from timm.data import create_transform
@@ -128,13 +129,13 @@ def test_an_image_that_cannot_be_read_is_named(train, tmp_path, workers):
 
 def test_duplicates_are_equal_pixels_whatever_the_file(train, tmp_path):
     accelerator, cache = Accelerator(), Cache(str(tmp_path / "cache"))
-    learnt = digests_of(train, 0, cache, accelerator)
+    learnt = digests_of(train, 0, cache.folder, accelerator)
     assert np.array_equal(learnt, cached(train, tmp_path / "cache", small()).digests)
     rows = [{"image": train.picture(i)} for i in (4, 4, 9)]  # decoded: other bytes, the same pixels
     changed = train.picture(9)
     changed.putpixel((0, 0), (1, 2, 3))
     rows[2] = {"image": changed}
-    tested = digests_of(dataclasses.replace(train, rows=rows, truth=train.truth[:3]), 0, cache, accelerator)
+    tested = digests_of(dataclasses.replace(train, rows=rows, truth=train.truth[:3]), 0, cache.folder, accelerator)
     assert duplicates(learnt, tested) == 2
     assert duplicates(learnt[5:], tested) == 0
     assert len(np.unique(learnt, axis=0)) == 64

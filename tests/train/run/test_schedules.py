@@ -3,8 +3,8 @@
 import math
 
 import pytest
+from common.pretraining import schedule
 from common.pretraining.settings import Config, Optim
-from common.run import schedules
 
 from .. import runs
 
@@ -14,7 +14,7 @@ EPOCH, TOTAL = 1_281_167, 600 * 1_281_167
 
 def test_the_papers_schedules_at_every_epoch():
     for epoch in range(601):
-        now = schedules.at(Config(optim=PAPER), epoch * EPOCH, EPOCH, TOTAL)
+        now = schedule.at(Config(optim=PAPER), epoch * EPOCH, EPOCH, TOTAL)
         if epoch <= 15:
             lr = 1e-4 + (1e-3 - 1e-4) * epoch / 15
         else:
@@ -26,7 +26,7 @@ def test_the_papers_schedules_at_every_epoch():
 
 
 def test_beyond_the_end_nothing_moves():
-    end, beyond = (schedules.at(Config(optim=PAPER), samples, EPOCH, TOTAL) for samples in (TOTAL, 2 * TOTAL))
+    end, beyond = (schedule.at(Config(optim=PAPER), samples, EPOCH, TOTAL) for samples in (TOTAL, 2 * TOTAL))
     assert end == beyond
     assert end.momentum == 1.0 and end.regions == 1.0
 
@@ -40,6 +40,6 @@ def test_the_log_of_a_run_follows_the_schedules(tmp_path):
     settings = Config(optim=Optim(epochs=0.02, batch_size=8, warmup_epochs=0.005, momentum=0.9))
     assert [line["step"] for line in lines] == list(range(1, 21))
     for line in lines:
-        now = schedules.at(settings, (line["step"] - 1) * 8, 8192, 160)
+        now = schedule.at(settings, (line["step"] - 1) * 8, 8192, 160)
         assert (line["lr"], line["weight_decay"]) == (now.lr, now.weight_decay)
         assert (line["momentum"], line["lambda"]) == (now.momentum, now.regions)

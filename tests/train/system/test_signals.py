@@ -10,8 +10,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from accelerate import Accelerator
-from common.probing.extract import digests_of
-from common.probing.settings import Cache
+from common.data.digests import digests_of
 from common.system.signals import NUMBERS
 from common.tuning.scoring import right_answers
 from PIL import Image
@@ -48,7 +47,7 @@ def test_the_judgement_of_a_classifier_goes_on():
 
 
 def test_the_search_for_duplicates_goes_on(tmp_path):
-    assert digests_of(Signalled(), 1, Cache(folder=str(tmp_path)), Accelerator(cpu=True)).shape == (2, 16)
+    assert digests_of(Signalled(), 1, str(tmp_path), Accelerator(cpu=True)).shape == (2, 16)
 
 
 @pytest.mark.parametrize("number", NUMBERS)

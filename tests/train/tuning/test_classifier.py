@@ -8,8 +8,8 @@ import pytest
 import timm
 import torch
 import yaml
+from common.data.digests import weights_digest
 from common.models import load_backbone
-from common.probing.extract import weights_digest
 from PIL import Image
 from safetensors.torch import load_file
 

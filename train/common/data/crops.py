@@ -14,6 +14,8 @@ import torch
 from timm_dseq.engine.random import uniform
 from timm_dseq.host import to_device
 
+from .order import RandomStream
+
 _RATIO = (3 / 4, 4 / 3)  # least and greatest aspect of a box
 _ATTEMPTS = 10  # to find one inside the image, as torchvision's RandomResizedCrop
 _FINE = 2.0**16  # weights are whole numbers of 1 / _FINE: 128 * _FINE * sum |weight| stays below 2**24
@@ -22,7 +24,7 @@ _AT_ONCE = 2**28  # bytes of a batch's pixels in float32 that are cropped togeth
 
 def box_draws(seeds: torch.Tensor, scale: tuple[float, float]) -> np.ndarray:
     """What boxes are made of, for any size: share of the area, aspect, and place down and across, (B, 10, 4)."""
-    draws = uniform(seeds, 4 * _ATTEMPTS, stream=3).double().view(-1, _ATTEMPTS, 4)
+    draws = uniform(seeds, 4 * _ATTEMPTS, stream=RandomStream.CROPS).double().view(-1, _ATTEMPTS, 4)
     low, high = map(math.log, _RATIO)
     share = scale[0] + draws[..., 0] * (scale[1] - scale[0])
     aspect = torch.exp(low + draws[..., 1] * (high - low))
@@ -126,7 +128,7 @@ def augmented(images: torch.Tensor, seeds: torch.Tensor, flip: float, jitter: fl
     """
     if not flip and not jitter:
         return images
-    draws = uniform(seeds.to(images.device), 4, stream=4)[:, :, None, None, None]
+    draws = uniform(seeds.to(images.device), 4, stream=RandomStream.COLOURS)[:, :, None, None, None]
     if flip:
         images = torch.where(draws[:, 0] < flip, images.flip(3), images)
     if not jitter:

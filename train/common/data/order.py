@@ -9,6 +9,7 @@ import hashlib
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
+from enum import IntEnum
 from functools import lru_cache
 from threading import Lock
 
@@ -18,6 +19,30 @@ from torch.utils.data import Sampler
 from timm_dseq.engine.random import hashed
 
 _one_at_a_time = Lock()
+
+
+class Draw(IntEnum):
+    """What takes an image's index in `sample_seed` for a draw that belongs to no single image.
+
+    The numbers stay: another one would change every run that is resumed.
+    """
+
+    ORDER = -1  # of the images of an epoch
+    SHARDS = -2  # their order in a stream
+    MIXING = -4  # mixup and cutmix of a group of images
+    DROPOUT = -5  # and all else that a model draws in training
+    SUBSET = -6
+    VTAB = -7  # the 1,000 images of VTAB-1k
+    BLOCKS = -3  # of a stream: -3, -4, … for one block after another; pretraining draws nothing else there
+
+
+class RandomStream(IntEnum):
+    """Sequences of random numbers that belong to one seed, for `uniform`. The engine's blocks and orders have 0."""
+
+    COINS = 1  # regions or blocks
+    DROP_PATH = 2
+    CROPS = 3
+    COLOURS = 4  # and flips
 
 
 def sample_seed(seed: int, epoch: int, index: int) -> int:
@@ -34,14 +59,8 @@ def sample_seeds(seed: int, samples: torch.Tensor) -> torch.Tensor:
 @lru_cache(maxsize=2)  # a batch may straddle two epochs
 def order(seed: int, epoch: int, length: int) -> torch.Tensor:
     """The images of one epoch in their order: (length,) int64."""
-    generator = torch.Generator().manual_seed(sample_seed(seed, epoch, -1))
+    generator = torch.Generator().manual_seed(sample_seed(seed, epoch, Draw.ORDER))
     return torch.randperm(length, generator=generator)
-
-
-def sample_at(seed: int, position: int, length: int) -> tuple[int, int]:
-    """Sample number `position` of a run over `length` images: (epoch, index)."""
-    epoch, place = divmod(position, length)
-    return epoch, int(order(seed, epoch, length)[place])
 
 
 def samples_at(seed: int, position: int, count: int, length: int) -> torch.Tensor:

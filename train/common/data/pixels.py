@@ -27,9 +27,9 @@ from torch.utils.data import DataLoader, Dataset
 
 from timm_dseq import UserError
 
-from ..pretraining.settings import Data
 from ..system.screen import Screen
 from ..system.signals import deaf
+from .settings import Data
 from .source import TRIES, Source, decode, measured, opened
 
 CHUNK = 64  # images that are decoded, written and marked together

@@ -25,11 +25,11 @@ from torchvision.transforms.functional import pil_to_tensor
 from timm_dseq import UserError
 from timm_dseq.host import to_device
 
-from ..pretraining.settings import Data
 from .crops import box_draws, crop_boxes
 from .order import sample_seeds
 from .scenes import LABELS as SCENE_LABELS
 from .scenes import LENGTHS, Scenes
+from .settings import Data
 
 LABELS = ("label", "labels", "cls", "class", "fine_label", "target")
 IMAGES = ("image", "img", "jpg", "png", "webp", "jpeg")

@@ -20,9 +20,9 @@ from torch.utils.data import DataLoader, Dataset
 
 from timm_dseq import UserError
 
-from ..pretraining.settings import Config
 from ..system.signals import deaf
-from .order import sample_seed
+from .order import Draw, sample_seed
+from .settings import Data
 from .source import Crops, Item, collate, image_column, load
 
 BLOCK = 512  # samples of one process that are shuffled together
@@ -36,21 +36,24 @@ class Stream:
 
     def __init__(
         self,
-        config: Config,
+        data: Data,
+        size: int,
+        seed: int,
         rank: int,
         processes: int,
         micro_batch: int,
         state: dict | None = None,
         pinned: bool = False,
     ) -> None:
+        """size: side of the crops."""
         self.state = state or {"epoch": 0, "block": 0, "taken": 0, "rows": None}
         # It must not know this object: a circle would keep the workers, who hear no signal, beyond the run's end.
-        reader = Reader(config, rank, processes, micro_batch, self.state)
+        reader = Reader(data, seed, rank, processes, micro_batch, self.state)
         self.ends = reader.ends
         loader = DataLoader(
-            Encoded(Crops(None, config.model.img_size, config.data.crop_scale, config.seed)),
+            Encoded(Crops(None, size, data.crop_scale, seed)),
             batch_sampler=reader,
-            num_workers=config.data.workers,
+            num_workers=data.workers,
             collate_fn=filled,
             pin_memory=pinned,
             worker_init_fn=deaf,
@@ -73,15 +76,15 @@ class Stream:
 class Reader:
     """Micro-batches of encoded images with their (epoch, number), without end, from a state on."""
 
-    def __init__(self, config: Config, rank: int, processes: int, micro_batch: int, state: dict) -> None:
-        self.config, self.rank, self.processes, self.micro_batch = config, rank, processes, micro_batch
+    def __init__(self, data: Data, seed: int, rank: int, processes: int, micro_batch: int, state: dict) -> None:
+        self.data, self.seed, self.rank, self.processes, self.micro_batch = data, seed, rank, processes, micro_batch
         self.state = state
         self.ends: deque[dict] = deque()  # where each micro-batch ends that was given out
-        self.rows, self.image = open_stream(config)
+        self.rows, self.image = open_stream(data)
         if processes > 1:
             if rank == 0 and self.rows.num_shards % processes:
                 print(
-                    f"{config.data.path} has {self.rows.num_shards} shards, no multiple of {processes} processes: each "
+                    f"{data.path} has {self.rows.num_shards} shards, no multiple of {processes} processes: each "
                     "process reads all of them, and leaves what is the others'. Write them anew to read less.",
                     flush=True,
                 )
@@ -98,7 +101,7 @@ class Reader:
         """(image, (epoch, number), state behind it), without end."""
         epoch, block, taken, rows_state = (self.state[key] for key in ("epoch", "block", "taken", "rows"))
         while True:
-            rows = self.rows.shuffle(seed=sample_seed(self.config.seed, epoch, -2) % 2**32, buffer_size=1)
+            rows = self.rows.shuffle(seed=sample_seed(self.seed, epoch, Draw.SHARDS) % 2**32, buffer_size=1)
             if rows_state is not None:
                 rows.load_state_dict(rows_state)
             read = iter(rows)
@@ -109,13 +112,13 @@ class Reader:
                     values = [row[self.image] for _, row in zip(range(BLOCK), read, strict=False)]
                 except (OSError, ValueError, datasets.exceptions.DatasetsError, tarfile.TarError) as error:
                     raise UserError(
-                        f"{shard_in(error) or self.config.data.path} cannot be read ({type(error).__name__}: "
+                        f"{shard_in(error) or self.data.path} cannot be read ({type(error).__name__}: "
                         f"{str(error).splitlines()[0]}): bring it whole, or take it out of the data set."
                     ) from error
                 if not values:
                     break
                 found = True
-                generator = torch.Generator().manual_seed(sample_seed(self.config.seed, epoch, -3 - block))
+                generator = torch.Generator().manual_seed(sample_seed(self.seed, epoch, Draw.BLOCKS - block))
                 for place, at in enumerate(torch.randperm(len(values), generator=generator).tolist()):
                     if place >= taken:
                         number = (block * BLOCK + at) * self.processes + self.rank
@@ -127,7 +130,7 @@ class Reader:
                 block, taken = block + 1, 0
             if not found and rows_state is None:
                 raise UserError(
-                    f"{self.config.data.path} has no images for process {self.rank} of {self.processes}: use fewer "
+                    f"{self.data.path} has no images for process {self.rank} of {self.processes}: use fewer "
                     "processes, or more shards."
                 )
             epoch, block, taken, rows_state = epoch + 1, 0, 0, None
@@ -171,23 +174,23 @@ def shard_in(error: BaseException) -> str | None:
     return None
 
 
-def open_stream(config: Config) -> tuple[datasets.IterableDataset, str]:
+def open_stream(data: Data) -> tuple[datasets.IterableDataset, str]:
     """The streamed split, images still encoded, and their column."""
-    rows = load(config.data, config.data.split, streaming=True)
+    rows = load(data, data.split, streaming=True)
     if rows.features is None:
         rows = rows._resolve_features()
-    image = image_column(rows, config.data)
+    image = image_column(rows, data)
     return rows.cast_column(image, datasets.Image(decode=False)).select_columns([image]), image
 
 
-def images_in(config: Config) -> int:
+def images_in(data: Data) -> int:
     """How many images an epoch of the stream has."""
-    if config.data.images:
-        return config.data.images
-    rows, _ = open_stream(config)
-    split = (rows.info.splits or {}).get(config.data.split)
+    if data.images:
+        return data.images
+    rows, _ = open_stream(data)
+    split = (rows.info.splits or {}).get(data.split)
     if split is None or not split.num_examples:
         raise UserError(
-            f"{config.data.path} does not tell how many images a stream of it has: give data.images, for the schedules."
+            f"{data.path} does not tell how many images a stream of it has: give data.images, for the schedules."
         )
     return split.num_examples

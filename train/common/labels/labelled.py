@@ -14,13 +14,11 @@ from jsonargparse.typing import PositiveInt
 
 from timm_dseq import UserError
 
-from ..data.order import sample_seed
+from ..data.order import Draw, sample_seed
+from ..data.settings import Data
 from ..data.source import Source, open_source, test_split
-from ..pretraining.settings import Data
 from . import clevr
 from .aliases import ALIASES, Alias
-
-_SUBSET = -6  # the place of a subset's draw, where images have their index
 
 
 @dataclass
@@ -256,7 +254,7 @@ def _draw(truth: torch.Tensor, seed: int, how_many: Any) -> torch.Tensor:
     rows = []
     for label in truth.unique().tolist():
         own = torch.nonzero(truth == label).flatten()
-        generator = torch.Generator().manual_seed(sample_seed(seed, label, _SUBSET))
+        generator = torch.Generator().manual_seed(sample_seed(seed, label, Draw.SUBSET))
         rows.append(own[torch.randperm(len(own), generator=generator)[: how_many(len(own))]])
     return torch.cat(rows).sort().values
 

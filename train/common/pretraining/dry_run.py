@@ -8,11 +8,11 @@ import torch
 from timm_dseq import plan_regions
 from timm_dseq.engine.regions import Regions
 
-from ..run import schedules
 from ..run.length import TIMED, WARM, Length, duration
 from ..system.launch import wait
 from ..system.machine import memory
 from ..system.screen import Screen
+from . import schedule
 from .training import Batch, Training
 
 
@@ -20,7 +20,7 @@ def dry_run(training: Training, batches: Iterator[Batch], images: int, length: L
     """Measure and say it. images: in an epoch. Nothing is written; the weights are spoilt."""
     spent = []
     for name, samples in (("start", 0), ("end", length.samples - 1)):
-        now = schedules.at(training.config, samples, images, length.samples)
+        now = schedule.at(training.config, samples, images, length.samples)
         seconds, most = measured(training, batches, now)
         spent.append(seconds)
         screen.say(
@@ -35,7 +35,7 @@ def dry_run(training: Training, batches: Iterator[Batch], images: int, length: L
     )
 
 
-def measured(training: Training, batches: Iterator[Batch], now: schedules.Now) -> tuple[float, float]:
+def measured(training: Training, batches: Iterator[Batch], now: schedule.Now) -> tuple[float, float]:
     """Seconds of a step at one moment of the schedules, and most memory in MiB."""
     device = training.accelerator.device
     if device.type == "cuda":

@@ -17,12 +17,13 @@ from timm_dseq.host import to_device
 
 from ..run.log import reopened
 from ..run.resume import Done
-from ..run.schedules import Now
+from ..system.command_line import flat
 from ..system.machine import memory
 from ..system.screen import Screen
 from .figures import Counts, Figures
 from .precision import Precision
-from .settings import Config, flat
+from .schedule import Now
+from .settings import Config
 from .utilisation import Utilisation, matrix_rate
 
 

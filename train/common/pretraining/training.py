@@ -16,14 +16,14 @@ from timm_dseq.engine.random import uniform
 from timm_dseq.host import to_device
 
 from ..data.crops import augmented
-from ..data.order import sample_seeds
+from ..data.order import RandomStream, sample_seeds
 from ..data.source import normalised
-from ..run.schedules import Now
 from ..run.update import update
 from .attention import choose_attention
 from .figures import Figures
 from .model import optimizer_of
 from .precision import Precision
+from .schedule import Now
 from .settings import Config
 
 Batch = tuple[torch.Tensor, torch.Tensor, list[str]]  # images (B, 3, S, S) uint8, (epoch, index) (B, 2), what is broken
@@ -55,7 +55,7 @@ class Training:
         for last_round in [False] * (config.optim.accumulation - 1) + [True]:
             images, samples, broken = next(batches)
             seeds = to_device(sample_seeds(config.seed, samples), device)
-            coins = uniform(seeds, 1, stream=1)[:, 0] < now.regions
+            coins = uniform(seeds, 1, stream=RandomStream.COINS)[:, 0] < now.regions
             images = augmented(images.to(device, non_blocking=True), seeds, config.data.flip, config.data.color_jitter)
             inputs = normalised(images, self.precision.dtype)
             blocks = block_masks(self.model.student.patch_embed.grid_size, seeds)

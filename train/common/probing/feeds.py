@@ -18,9 +18,10 @@ from torchvision.transforms.functional import hflip, pil_to_tensor, resized_crop
 
 from timm_dseq import UserError
 
+from ..data.digests import Pictures, together, whole
 from ..data.order import Share, order, sample_seed, seeded
 from ..data.source import Source
-from .extract import Extracted, Pictures, eval_transform, together, whole
+from .extract import Extracted, eval_transform
 from .features import Frozen
 from .heads import TOKENS
 from .task import Task

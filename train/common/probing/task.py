@@ -10,9 +10,10 @@ from accelerate import Accelerator
 
 from timm_dseq import UserError
 
+from ..data.digests import digests_of, duplicates
 from ..labels.labelled import Labelled, taken
 from ..system.screen import Screen
-from .extract import Extracted, digests_of, duplicates, extract
+from .extract import Extracted, extract
 from .features import Frozen, Layout
 from .settings import ON_FEATURES, Probe
 
@@ -70,7 +71,7 @@ class Task:
             learnt, tested = self.train_features().digests[used], self.test_features().digests
         else:
             learnt, tested = (
-                digests_of(source, self.config.workers, self.config.cache, self.accelerator)
+                digests_of(source, self.config.workers, self.config.cache.folder, self.accelerator)
                 for source in (taken(self.data.train, torch.from_numpy(used)), self.data.test)
             )
         return {"train_test": duplicates(learnt, tested), "test_test": len(tested) - len(np.unique(tested, axis=0))}

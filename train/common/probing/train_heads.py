@@ -10,19 +10,18 @@ import torch
 
 from timm_dseq import UserError
 
-from ..data.order import sample_seed
+from ..data.digests import data_digest
+from ..data.order import Draw, sample_seed
 from ..labels.labelled import held_out, taken
 from ..run import checkpoints
 from ..run.results import Measured
 from ..run.state import collect, restore
-from .extract import data_digest
 from .feeds import Live, Stored, Views
 from .heads import RECIPES, TOKENS, Grid, Head, Recipe
 from .task import Task
 
 HELD_OUT = 0.1
 VTAB = 800, 200  # images that are learnt from, and that the choice is made on
-_VTAB_DRAW = -7  # the place of its draw, where images have their index
 _LOOK = 50  # steps between looks at the losses
 
 
@@ -70,7 +69,7 @@ def vtab(task: Task) -> list[Measured]:
     train, test, views = task.train_features(), task.test_features(), task.views(*recipe.views)
     for seed in task.config.seeds:
         rows = task.learnt(seed)
-        generator = torch.Generator().manual_seed(sample_seed(seed, 0, _VTAB_DRAW))
+        generator = torch.Generator().manual_seed(sample_seed(seed, 0, Draw.VTAB))
         drawn = rows[torch.randperm(len(rows), generator=generator)[: sum(VTAB)].numpy()]
         kept, aside = np.sort(drawn[: VTAB[0]]), np.sort(drawn[VTAB[0] :])
         batch = task.config.heads.batch_size or recipe.batch_size

@@ -1,20 +1,21 @@
 """How long a run is, and how its global batch is dealt to processes and rounds."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from timm_dseq import UserError
 
 from ..system.machine import memory
 
-if TYPE_CHECKING:
-    from ..pretraining import settings as pretraining
-    from ..tuning import settings as tuning
-
-
 WARM, TIMED = 3, 5  # steps of a dry run: the first ones start workers and libraries, and compile
+
+
+class Optim(Protocol):
+    """The settings that say how long a run is."""
+
+    epochs: float
+    batch_size: int
+    accumulation: int
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class Length:
     micro_batch: int
 
     @classmethod
-    def of(cls, optim: pretraining.Optim | tuning.Optim, images: int, processes: int, pairs: bool = False) -> Length:
+    def of(cls, optim: Optim, images: int, processes: int, pairs: bool = False) -> "Length":
         """images: in an epoch. pairs: whether a micro-batch has to be even, for its images to be mixed."""
         batch, parts = optim.batch_size, optim.accumulation * processes
         unit = parts * (2 if pairs else 1)

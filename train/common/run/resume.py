@@ -3,31 +3,42 @@
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
+from jsonargparse.typing import PositiveInt
 
 from timm_dseq import UserError
 
-from ..pretraining.settings import Config, flat
+from ..system.command_line import flat
 from . import checkpoints
 from .state import collect, restore
 
-# Settings that may differ when a run goes on: none of them changes what is computed.
-FREE = ("data.path", "data.workers", "data.max_broken", "data.probe_split", "optim.accumulation", "optim.max_skipped")
-FREE += (
-    "system.compile",
-    "system.checkpointing",
-    "system.fsdp",
-    "data.cache",
-    "checkpoint.",
-    "watch.",
-    "hub.",
-    "output_dir",
-)
-FREE += ("resume", "max_steps", "dry_run", "model.init", "workers", "eval_every", "results")
+
+@dataclass
+class Checkpoint:
+    """When the run is saved.
+
+    Args:
+        every: steps between checkpoints
+        keep: newest checkpoints that stay
+        keep_every: checkpoints whose step is a multiple of this stay for ever
+    """
+
+    every: PositiveInt = 625
+    keep: PositiveInt = 2
+    keep_every: PositiveInt | None = None
+
+
+class Settings(Protocol):
+    """What the settings of every kind of run have (they are a dataclass)."""
+
+    output_dir: str
+    resume: str
+    dry_run: bool
+    checkpoint: Checkpoint
 
 
 @dataclass
@@ -45,9 +56,18 @@ class Done:
 class Keeper:
     """Saves and restores one run."""
 
-    def __init__(self, config: Config, text: str, accelerator: Accelerator) -> None:
-        """text: the settings as YAML."""
+    def __init__(
+        self,
+        config: Settings,
+        text: str,
+        accelerator: Accelerator,
+        free: tuple[str, ...] = (),
+        automatic: tuple[str, ...] = (),
+    ) -> None:
+        """text: the settings as YAML. free: settings, or sections of them, that may differ when a run is resumed.
+        automatic: settings that may be `auto`; the last part of such a name is its key in `Done.chosen`."""
         self.config, self.text, self.accelerator = config, text, accelerator
+        self.free, self.automatic = free, automatic
         self.output = Path(config.output_dir)
         self.folder = self.output / "checkpoints"
         self.path: str | None = None  # of the checkpoint to go on from
@@ -110,10 +130,10 @@ class Keeper:
 
     def _stays(self, name: str, now: Any) -> bool:
         """Whether a setting says now, or leaves to the run, what the run has chosen."""
-        chosen = self.state["done"].get("chosen", {})
-        if name == "system.precision":
-            return now in ("auto", chosen.get("precision"))
-        return name == "data.resident" and now in ("auto", bool(chosen.get("resident")))
+        if name not in self.automatic:
+            return False
+        chosen = self.state["done"].get("chosen", {}).get(name.rpartition(".")[2])
+        return now in ("auto", chosen) or (isinstance(now, bool) and now == bool(chosen))
 
     def _choose(self) -> tuple[str | None, str | None]:
         """The checkpoint to go on from, if any, or what is wrong."""
@@ -161,12 +181,13 @@ class Keeper:
         """Refuse to go on with other settings or other images."""
         before, now = flat(state["config"]), flat(json.loads(json.dumps(asdict(self.config))))
         for name in sorted({*before, *now}):
-            if name not in before and not name.startswith(FREE):
+            if name not in before and not name.startswith(self.free):
                 raise UserError(
                     f"{path} was written by another version of this program, which had no {name}: go on with that one, "
                     "or start anew with --resume never."
                 )
-            if before.get(name) != now.get(name) and not name.startswith(FREE) and not self._stays(name, now.get(name)):
+            same = before.get(name) == now.get(name) or self._stays(name, now.get(name))
+            if not same and not name.startswith(self.free):
                 raise UserError(
                     f"{name} was {before.get(name)} in {path} and is {now.get(name)} now: change it back, or start "
                     "anew with --resume never or another output_dir."
@@ -179,6 +200,6 @@ class Keeper:
             )
         if state["data"] != self.data:
             raise UserError(
-                f"data.path={self.config.data.path} holds other images than when {path} was written: bring those "
+                f"data.path holds other images than when {path} was written: bring those "
                 "back, or start anew with --resume never."
             )

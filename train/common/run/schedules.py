@@ -1,30 +1,6 @@
 """What changes over a run, as pure functions of the share of it that is done, 0 to 1."""
 
 import math
-from dataclasses import dataclass
-
-from ..pretraining.settings import Config
-
-
-@dataclass(frozen=True)
-class Now:
-    """The scheduled values at one moment."""
-
-    lr: float
-    weight_decay: float
-    momentum: float  # of the target's moving average
-    regions: float  # lambda: the chance of a sample to be trained on its regions
-
-
-def at(config: Config, samples: int, epoch: int, total: int) -> Now:
-    """The values after `samples` of `total` samples; epoch: samples in one."""
-    optim, done = config.optim, samples / total
-    return Now(
-        lr=warmup_cosine(samples, total, optim.warmup_epochs * epoch, optim.lr_start, optim.lr, optim.lr_end),
-        weight_decay=cosine(done, optim.weight_decay, optim.weight_decay_end),
-        momentum=linear(done, optim.momentum, optim.momentum_end),
-        regions=linear(done, optim.regions, optim.regions_end),
-    )
 
 
 def linear(done: float, start: float, end: float) -> float:

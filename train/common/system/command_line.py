@@ -86,3 +86,11 @@ def takes(kind: Any) -> str:
     if origin is dict:
         return 'a mapping, {"name": value}'
     return _WORDS.get(kind, getattr(kind, "__name__", str(kind)))
+
+
+def flat(tree: dict[str, Any], above: str = "") -> dict[str, Any]:
+    """{"a": {"b": 1}} → {"a.b": 1}."""
+    items = {}
+    for name, value in tree.items():
+        items |= flat(value, f"{above}{name}.") if isinstance(value, dict) else {above + name: value}
+    return items

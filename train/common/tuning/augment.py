@@ -18,12 +18,11 @@ from torch.utils.data import Dataset
 
 from timm_dseq.host import to_device
 
-from ..data.order import sample_seed, seeded
+from ..data.order import Draw, sample_seed, seeded
 from ..data.source import Source
 from .settings import Augment
 
 TOGETHER = 32  # images that share a draw of mixup or cutmix: what one of MAE's 32 devices had
-_MIXING = -4  # the place of their seeds, where images have their index
 
 
 @contextmanager
@@ -101,6 +100,6 @@ class Mixer:
             start, end = (min(max(at * TOGETHER - first, 0), len(images)) for at in (group, group + 1))
             facing = torch.cat([torch.arange(start, end, 2), torch.arange(start + 1, end, 2).flip(0)])  # timm flips
             facing = to_device(facing, images.device)
-            with all_seeded(sample_seed(self.seed, group, _MIXING)):
+            with all_seeded(sample_seed(self.seed, group, Draw.MIXING)):
                 images[facing], targets[facing] = self.mixup(images[facing], labels[facing])
         return images, targets

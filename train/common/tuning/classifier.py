@@ -23,7 +23,7 @@ from timm_dseq.dseq_jepa import BACKBONE, STOCK
 from timm_dseq.hub import cards
 from timm_dseq.hub.stock import Backbone
 
-from ..probing.extract import weights_digest
+from ..data.digests import weights_digest
 
 Tensors = dict[str, torch.Tensor]
 _NO_ARCHITECTURE = ("num_classes", "in_chans", "img_size")  # given elsewhere: twice, transformers fails

@@ -12,7 +12,7 @@ from torch import nn
 from timm_dseq.engine.random import uniform
 from timm_dseq.host import to_device
 
-_STREAM = 2  # of a sample's numbers: 0 and 1 belong to pretraining's blocks and coins
+from ..data.order import RandomStream
 
 
 class DropPathCoins:
@@ -30,7 +30,7 @@ class DropPathCoins:
         """seeds (B,), one a sample, on the device of the model."""
         if len(self.rates):
             self.rates = to_device(self.rates, seeds.device)
-            kept = uniform(seeds, len(self.rates), _STREAM) >= self.rates
+            kept = uniform(seeds, len(self.rates), RandomStream.DROP_PATH) >= self.rates
             self.factors = kept / (1 - self.rates)  # (B, layers)
 
     def _apply(self, place: int, layer: nn.Module, _inputs: tuple, branch: torch.Tensor) -> torch.Tensor:

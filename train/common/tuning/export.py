@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
+from ..data.digests import data_digest
 from ..labels.labelled import Labelled
-from ..probing.extract import data_digest
 from ..run import results
 from . import classifier
 from .classifier import Described

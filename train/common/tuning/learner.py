@@ -13,7 +13,7 @@ from torch import nn
 
 from timm_dseq.host import to_device
 
-from ..data.order import sample_seed
+from ..data.order import Draw, sample_seed
 from ..run.update import update
 from .augment import Mixer
 from .drop_path import DropPathCoins
@@ -21,7 +21,6 @@ from .log import Figures
 from .settings import Tuning
 
 HEAD_STD = 2e-5  # MAE's: the first logits are near zero, so the backbone is not shaken
-_DROPOUT = -5  # the place of the seeds of what else a model draws, where images have their index
 
 
 class Learner:
@@ -80,7 +79,7 @@ class Learner:
         images, labels = (tensor.to(device, non_blocking=True) for tensor in (images, labels))
         images, targets = self.mixer(images, labels, first)
         self.coins.toss(to_device(torch.tensor([sample_seed(seed, *sample) for sample in samples.tolist()]), device))
-        torch.manual_seed(sample_seed(seed, first, _DROPOUT))
+        torch.manual_seed(sample_seed(seed, first, Draw.DROPOUT))
         with self.accelerator.autocast():
             logits = self.whole(images)
         return SoftTargetCrossEntropy()(logits.float(), targets) * len(images)

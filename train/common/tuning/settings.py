@@ -13,9 +13,15 @@ from jsonargparse.typing import ClosedUnitInterval, NonNegativeInt, PositiveFloa
 from timm_dseq import UserError
 
 from ..labels.labelled import Labels, shortened
-from ..pretraining.settings import Checkpoint
+from ..run.resume import Checkpoint
 from ..system import machine
 from ..system.command_line import Parser, flagged
+
+# Settings that may differ when a run is resumed: none of them changes what is computed.
+FREE = (
+    *("data.path", "workers", "optim.accumulation", "optim.max_skipped", "system.checkpointing"),
+    *("checkpoint.", "output_dir", "results", "resume", "eval_every", "max_steps", "dry_run"),
+)
 
 
 @dataclass

@@ -1,0 +1,27 @@
+"""What is scheduled over pretraining, at one moment of it."""
+
+from dataclasses import dataclass
+
+from ..run import schedules
+from .settings import Config
+
+
+@dataclass(frozen=True)
+class Now:
+    """The scheduled values at one moment."""
+
+    lr: float
+    weight_decay: float
+    momentum: float  # of the target's moving average
+    regions: float  # lambda: the chance of a sample to be trained on its regions
+
+
+def at(config: Config, samples: int, epoch: int, total: int) -> Now:
+    """The values after `samples` of `total` samples; epoch: samples in one."""
+    optim, done = config.optim, samples / total
+    return Now(
+        lr=schedules.warmup_cosine(samples, total, optim.warmup_epochs * epoch, optim.lr_start, optim.lr, optim.lr_end),
+        weight_decay=schedules.cosine(done, optim.weight_decay, optim.weight_decay_end),
+        momentum=schedules.linear(done, optim.momentum, optim.momentum_end),
+        regions=schedules.linear(done, optim.regions, optim.regions_end),
+    )
