@@ -103,7 +103,8 @@ class Bench:
         def forward() -> torch.Tensor:
             self.model.objective, self.maps = objective, maps
             blocks = block_masks(self.grid, torch.arange(self.batch, device=self.device))
-            return self.model(self.images, None, blocks)[0]
+            loss, count, _ = self.model(self.images, None, blocks)
+            return loss / count
 
         return Contender(run, forward, self.batch, lambda: facts["work"], lambda: facts["fill"])
 
@@ -126,7 +127,7 @@ class Bench:
         def work() -> dict:
             self.model.objective, self.maps = objective, None
             with self.precision.autocast():
-                return self.model(self.images, None, blocks)[1]
+                return self.model(self.images, None, blocks)[2]
 
         return work
 
@@ -148,7 +149,8 @@ class Bench:
             return found
 
         def packed() -> torch.Tensor:
-            return model(images, None, equal)[0]
+            loss, count, _ = model(images, None, equal)
+            return loss / count
 
         dense, stacked = Dense(model), Stacked(model)
         pairs = {

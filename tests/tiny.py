@@ -72,6 +72,12 @@ def batch(count=3, img_size=(48, 48), dtype=torch.float32, seed=0, patch=8):
     return images, coins, block_masks((img_size[0] // patch, img_size[1] // patch), seeds)
 
 
+def mean_loss(model, *inputs) -> torch.Tensor:
+    """What one batch is trained on: its loss, divided by what it was summed over."""
+    loss, count, _ = model(*inputs)
+    return loss / count
+
+
 def islands(count, h, w, generator) -> torch.Tensor:
     """Random maps with several regions each: patches that stand out, most of them alone."""
     standing, height = torch.rand(2, count, h, w, generator=generator)

@@ -33,15 +33,22 @@ def model_of(setting):
 
 
 def one_step(call, model, part):
-    """A step on some of the images: the loss, what every parameter learned, and the target after its update."""
+    """A step on some of the images: the loss of all, what every parameter learned, and the target after its update."""
     images, coins, blocks = batch(IMAGES, dtype=torch.float64)
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
-    loss, _ = call(images[part], coins[part], blocks[part])
+    loss, count, _ = call(images[part], coins[part], blocks[part])
     loss.backward()
+    both = torch.stack([loss.detach(), torch.tensor(float(count))])
+    processes = dist.get_world_size() if dist.is_initialized() else 1
+    if processes > 1:
+        dist.all_reduce(both)
+    loss, count = both
+    for parameter in (p for p in model.parameters() if p.grad is not None):
+        parameter.grad /= count / processes  # sums, averaged over processes
     optimizer.step()
     model.update_target(0.9)
     weights = {name: p.full_tensor() if isinstance(p, DTensor) else p for name, p in model.named_parameters()}
-    return loss.detach(), {name: weight.detach().clone() for name, weight in weights.items()}
+    return loss / count, {name: weight.detach().clone() for name, weight in weights.items()}
 
 
 def share(rank, port, kind, out):
@@ -59,9 +66,7 @@ def share(rank, port, kind, out):
             for block in (*model.student.blocks, *model.target.blocks, *model.predictor.blocks):
                 fully_shard(block, mesh=mesh)
             fully_shard(model, mesh=mesh)
-        loss, weights = one_step(call, model, part)
-        dist.all_reduce(loss)
-        results[setting] = (loss / 2, weights)
+        results[setting] = one_step(call, model, part)
     if rank == 0:
         torch.save(results, out)
     dist.destroy_process_group()

@@ -15,7 +15,7 @@ from timm_dseq.errors import UserError
 from timm_dseq.positions import sincos_positions
 
 from .. import reference
-from ..tiny import PLANS, SHAPES, batch, encoder, jepa, plan
+from ..tiny import PLANS, SHAPES, batch, encoder, jepa, mean_loss, plan
 
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-10}
 OBJECTIVES = ("dseq", "dseq_causal", "ijepa")
@@ -46,7 +46,8 @@ def check_predictions(model, images, a_plan, tolerance):
 
 
 def check_loss(model, inputs, tolerance):
-    loss, facts = model(*inputs)
+    total, count, facts = model(*inputs)
+    loss = total / count
     theirs = reference.step(model, *inputs)
     assert abs(loss.item() - theirs.item()) <= tolerance * max(1.0, abs(theirs.item()))
     assert_same_gradients(gradients(model, loss), gradients(model, theirs), tolerance)
@@ -148,7 +149,7 @@ def check_one_region_trains_the_encoder(model, images):
 
 
 def check_mask_token_learns(model, inputs):
-    assert gradients(model, model(*inputs)[0])["predictor.mask_token"].abs().max() > 0
+    assert gradients(model, mean_loss(model, *inputs))["predictor.mask_token"].abs().max() > 0
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -174,8 +175,8 @@ def test_permuting_the_batch_changes_nothing(objective):
     model = jepa(objective, dtype=torch.float64)
     images, coins, blocks = batch(5, dtype=torch.float64)
     order = torch.tensor([3, 0, 4, 2, 1])
-    a = model(images, coins, blocks)[0]
-    b = model(images[order], coins[order], blocks[order])[0]
+    a = mean_loss(model, images, coins, blocks)
+    b = mean_loss(model, images[order], coins[order], blocks[order])
     assert abs(a.item() - b.item()) < 1e-10
 
 
@@ -208,11 +209,12 @@ def test_positions_are_written_and_frozen_and_weights_start_as_in_ijepa():
 def test_facts_of_a_step_are_those_of_its_plan():
     model = jepa()
     images, _, blocks = batch(4)
-    loss, facts = model(images, torch.tensor([True, True, False, False]), blocks)
+    loss, count, facts = model(images, torch.tensor([True, True, False, False]), blocks)
     assert facts["region_share"] == 0.5 and facts["regions_found"] >= 1
     assert sum(facts["region_area"]) == pytest.approx(36 / 37, abs=0.03)
     assert 0 < facts["encoder_fill"] <= 1 and 0 < facts["predictor_fill"] <= 1
     assert facts["loss_by_step"].shape == (4,) and loss.requires_grad
+    assert count == facts["target_tokens"] == facts["tokens_by_step"].sum()
     assert facts["encoder_tokens"] > 0 and facts["predictor_tokens"] > facts["encoder_tokens"] / 2
 
 
@@ -220,9 +222,9 @@ def test_facts_of_a_step_are_those_of_its_plan():
 def test_autocast_stays_near_full_precision(dtype):
     model = jepa()
     inputs = batch(3)
-    exact = model(*inputs)[0]
+    exact = mean_loss(model, *inputs)
     with torch.autocast("cpu", dtype):
-        loss = model(*inputs)[0]
+        loss = mean_loss(model, *inputs)
     assert loss.dtype == torch.float32
     assert loss.item() == pytest.approx(exact.item(), rel=0.05)
     assert all(g.isfinite().all() for g in gradients(model, loss).values())
@@ -260,7 +262,7 @@ def test_compiled_blocks_keep_the_loss_and_make_no_graph_after_the_second_batch(
     graphs = []
     for count, seed in ((4, 0), (5, 1), (3, 2), (6, 3), (4, 4), (7, 5)):
         inputs = batch(count, seed=seed)
-        loss, theirs = model(*inputs)[0], plain(*inputs)[0]
+        loss, theirs = mean_loss(model, *inputs), mean_loss(plain, *inputs)
         assert_same_gradients(gradients(model, loss), gradients(plain, theirs), 1e-5)
         graphs.append(counters["stats"]["unique_graphs"])
     assert graphs[0] > 0
@@ -272,4 +274,5 @@ def test_gradient_checkpointing_changes_no_gradient():
     model.student.set_grad_checkpointing()
     model.predictor.grad_checkpointing = True
     inputs = batch(4)
-    assert_same_gradients(gradients(model, model(*inputs)[0]), gradients(plain, plain(*inputs)[0]), 1e-6)
+    ours, theirs = (gradients(each, mean_loss(each, *inputs)) for each in (model, plain))
+    assert_same_gradients(ours, theirs, 1e-6)

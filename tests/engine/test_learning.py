@@ -71,9 +71,9 @@ def test_the_next_region_is_learned_and_features_do_not_collapse(monkeypatch):
     losses = []
     for step in range(STEPS):
         optimiser.param_groups[0]["lr"] = 2e-3 * min(1, (step + 1) / 20)
-        loss, facts = model(draw(BATCH, generator)[0], None, blocks)
+        loss, count, facts = model(draw(BATCH, generator)[0], None, blocks)
         optimiser.zero_grad()
-        loss.backward()
+        (loss / count).backward()
         optimiser.step()
         model.update_target(0.95)
         losses.append(facts["loss_by_step"][0])

@@ -69,7 +69,8 @@ def step_of(device, precision, settings, one_row=False):
         model._saliency = lambda images, tokens: maps
         images, coins, blocks = batch(IMAGES)
         with torch.autocast(device, torch.bfloat16, enabled=precision == "bf16"):
-            loss, facts = model(images.to(device), coins.to(device), blocks.to(device))
+            loss, count, facts = model(images.to(device), coins.to(device), blocks.to(device))
+            loss = loss / count
         loss.backward()
     gradients = {name: p.grad.float().cpu() for name, p in model.named_parameters() if p.grad is not None}
     return loss.item(), gradients, facts

@@ -102,7 +102,7 @@ def losses(tmp_path, device, compiled, steps=6, **settings):
     found = []
     for images in (8, 8, 6, 8, 5, 7)[:steps]:
         figures = training.step(batches_of(1, images), NOW)
-        found.append((figures.loss / figures.weight).item())
+        found.append((figures.loss / figures.total).item())
     return found
 
 
@@ -130,5 +130,5 @@ def test_one_long_row_compiles_where_it_is_chosen(device, tmp_path):
         training.model.varlen = training.model.predictor.varlen = True
         batches = batches_of(4)
         figures = [training.step(batches, NOW) for _ in range(4)]
-        found[compiled] = [(f.loss / f.weight).item() for f in figures]
+        found[compiled] = [(f.loss / f.total).item() for f in figures]
     assert found["true"] == pytest.approx(found["false"], rel=0.03)

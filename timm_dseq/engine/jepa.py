@@ -1,10 +1,9 @@
-"""DSeqJEPA: student, EMA target and predictor; images (B, C, H, W) → the loss of one step and facts about it."""
+"""DSeqJEPA: student, EMA target and predictor; images (B, C, H, W) → the loss of a batch, as a sum and its count."""
 
 from copy import deepcopy
 
 import timm
 import torch
-import torch.distributed as dist
 from timm.layers import Attention, trunc_normal_
 from timm.models import VisionTransformer
 from torch import nn
@@ -116,8 +115,12 @@ class DSeqJEPA(nn.Module):
         plan: Plan | None = None,
         look: bool = False,
         fetch: torch.Tensor | None = None,
-    ) -> tuple[torch.Tensor, dict] | tuple[torch.Tensor, torch.Tensor] | torch.Tensor:
-        """The loss of a batch and facts about it. Given a plan: its predictions (see `predict`). With look: see `look`.
+    ) -> tuple[torch.Tensor, int, dict] | tuple[torch.Tensor, torch.Tensor] | torch.Tensor:
+        """The loss of a batch, summed over its target tokens; how many they are; and facts about the batch.
+
+        The mean is loss / count. Over several batches or processes, sums and counts add up: no process asks another
+        here. With loss="step" the sum and the count are those of predictions, each the mean over its tokens.
+        Given a plan: its predictions (see `predict`). With look: see `look`.
 
         use_regions (B,) bool: the curriculum's coin of each image (None: regions for all). blocks: what an image
         without regions, or whose coin says so, is trained on. fetch: numbers on the device that the caller wants on the
@@ -135,8 +138,8 @@ class DSeqJEPA(nn.Module):
         plan, facts = choice.plan(self.flat, self.objective == "dseq_causal")
         predictions, run = self._predictions(images, plan)
         with torch.autocast(images.device.type, enabled=False):
-            loss, by_step = self._loss(full_precision(predictions), latents, plan)
-        return loss, {**facts, **by_step, **run}
+            loss, count, by_step = self._loss(full_precision(predictions), latents, plan)
+        return loss, count, {**facts, **by_step, **run}
 
     def predict(self, images: torch.Tensor, plan: Plan) -> torch.Tensor:
         """The student's differentiable predictions, in the order of `plan.targets.nonzero()`: (T, D)."""
@@ -204,8 +207,8 @@ class DSeqJEPA(nn.Module):
         predictions, its_layout = self.predictor(encoded, slots[:, prefix:], plan)
         return predictions, {**_counts("encoder", layout), **_counts("predictor", its_layout)}
 
-    def _loss(self, predictions: torch.Tensor, latents: torch.Tensor, plan: Plan) -> tuple[torch.Tensor, dict]:
-        """Smooth L1 to the target's latents (B, N, D), averaged as `loss` says over all processes."""
+    def _loss(self, predictions: torch.Tensor, latents: torch.Tensor, plan: Plan) -> tuple[torch.Tensor, int, dict]:
+        """Smooth L1 to the target's latents (B, N, D), summed as `loss` says, and over how many."""
         b, n = latents.shape[:2]
         total, device = int(plan.sizes[2].sum()), latents.device
         sizes = to_device(plan.sizes[2], device)
@@ -216,11 +219,10 @@ class DSeqJEPA(nn.Module):
         error = F.smooth_l1_loss(predictions, target, reduction="none").mean(1)  # (T,)
 
         if self.loss == "token":
-            weight, summed = _mean_over_processes(total, error), error.sum()
+            loss, count = error.sum(), total
         else:
-            weight = _mean_over_processes(len(sizes), error)
-            summed = (error * sizes.to(error.dtype).reciprocal().index_select(0, owner)).sum()
-        loss = summed / weight
+            loss = (error * sizes.to(error.dtype).reciprocal().index_select(0, owner)).sum()
+            count = len(sizes)
         steps = max(self.region_options["num_regions"] - 1, 4)
         step = plan.step.index_select(0, owner) - 1
         sums = torch.zeros(2, steps, device=device, dtype=error.dtype)
@@ -230,14 +232,13 @@ class DSeqJEPA(nn.Module):
             "loss_by_step": sums[0] / sums[1],  # (K,), nan where no image came so far
             "tokens_by_step": sums[1],
             "target_tokens": total,
-            "weight": weight,  # the loss times it is a sum again, so that micro-batches can be joined
         }
         if self.contrastive is not None:
             means = [_means(x, owner, sizes) for x in (predictions, target)]
             term = self.contrastive(*means, plan.step, image, (steps, b))
-            facts["prediction_loss"], facts["contrastive_loss"] = loss.detach(), term.detach()
-            loss = loss + term
-        return loss, facts
+            facts["prediction_loss"], facts["contrastive_loss"] = loss.detach() / count, term.detach()
+            loss = loss + count * term  # a mean over the batch is so added to the mean over tokens
+        return loss, count, facts
 
 
 def prepare_encoder(encoder: VisionTransformer, keep_weights: bool = False) -> None:
@@ -267,12 +268,3 @@ def _counts(name: str, layout: Layout) -> dict:
 def _means(x: torch.Tensor, owner: torch.Tensor, sizes: torch.Tensor) -> torch.Tensor:
     """Mean over the tokens of each prediction: (T, D) → (P, D)."""
     return x.new_zeros(len(sizes), x.shape[1]).index_add(0, owner, x) / sizes[:, None]
-
-
-def _mean_over_processes(count: int, like: torch.Tensor) -> torch.Tensor:
-    """The mean of a count over processes: with it, the mean of their losses is the loss of the whole batch."""
-    total = torch.full((), float(count), dtype=like.dtype, device=like.device)
-    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-        dist.all_reduce(total)
-        total = total / dist.get_world_size()
-    return total

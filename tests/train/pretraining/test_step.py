@@ -23,8 +23,8 @@ class Spoilt(nn.Module):
         self.model, self.value, self.bad, self.call = model, value, calls, itertools.count()
 
     def forward(self, *args, **kwargs):
-        loss, facts = self.model(*args, **kwargs)
-        return (loss * self.value if next(self.call) in self.bad else loss), facts
+        loss, count, facts = self.model(*args, **kwargs)
+        return (loss * self.value if next(self.call) in self.bad else loss), count, facts
 
 
 def steps(tmp_path, count, spoil=lambda model: model, **settings):

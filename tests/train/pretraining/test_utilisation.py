@@ -15,7 +15,7 @@ def counted(model, images, blocks):
     """All products of a step as torch counts them, and as we do."""
     model.explicit_attention(True)
     with FlopCounterMode(display=False) as counter:
-        loss, facts = model(images, None, blocks)
+        loss, _, facts = model(images, None, blocks)
         loss.backward()
     ours = Utilisation(model).flops(len(images), {name: facts[name] for name in WORK})
     return ours, counter.get_total_flops(), facts

@@ -68,7 +68,11 @@ def everywhere(x: torch.Tensor) -> torch.Tensor:
 
 
 class _Gather(torch.autograd.Function):
-    """all_gather whose backward sums the gradients of all processes, so that their mean is that of the whole batch."""
+    """all_gather whose backward sums the gradients of all processes.
+
+    Each process weighs the same number by its own count; the sum weighs it by the count of the batch. torch has such a
+    function under a name that is not the same, or warns, from 2.10 to 2.15.
+    """
 
     @staticmethod
     def forward(ctx, x: torch.Tensor) -> torch.Tensor:

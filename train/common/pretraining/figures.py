@@ -12,8 +12,9 @@ from .utilisation import WORK
 class Figures:
     """Sums over the rounds of one step, in this process; tensors stay on the device."""
 
-    weight: torch.Tensor | float = 0.0  # of all rounds, the same in every process
-    loss: torch.Tensor | float = 0.0  # times weight
+    loss: torch.Tensor | float = 0.0  # (), summed over `count` target tokens, or predictions
+    count: int = 0
+    total: torch.Tensor | None = None  # (), the count of all processes
     by_step: torch.Tensor | float = 0.0  # (2, K): sum of losses, and tokens
     regions: list[int] = field(default_factory=list)  # images with 0, 1, … regions
     on_regions: float = 0.0  # images that were trained on them
@@ -25,11 +26,13 @@ class Figures:
     gradient_norm: torch.Tensor | None = None
     fetched: torch.Tensor | None = None  # what came to the host with this step's one copy
 
-    def add(self, loss: torch.Tensor, facts: dict[str, Any], samples: torch.Tensor, broken: list[str]) -> None:
+    def add(
+        self, loss: torch.Tensor, count: int, facts: dict[str, Any], samples: torch.Tensor, broken: list[str]
+    ) -> None:
         """Take in one round."""
         tokens = facts["tokens_by_step"]
-        self.weight = self.weight + facts["weight"]
-        self.loss = self.loss + loss.detach() * facts["weight"]
+        self.loss = self.loss + loss.detach()
+        self.count += count
         self.by_step = self.by_step + torch.stack([facts["loss_by_step"].nan_to_num(0.0) * tokens, tokens])
         counts = facts["region_counts"]
         self.regions = [a + b for a, b in zip(self.regions or [0] * len(counts), counts, strict=True)]

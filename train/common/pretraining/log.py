@@ -36,7 +36,7 @@ class Waiting:
     now: Now
     figures: Figures
     counted: list[float] | None  # None: they are at the end of `numbers`
-    numbers: torch.Tensor  # on the device: loss, sums and tokens by step, weight, gradient norm
+    numbers: torch.Tensor  # on the device: loss, sums and tokens by step, count, gradient norm
     seconds: float
 
 
@@ -75,7 +75,7 @@ class Recorder:
         """Take a step's figures; write those of the step before, which came along with this one's copy."""
         counted: list[float] | None = figures.counted(stop)
         numbers = torch.cat([figures.loss.reshape(1), figures.by_step.flatten()])
-        own = torch.stack([figures.weight, figures.gradient_norm.to(numbers)])  # the same in every process
+        own = torch.stack([figures.total, figures.gradient_norm.to(numbers)])  # the same in every process
         if self.accelerator.num_processes > 1:
             local = to_device(torch.tensor(counted, dtype=numbers.dtype), numbers.device)
             numbers, local = self.accelerator.reduce(torch.cat([numbers, local]), "sum").split(
@@ -103,7 +103,7 @@ class Recorder:
         now, figures, seconds = waiting.now, waiting.figures, waiting.seconds
         loss, *rest = numbers.tolist()
         places = figures.by_step.shape[1]
-        sums, tokens, (weight, norm, *counted) = rest[:places], rest[places : 2 * places], rest[2 * places :]
+        sums, tokens, (total, norm, *counted) = rest[:places], rest[places : 2 * places], rest[2 * places :]
         counts = Counts.of(waiting.counted or counted)
         skipped = not math.isfinite(norm)
         self.done.broken += int(counts.broken)
@@ -112,7 +112,7 @@ class Recorder:
         record = {
             "step": waiting.step,
             "samples": waiting.samples,
-            "loss": loss / (weight * self.accelerator.num_processes),
+            "loss": loss / total,
             "loss_by_step": [s / t if t else None for s, t in zip(sums, tokens, strict=True)],
             "lr": now.lr,
             "weight_decay": now.weight_decay,

@@ -51,7 +51,7 @@ class Training:
         The backward runs on sums, and gradients are divided once by the number of target tokens of the whole batch:
         how it is dealt to processes and rounds changes nothing.
         """
-        config, device, figures = self.config, self.accelerator.device, Figures()
+        config, accelerator, device, figures = self.config, self.accelerator, self.accelerator.device, Figures()
         for last_round in [False] * (config.optim.accumulation - 1) + [True]:
             images, samples, broken = next(batches)
             seeds = to_device(sample_seeds(config.seed, samples), device)
@@ -60,15 +60,18 @@ class Training:
             inputs = normalised(images, self.precision.dtype)
             blocks = block_masks(self.model.student.patch_embed.grid_size, seeds)
             with gathering(self.whole, last_round), self.precision.autocast():
-                loss, facts = self.whole(inputs, coins, blocks, fetch=fetch)
-                (loss * facts["weight"]).backward()
-            figures.add(loss, facts, samples, broken)
+                loss, count, facts = self.whole(inputs, coins, blocks, fetch=fetch)
+                loss.backward()
+            figures.add(loss, count, facts, samples, broken)
             fetch = None  # it came in the first round
 
         for group in self.optimizer.param_groups:
             group["lr"] = now.lr
             group["weight_decay"] = now.weight_decay if group["decays"] else 0.0
-        figures.gradient_norm = update(self.whole.parameters(), self.optimizer, figures.weight, config.optim.clip)
+        figures.total = accelerator.reduce(torch.full_like(figures.loss, figures.count), "sum")
+        # processes have averaged their gradients
+        divisor = figures.total / accelerator.num_processes
+        figures.gradient_norm = update(self.whole.parameters(), self.optimizer, divisor, config.optim.clip)
         self.model.update_target(now.momentum)
         return figures
 

@@ -1,4 +1,4 @@
-"""One optimiser step on gradients that are sums over a batch, however it was dealt; nothing waits for the device."""
+"""One optimiser step on gradients that are sums over a batch, however it was dealt; the host waits for nothing."""
 
 from collections.abc import Iterable
 
@@ -10,16 +10,17 @@ from torch.distributed.tensor import DTensor
 def update(
     parameters: Iterable[nn.Parameter],
     optimizer: torch.optim.Optimizer,
-    weight: torch.Tensor | float,
+    divisor: torch.Tensor | float,
     clip: float | None,
 ) -> torch.Tensor:
-    """Divide the gradients by `weight`, clip, step. Returns their norm, (), before the clipping.
+    """Divide the gradients by `divisor`, clip, step. Returns their norm, (), before the clipping.
 
-    A step whose gradient is not finite is left out.
+    divisor: what the batch's loss was summed over (tokens, images), divided by the number of processes, since these
+    have averaged their gradients. A step whose gradient is not finite is left out.
     """
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     own = [gradient.to_local() if isinstance(gradient, DTensor) else gradient for gradient in gradients]
-    torch._foreach_div_(own, weight)
+    torch._foreach_div_(own, divisor)
     norm = torch.nn.utils.get_total_norm(gradients)
     norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
     if clip:
