@@ -238,7 +238,7 @@ def test_probes_run_in_the_runs_precision_whoever_wraps_the_model(name, dtype):
 def spoilt(path, broken, workers):
     """Settings of six probe images, and twelve images, of which some cannot be read."""
     parquet_of(path, label=[i % 3 for i in range(12)])
-    config, _ = parse([f"--data.path={path}", "--monitor.probe_images=6", f"--data.workers={workers}"])
+    config, _ = parse([f"--data.path={path}", "--watch.probe_images=6", f"--data.workers={workers}"])
     source = open_source(config.data)
     rows = [dict(row) for row in source.rows]
     for index in broken:
