@@ -6,13 +6,13 @@ setting, docs/probing.md says which protocol is whose. Results are added to a JS
 
 import common.system.environment  # noqa: F401, I001  # before torch is loaded
 
-import shutil
 import sys
 
 from common.system import launch
 from common.run import results
 from common.models import data_config, load_backbone
 from common.data.digests import data_digest, weights_digest
+from common.probing.answers import key_of
 from common.probing.features import Frozen
 from common.probing.knn import knn
 from common.labels.labelled import open_whole, rows_of
@@ -48,14 +48,15 @@ def run(config: Probe) -> int:
     preprocessing = data_config(model)
     frozen = Frozen(model, preprocessing["mean"], preprocessing["std"]).to(accelerator.device)
     layout = frozen.layout(preprocessing["input_size"])
-    task = Task(config, data, rows, frozen, layout, preprocessing, weights_digest(model), accelerator)
+    weights = weights_digest(model)
+    if config.args:  # another number of heads changes features, not weights
+        weights += f"-{key_of(config.args)}"
+    task = Task(config, data, rows, frozen, layout, preprocessing, weights, accelerator)
     task.check_views()
     measured = PROTOCOLS.get(config.protocol, trained)(task)
     twice = task.duplicates()
     if accelerator.is_main_process:
         report(task, name, measured, twice)
-        for folder in task.leftovers:
-            shutil.rmtree(folder, ignore_errors=True)
     accelerator.wait_for_everyone()
     accelerator.end_training()
     return 0

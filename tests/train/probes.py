@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import shutil
 from pathlib import Path
 
 from .runs import environments, launch, said_of
@@ -57,5 +58,5 @@ def main(arguments: list[str]) -> int:
     """probe.py, but the heads' checkpoints stay."""
     import probe as script
 
-    script.shutil.rmtree = lambda *_, **__: None
+    shutil.rmtree = lambda *_, **__: None
     return script.main(arguments)

@@ -13,6 +13,7 @@ import probe as script
 import pytest
 import table
 import torch
+from common.probing.heads import Grid
 from common.run import results
 from PIL import Image
 from safetensors.torch import load_file
@@ -211,6 +212,8 @@ def test_two_processes_are_one(protocol, data, tmp_path, unused_port):
     ours, theirs = heads_of(together), heads_of(alone)
     for name in theirs:
         torch.testing.assert_close(ours[name], theirs[name], rtol=1e-5, atol=1e-5, msg=name)
+    code, said = probe(together, data, protocol=protocol)
+    assert code == 0 and "trained before" in said  # by two processes, and kept for one
 
 
 @pytest.mark.xdist_group("runs")
@@ -233,6 +236,76 @@ def test_a_probe_that_was_killed_ends_with_the_same_heads(protocol, data, tmp_pa
     ours, theirs = heads_of(killed), heads_of(whole)
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
     assert [r["each"] for r in results_of(killed)] == [r["each"] for r in results_of(whole)]
+
+
+def count_steps(monkeypatch) -> list[int]:
+    """A list that grows with every training step of heads."""
+    steps, step = [], Grid.step
+
+    def counted(self, *arguments):
+        steps.append(1)
+        return step(self, *arguments)
+
+    monkeypatch.setattr(Grid, "step", counted)
+    return steps
+
+
+@pytest.mark.parametrize("protocol", ["dseq", "ijepa", "dinov2", "attentive", "dinov2-cached", "vtab"])
+def test_a_finished_probe_is_not_trained_again(protocol, data, tmp_path, monkeypatch):
+    settings = {"protocol": protocol, "seeds": "[0,1]"}
+    if protocol == "vtab":
+        data = noisy(tmp_path / "data", [i % 2 for i in range(1000)], [0, 1])
+        settings |= {"model": "pixels", "img_size": 4, "args": None}
+    code, said = probe(tmp_path, data, **settings)
+    assert code == 0, said
+    lines, answers = (tmp_path / "results.jsonl").read_text(), said.splitlines()[-len(results_of(tmp_path)) :]
+    steps = count_steps(monkeypatch)
+    code, said = probe(tmp_path, data, **settings)
+    assert code == 0 and said.splitlines()[-len(answers) :] == answers
+    assert not steps
+    assert (tmp_path / "results.jsonl").read_text() == lines
+    assert probe(tmp_path, data, **{**settings, "results": tmp_path / "others.jsonl"})[0] == 0 and not steps
+    others = (json.loads(line) for line in (tmp_path / "others.jsonl").read_text().splitlines())
+    assert [one["each"] for one in others] == [one["each"] for one in results_of(tmp_path)]
+
+
+def test_a_second_seed_leaves_the_first_ones_heads(data, tmp_path, monkeypatch):
+    assert probe(tmp_path, data, protocol="dseq-cached")[0] == 0
+    steps = count_steps(monkeypatch)
+    assert probe(tmp_path, data, protocol="dseq-cached", seeds="[0,1]")[0] == 0
+    assert len(steps) == 11  # 2 epochs of 64 images, 12 at a time, of seed 1 only
+    alone, both = results_of(tmp_path)[0], results_of(tmp_path)[2]
+    assert both["each"][0] == alone["each"][0] and len(results_of(tmp_path)) == 4
+
+
+def test_other_settings_weights_images_or_labels_are_trained_anew(data, tmp_path, monkeypatch):
+    steps = count_steps(monkeypatch)
+    listed = tmp_path / "listed.txt"
+    listed.write_text("\n".join(map(str, range(30))))
+    more = colours(tmp_path / "more", test=27)
+    shuffled = colours(tmp_path / "shuffled", shuffled=True)
+    for changes in (
+        {},
+        {"heads__epochs": 3},
+        {"heads__batch_size": 16},
+        {"heads__select_on": "validation"},
+        {"seeds": "[1]"},
+        {"views": "[mean]"},
+        {"cache__dtype": "float16"},
+        {"args": '{"patch_size": 8, "depth": 5, "embed_dim": 48, "num_heads": 4}'},
+        {"data__path": shuffled},
+        {"data__path": more},
+        {"data__subset": listed},
+    ):
+        before = len(steps)
+        code, said = probe(tmp_path, data, protocol="dseq-cached", **changes)
+        assert code == 0, said
+        assert len(steps) > before, changes
+    before = len(steps)
+    listed.write_text("\n".join(map(str, range(30, 60))))
+    assert probe(tmp_path, data, protocol="dseq-cached", data__subset=listed)[0] == 0
+    assert len(steps) > before
+    assert not list((tmp_path / "heads").glob("*/step-*"))  # the heads themselves are large, and gone
 
 
 def test_the_interval_is_a_bootstrap_of_the_images():

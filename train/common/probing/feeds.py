@@ -21,6 +21,7 @@ from timm_dseq import UserError
 from ..data.digests import Pictures, together, whole
 from ..data.order import Share, order, sample_seed, seeded
 from ..data.source import Source
+from ..labels.labelled import taken
 from .extract import Extracted, eval_transform
 from .features import Frozen
 from .heads import TOKENS
@@ -100,9 +101,10 @@ class Live:
             checked = True
             yield self._views(features), torch.cat(labels)
 
-    def judged(self, source: Source) -> Iterator[tuple[np.ndarray, Views]]:
-        """This process's share of a split as the evaluation sees it: indices, features by view."""
+    def judged(self, source: Source, rows: np.ndarray | None = None) -> Iterator[tuple[np.ndarray, Views]]:
+        """This process's share of these rows (None: all) of a split, without augmentation: places, features by view."""
         accelerator = self.task.accelerator
+        source = source if rows is None else taken(source, torch.from_numpy(rows))
         mine = range(accelerator.process_index, len(source), accelerator.num_processes)
         loader = DataLoader(
             Subset(Pictures(source, eval_transform(self.task.preprocessing)), mine),
@@ -151,8 +153,9 @@ class Stored:
                 features, labels = ahead.popleft().result()
                 yield self._views(features), labels.to(self.device, non_blocking=True)
 
-    def judged(self, split: Extracted, rows: np.ndarray) -> Iterator[tuple[np.ndarray, Views]]:
-        """These rows of a split: places in `rows`, features by view."""
+    def judged(self, split: Extracted, rows: np.ndarray | None = None) -> Iterator[tuple[np.ndarray, Views]]:
+        """These rows (None: all) of a split: places, features by view."""
+        rows = np.arange(len(split.rows)) if rows is None else rows
         for start in range(0, len(rows), _ROWS):
             features, _ = self._read(split, rows[start : start + _ROWS])
             yield np.arange(start, start + len(features)), self._views(features)

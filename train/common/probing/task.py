@@ -1,7 +1,6 @@
 """What every protocol is given: the backbone, the data, the rows of each seed, and features when it asks for them."""
 
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -31,7 +30,6 @@ class Task:
     weights: str  # their digest
     accelerator: Accelerator
     features: dict[str, Extracted] = field(default_factory=dict)
-    leftovers: list[Path] = field(default_factory=list)  # checkpoints that nobody needs when the results are written
 
     def learnt(self, seed: int) -> np.ndarray:
         """The rows of the training split that this seed learns from."""

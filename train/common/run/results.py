@@ -79,21 +79,31 @@ _KEYS = (
 
 
 def append(path: str | Path, records: Sequence[dict[str, Any]]) -> None:
-    """Add lines to a file that several commands may write to at the same time."""
+    """Add lines that are not there yet to a file that several commands may write to at the same time."""
     path = Path(path)
     stamp = {
         "time": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "versions": {"torch": torch.__version__, "timm": timm.__version__, "timm_dseq": timm_dseq.__version__},
     }
-    lines = "".join(json.dumps({**record, **stamp}) + "\n" for record in records)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("a") as file:
+        with path.open("a+") as file:
             if fcntl is not None:
                 fcntl.flock(file, fcntl.LOCK_EX)
-            file.write(lines)
+            file.seek(0)
+            known = [_unstamped(line, stamp) for line in file]
+            new = [record for record in records if json.loads(json.dumps(record)) not in known]
+            file.write("".join(json.dumps({**record, **stamp}) + "\n" for record in new))
     except OSError as error:
         raise UserError(f"results={path} cannot be written ({error.strerror}): name another file.") from error
+
+
+def _unstamped(line: str, stamp: dict[str, Any]) -> dict[str, Any] | None:
+    """A line's record without when and with what it was measured; None where it is no record."""
+    try:
+        return {name: value for name, value in json.loads(line).items() if name not in stamp}
+    except (ValueError, AttributeError):
+        return None
 
 
 def read(paths: Sequence[str | Path]) -> list[dict[str, Any]]:
