@@ -29,12 +29,13 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "train"))
 from accelerate import Accelerator
 from common.data.digests import weights_digest
 from common.data.source import Source
-from common.models import data_config, load_backbone
 from common.probing.extract import Extracted, eval_transform, extract
 from common.probing.features import Frozen, Layout
 from common.probing.feeds import Live, Stored
 from common.probing.heads import RECIPES, Grid
 from common.probing.settings import Cache
+
+from timm_dseq.hub.load import data_config, load_backbone
 
 CLASSES, WARM, STEPS, ROUNDS = 1000, 10, 200, 3
 

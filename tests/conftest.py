@@ -1,4 +1,5 @@
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -24,6 +25,7 @@ os.environ |= {
 }
 
 import pytest  # noqa: E402
+import torch  # noqa: E402
 
 from . import layouts  # noqa: E402
 
@@ -72,6 +74,33 @@ def exported(roles, tmp_path_factory) -> Path:
     source = layouts.save_training(folder / "weights.safetensors", **roles)
     convert(source, folder / "dseq_jepa_vit_ti16.in1k", with_pretraining_state=True)
     return folder / "dseq_jepa_vit_ti16.in1k"
+
+
+@pytest.fixture
+def complete(exported, tmp_path) -> Path:
+    """A folder whose card has no blanks left."""
+    from timm_dseq.hub import cards
+
+    folder = tmp_path / "complete"
+    shutil.copytree(exported, folder)
+    card = (folder / "README.md").read_text()
+    (folder / "README.md").write_text(cards.BLANK.sub("12.3 ± 0.4", card))
+    return folder
+
+
+@pytest.fixture
+def training_run(roles, exported, tmp_path) -> Path:
+    """The folder of a run of pretrain.py: checkpoints of steps 3 and 6, and the exported target encoder."""
+    from . import train  # noqa: F401, I001  # with which `common` can be imported
+    from common.run import checkpoints
+
+    folder = tmp_path / "run"
+    weights = {f"{role}.{name}": tensor for role, part in roles.items() for name, tensor in part.items()}
+    state = {"config": {"model": {"name": "dseq_jepa_vit_ti16", "img_size": 224, "args": {}}}}
+    for step in (3, 6):
+        checkpoints.save(folder / "checkpoints", step, checkpoints.Saved(weights, {"a": torch.zeros(1)}, state))
+    shutil.copytree(exported, folder / "export")
+    return folder
 
 
 @pytest.fixture

@@ -32,16 +32,6 @@ def run(capsys):
     return run
 
 
-@pytest.fixture
-def complete(exported, tmp_path) -> Path:
-    """A folder whose card has no blanks left."""
-    folder = tmp_path / "complete"
-    shutil.copytree(exported, folder)
-    card = (folder / "README.md").read_text()
-    (folder / "README.md").write_text(cards.BLANK.sub("12.3 ± 0.4", card))
-    return folder
-
-
 def test_models_lists_all_with_their_size_cost_and_weights(run):
     code, out, _ = run("models", "--json")
     rows = {row["model"]: row for row in json.loads(out)}
@@ -228,12 +218,42 @@ def test_explain_draws_a_picture_and_names_what_is_wrong(run, exported, tmp_path
     for image, model, message in [
         ("text.png", f"local-dir:{exported}", "text.png is no image"),
         ("nowhere.png", f"local-dir:{exported}", "nowhere.png cannot be opened"),
-        ("photo.png", "dseq_jepa_vit_ti16", "No weights of dseq_jepa_vit_ti16.in1k are published"),
-        ("photo.png", "vit_of_nowhere", "vit_of_nowhere cannot be loaded"),
-        ("photo.png", f"local-dir:{tmp_path}", "cannot be loaded"),
+        ("photo.png", "dseq_jepa_vit_ti16", "dseq_jepa_vit_ti16 has no published weights: give a folder or"),
+        ("photo.png", "vit_smal_patch16_224", "neither a model of timm nor a path that exists, maybe vit_small_patch"),
+        ("photo.png", f"local-dir:{tmp_path}", "holds no backbone"),
     ]:
         code, _, err = run("explain", tmp_path / image, "--model", model)
         assert code == 1 and message in err and err.count("\n") == 1, err
+
+
+@pytest.fixture
+def photo(tmp_path) -> Path:
+    from PIL import Image
+
+    Image.linear_gradient("L").save(tmp_path / "photo.png")
+    return tmp_path / "photo.png"
+
+
+def test_explain_takes_what_probe_and_finetune_take(run, training_run, roles, photo, tmp_path, monkeypatch):
+    """All of these hold the same target encoder, so all pictures are the same."""
+    save_file(roles["target"], tmp_path / "model.safetensors")
+    shutil.copytree(training_run / "export", tmp_path / "dseq_jepa_vit_ti16.in1k")
+    monkeypatch.chdir(tmp_path)
+    pictures = {}
+    for name in (
+        "dseq_jepa_vit_ti16.in1k",
+        "local-dir:dseq_jepa_vit_ti16.in1k",
+        "run",
+        "run/export",
+        "run/checkpoints",
+        "run/checkpoints/step-00000003",
+        "run/checkpoints/step-00000006/model.safetensors",
+        "model.safetensors",
+    ):
+        code, _, err = run("explain", photo, "--model", name, "-o", "x.png")
+        assert code == 0, (name, err)
+        pictures[name] = Path("x.png").read_bytes()
+    assert len(set(pictures.values())) == 1
 
 
 def _spoilt(folder: Path, **changes) -> None:
@@ -303,7 +323,7 @@ def test_an_empty_argument_is_one_line(run, command):
 @pytest.mark.parametrize(
     ("fault", "message"),
     [
-        ("truncated", "cannot be loaded"),
+        ("truncated", "cannot be read"),
         ("arguments", "unexpected keyword argument 'foo'"),
         ("nan", "features are not finite"),
         ("missing", "is no folder"),

@@ -27,10 +27,9 @@ RECIPES = {  # all of them may import timm_dseq; the scripts in train/ may impor
     "run": {"system"},
     "data": {"system"},
     "labels": {"data", "system"},
-    "models": {"run"},
     "pretraining": {"data", "run", "system"},
-    "probing": {"models", "labels", "data", "run", "system"},
-    "tuning": {"models", "labels", "data", "run", "system"},
+    "probing": {"labels", "data", "run", "system"},
+    "tuning": {"labels", "data", "run", "system"},
 }
 
 Sources = dict[str, str]  # module → its source

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from . import __version__
 from .errors import UserError
+from .hub.load import NAMES, load_backbone
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -77,7 +78,7 @@ def _parser() -> argparse.ArgumentParser:
 
     sub = command("explain", _explain, _show_explain, "draw where a model looks, its ranked regions and their sequence")
     sub.add_argument("image", metavar="IMAGE")
-    sub.add_argument("--model", required=True, metavar="NAME", help="a timm name, hf-hub:REPO or local-dir:DIR")
+    sub.add_argument("--model", required=True, metavar="NAME", help=NAMES)
     sub.add_argument("-o", "--output", "--out", metavar="PNG", help="default: IMAGE's name, with .explained.png")
     return parser
 
@@ -231,7 +232,7 @@ def _explain(options: argparse.Namespace) -> tuple[dict, str | None]:
         raise UserError(f"{options.image} is no image that can be read: give a JPEG, PNG or WebP.") from error
     except OSError as error:
         raise UserError(f"{options.image} cannot be opened ({error.strerror or error}): check the file.") from error
-    model = _pretrained(options.model)
+    model, _ = load_backbone(options.model, random=None)
     if not isinstance(model, VisionTransformer):
         raise UserError(
             f"{options.model} is a {type(model).__name__}: only plain ViTs with a class token are explained."
@@ -241,25 +242,6 @@ def _explain(options: argparse.Namespace) -> tuple[dict, str | None]:
     except OSError as error:
         raise UserError(f"{output} cannot be written ({error.strerror or error}): name another --output.") from error
     return {"output": str(output)}, None
-
-
-def _pretrained(name: str):
-    from pathlib import Path
-
-    import timm
-    from safetensors import SafetensorError
-
-    scheme, _, place = name.partition(":")
-    mends = {"local-dir": "convert its weights anew", "hf-hub": "timm-dseq verify may tell more"}
-    if scheme == "local-dir" and not Path(place).is_dir():
-        raise UserError(f"{place} is no folder: name one that timm-dseq convert has written.")
-    try:
-        return timm.create_model(name, pretrained=True)
-    except UserError:
-        raise
-    except (RuntimeError, ValueError, OSError, TypeError, LookupError, AssertionError, SafetensorError) as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise UserError(f"{name} cannot be loaded ({reason}): {mends.get(scheme, 'see timm-dseq models')}.") from error
 
 
 def _show_explain(result: dict) -> str:

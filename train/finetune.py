@@ -20,7 +20,6 @@ from accelerate import Accelerator
 from common.system import launch, machine
 from common.run import results
 from common.tuning.augment import Augmented, training_transform
-from common.models import data_config, load_backbone
 from common.tuning.classifier import Described, describe
 from common.data.digests import digests_of, duplicates
 from common.tuning.export import Tuned, hand_over
@@ -38,6 +37,7 @@ from common.tuning.settings import FREE, Tuning, parse
 from torch.utils.data import DataLoader
 
 from timm_dseq import UserError
+from timm_dseq.hub.load import data_config, load_backbone
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -10,7 +10,6 @@ import sys
 
 from common.system import launch
 from common.run import results
-from common.models import data_config, load_backbone
 from common.data.digests import data_digest, weights_digest
 from common.probing.answers import key_of
 from common.probing.features import Frozen
@@ -22,6 +21,7 @@ from common.probing.settings import Probe, parse
 from common.probing.task import Task
 
 from timm_dseq import UserError
+from timm_dseq.hub.load import data_config, load_backbone
 
 PROTOCOLS = {"knn": knn, "logistic": logistic, "vtab": vtab}
 

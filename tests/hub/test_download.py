@@ -1,6 +1,8 @@
 """Downloads, for real: over HTTP, from a Hub on loopback, through timm.create_model."""
 
+import json
 import os
+import socket
 import subprocess
 import time
 from pathlib import Path
@@ -9,6 +11,7 @@ import huggingface_hub
 import pytest
 import timm
 import torch
+from PIL import Image
 
 import timm_dseq  # noqa: F401
 from timm_dseq import UserError
@@ -154,7 +157,7 @@ def test_a_cached_file_is_hashed_once_and_again_when_it_changes(published, load,
     load()
     (blob,) = [path for path in weights_in(load.cache) if not path.is_symlink()]
     with monkeypatch.context() as patch:
-        patch.setattr(module, "_sha256", lambda path: pytest.fail("hashed again"))
+        patch.setattr(module, "sha256", lambda path: pytest.fail("hashed again"))
         load()
     content = bytearray(blob.read_bytes())
     content[len(content) // 2] ^= 1
@@ -213,10 +216,81 @@ def test_a_wrong_setting_of_the_hub_is_named(hub, run_python, variable, value, m
     assert message in run.stderr.splitlines()[-1], run.stderr
 
 
+@pytest.fixture
+def silent_port():
+    """A server that takes every connection and never answers."""
+    with socket.create_server(("127.0.0.1", 0), backlog=100) as server:
+        yield server.getsockname()[1]
+
+
+COMMANDS = """
+import json, sys, time
+import timm, timm_dseq
+from timm_dseq.cli import main
+folder = sys.argv[1]
+for command in (
+    ["explain", "photo.png", "--model", "vit_tiny_patch16_224"],
+    ["explain", "photo.png", "--model", "hf-hub:lab/x"],
+    ["explain", "photo.png", "--model", "dseq_jepa_vit_ti16"],
+    ["verify", "lab/x"],
+    ["push", folder, "lab/x"],
+):
+    start = time.monotonic()
+    code = main([*command, "--json"])
+    print(json.dumps({"code": code, "seconds": time.monotonic() - start}))
+"""
+
+
+@pytest.mark.parametrize("fault", ["closed", "silent"])
+def test_a_hub_that_cannot_be_reached_is_named_in_a_few_seconds(
+    complete, run_python, tmp_path, unused_port, silent_port, fault
+):
+    Image.new("RGB", (40, 40)).save(tmp_path / "photo.png")
+    port = silent_port if fault == "silent" else unused_port
+    environment = {"HF_ENDPOINT": f"http://127.0.0.1:{port}", "TIMM_DSEQ_NAMESPACE": "lab"}
+    run = run_python(COMMANDS, str(complete), **environment)
+    ends = [json.loads(line) for line in run.stdout.splitlines() if line.startswith('{"code"')]
+    lines = run.stderr.splitlines()
+    assert len(ends) == len(lines) == 5, run.stderr
+    for end, line in zip(ends, lines, strict=True):
+        assert end["code"] == 1 and end["seconds"] < 10, (end, line)
+        assert "the Hub cannot be reached: check the network" in line and f"127.0.0.1:{port}" in line, line
+
+
+def test_offline_asks_nobody_and_names_the_variable(run_python, tmp_path, complete, silent_port):
+    Image.new("RGB", (40, 40)).save(tmp_path / "photo.png")
+    environment = {"HF_ENDPOINT": f"http://127.0.0.1:{silent_port}", "TIMM_DSEQ_NAMESPACE": "lab"}
+    run = run_python(COMMANDS, str(complete), HF_HUB_OFFLINE="1", **environment)
+    ends = [json.loads(line) for line in run.stdout.splitlines() if line.startswith('{"code"')]
+    lines = run.stderr.splitlines()
+    assert len(ends) == len(lines) == 5, run.stderr
+    assert all(end["code"] == 1 and end["seconds"] < 4 for end in ends), ends
+    assert all("unset HF_HUB_OFFLINE" in line for line in lines), lines
+
+
+def test_without_a_network_the_cache_serves_every_way_of_loading(published, run_python, unused_port):
+    """Of our own names, and of timm's from the Hub; verify, too."""
+    code = """
+import time, timm, timm_dseq
+from timm_dseq.cli import main
+from timm_dseq.hub.load import load_backbone
+start = time.monotonic()
+load_backbone("dseq_jepa_vit_ti16")
+load_backbone("hf-hub:lab/dseq_jepa_vit_ti16.in1k")
+assert time.monotonic() - start < 10
+assert main(["verify", "lab/dseq_jepa_vit_ti16.in1k"]) == 0
+print("loaded")
+"""
+    names = {"TIMM_DSEQ_NAMESPACE": "lab"}
+    assert run_python(code, **names).stdout.endswith("loaded\n")
+    run = run_python(code, HF_ENDPOINT=f"http://127.0.0.1:{unused_port}", **names)
+    assert run.stdout.endswith("loaded\n"), run.stderr
+
+
 def test_a_404_without_a_code_is_not_called_passing():
-    from timm_dseq.hub.download import explained
+    from timm_dseq.hub.download import clear_hub_errors
 
     error = OSError("404 Client Error")
     error.response = type("Response", (), {"status_code": 404})()
-    with pytest.raises(UserError, match="knows no such organisation or repository"), explained("nobody/x"):
+    with pytest.raises(UserError, match="knows no such organisation or repository"), clear_hub_errors("nobody/x"):
         raise error

@@ -1,18 +1,23 @@
-"""The Hugging Face Hub: weights come down whole or not at all, folders go up in one commit."""
+"""Downloads from the Hugging Face Hub: complete or not at all; a failure is one line that says how to mend it."""
 
 import errno
-import hashlib
+import queue
 import re
+import threading
+import urllib.error
 from collections.abc import Iterator
 from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
 
 import huggingface_hub
+from huggingface_hub import constants
 from huggingface_hub import errors as hub_errors
 
 from ..errors import UserError
-from .weights import check_safetensors
+from .weights import check_safetensors, sha256
+
+SECONDS = 5  # in which the Hub has to answer at all
 
 
 def split_revision(repo: str) -> tuple[str, str | None]:
@@ -22,8 +27,67 @@ def split_revision(repo: str) -> tuple[str, str | None]:
 
 
 @contextmanager
-def explained(what: str) -> Iterator[None]:
-    """Turn whatever the Hub, the network or the disk answers into one line that names the culprit and the mend."""
+def hub_access(what: str) -> Iterator[None]:
+    """For whatever may ask the Hub: clear errors, and a Hub that does not answer costs a few seconds.
+
+    huggingface_hub and timm ask an unreachable Hub again and again, for up to a minute. So it is asked once here, and
+    if no answer comes, what follows runs as with HF_HUB_OFFLINE=1: from the cache.
+    """
+    with clear_hub_errors(what):
+        fault = None if constants.HF_HUB_OFFLINE else unreachable()
+        if fault is None:
+            yield
+            return
+        _check_endpoint()
+        try:
+            with _offline():
+                yield
+        except (hub_errors.LocalEntryNotFoundError, hub_errors.OfflineModeIsEnabled) as error:
+            cached = isinstance(error, hub_errors.LocalEntryNotFoundError)
+            raise UserError(
+                f"{what} {'is not in the cache' if cached else 'needs the network'}, and the Hub cannot be reached: "
+                f"check the network, HF_ENDPOINT and proxies, then try again ({fault})."
+            ) from error
+
+
+def unreachable() -> str | None:
+    """Why the Hub cannot be reached; None if it answers, whatever it says.
+
+    Asked in a thread, since neither library bounds the time in which a name server has to answer.
+    """
+    answers: queue.Queue[str | None] = queue.Queue()
+
+    def ask() -> None:
+        try:
+            huggingface_hub.utils.get_session().head(constants.ENDPOINT, timeout=SECONDS)
+            answers.put(None)
+        except Exception as error:  # httpx and requests have no common base
+            answers.put(f"{constants.ENDPOINT}: {_first_line(error)}")
+
+    threading.Thread(target=ask, daemon=True).start()
+    try:
+        return answers.get(timeout=SECONDS)
+    except queue.Empty:
+        return f"{constants.ENDPOINT}: no answer in {SECONDS} s"
+
+
+@contextmanager
+def _offline() -> Iterator[None]:
+    """HF_HUB_OFFLINE=1 for a while."""
+    # before huggingface_hub 1.0 a session keeps the mode it was made in
+    renew_sessions = getattr(huggingface_hub.utils, "reset_sessions", lambda: None)
+    constants.HF_HUB_OFFLINE = True
+    renew_sessions()
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = False
+        renew_sessions()
+
+
+@contextmanager
+def clear_hub_errors(what: str) -> Iterator[None]:
+    """Turn an error of the Hub, the network or the disk into one line that names what is wrong and how to mend it."""
     try:
         yield
     except hub_errors.GatedRepoError as error:
@@ -35,7 +99,7 @@ def explained(what: str) -> Iterator[None]:
             f"{what}: no such repository, or a private one: check its name, and log in if it is yours (hf auth login)."
         ) from error
     except hub_errors.LocalEntryNotFoundError as error:
-        if huggingface_hub.constants.HF_HUB_OFFLINE:
+        if constants.HF_HUB_OFFLINE:
             mend = ": unset HF_HUB_OFFLINE to download it"
         else:
             mend = ", and the Hub cannot be reached: check the network, HF_ENDPOINT and proxies, then try again"
@@ -46,7 +110,9 @@ def explained(what: str) -> Iterator[None]:
         raise UserError(f"{what} is no repository of the Hub: write ORGANISATION/NAME.") from error
     except hub_errors.OfflineModeIsEnabled as error:
         raise UserError(f"{what} needs the network: unset HF_HUB_OFFLINE.") from error
-    except OSError as error:  # the Hub's refusals, network errors, a download that broke off, the disk
+    except urllib.error.URLError as error:  # weights of timm that are not on the Hub
+        raise UserError(f"{what}: the download failed ({error.reason}): check the network, then try again.") from error
+    except OSError as error:  # the Hub refused, the network or the download broke, the disk is full
         status = getattr(getattr(error, "response", None), "status_code", None)
         if status in (401, 403):
             raise UserError(f"{what}: your token may not do this: log in with one that may (hf auth login).") from error
@@ -56,60 +122,59 @@ def explained(what: str) -> Iterator[None]:
             raise UserError(f"{what}: the Hub answered {status}: try again later.") from error
         if error.errno == errno.ENOSPC:
             raise UserError(f"{what}: no space left on the disk: free some, or set HF_HOME elsewhere.") from error
-        if error.filename:  # a place of this machine, not the network's
-            fault = error.strerror or type(error).__name__
+        if error.filename:  # a path of this machine, not the network's
+            reason = error.strerror or type(error).__name__
             raise UserError(
-                f"{error.filename} cannot be used ({fault}): set HF_HOME or cache_dir to a folder that can be written."
+                f"{error.filename} cannot be used ({reason}): set HF_HOME or cache_dir to a folder that can be written."
             ) from error
-        _check_endpoint(error)
+        _check_endpoint()
         raise UserError(f"{what} did not arrive whole ({_first_line(error)}): try again.") from error
     except Exception as error:  # httpx and requests have no common base below Exception
         if type(error).__module__.split(".")[0] not in ("httpx", "httpx2", "requests", "urllib3", "httpcore"):
             raise
-        _check_endpoint(error)
+        _check_endpoint()
         raise UserError(f"{what}: the connection failed ({_first_line(error)}): try again.") from error
 
 
-def _check_endpoint(error: Exception) -> None:
-    """A failure of the network is the fault of the address that was set, where that is none."""
-    endpoint = huggingface_hub.constants.ENDPOINT
-    if not re.match(r"https?://[^/]", endpoint):
-        raise UserError(f"HF_ENDPOINT={endpoint!r} is no address: begin it with https://, or unset it.") from error
+def _check_endpoint() -> None:
+    """After a failure of the network: name HF_ENDPOINT if it is no address."""
+    if not re.match(r"https?://[^/]", constants.ENDPOINT):
+        raise UserError(f"HF_ENDPOINT={constants.ENDPOINT!r} is no address: begin it with https://, or unset it.")
 
 
 def download(repo: str, filename: str, cache_dir: str | PathLike | None = None) -> str:
     """The cached path of a file of "organisation/name@revision", complete and with the checksum the Hub announced."""
     repo_id, revision = split_revision(repo)
     what = f"{filename} of {repo}"
-    with explained(what):
+    with hub_access(what):
         path = huggingface_hub.hf_hub_download(
             repo_id, filename, revision=revision, cache_dir=cache_dir, library_name="timm_dseq"
         )
-    _check_arrived(Path(path), what)
+    _check_file(Path(path), what)
     return path
 
 
 def snapshot(repo: str, cache_dir: str | PathLike | None = None) -> str:
     """The cached folder of "organisation/name@revision", every file of it checked as `download` does."""
     repo_id, revision = split_revision(repo)
-    with explained(repo):
+    with hub_access(repo):
         folder = huggingface_hub.snapshot_download(
             repo_id, revision=revision, cache_dir=cache_dir, library_name="timm_dseq"
         )
-    damage = []
+    faults = []
     for path in sorted(Path(folder).rglob("*")):
         if path.is_file():
             try:
-                _check_arrived(path, f"{path.relative_to(folder)} of {repo}")
-            except UserError as error:  # every damaged file has to go, or the next try would meet the next one
-                damage.append(error)
-    if damage:
-        raise damage[0]
+                _check_file(path, f"{path.relative_to(folder)} of {repo}")
+            except UserError as error:  # go on: every damaged file has to be removed, or the next try fails at the next
+                faults.append(error)
+    if faults:
+        raise faults[0]
     return folder
 
 
-def _check_arrived(path: Path, what: str) -> None:
-    """Remove a cached file that is damaged, and say so: the next try downloads it anew."""
+def _check_file(path: Path, what: str) -> None:
+    """Remove a cached file that is damaged, and say so: the next try downloads it again."""
     try:
         _check_digest(path, what)
         check_safetensors(path)
@@ -120,33 +185,26 @@ def _check_arrived(path: Path, what: str) -> None:
 
 
 def _check_digest(path: Path, what: str) -> None:
-    """Compare a cached file with the SHA-256 it is named after, once: no library does.
+    """Compare a cached file with the SHA-256 in its name, once.
 
-    Large files lie in the cache as blobs/SHA256, with a link to them. A note of size and time remembers the check.
-    Where the cache has no links (some Windows set-ups) there is no digest to compare with.
+    huggingface_hub compares sizes only when it downloads; its verify_repo_checksums (since 1.1) needs the network and
+    reads every file each time. Large files lie in the cache as blobs/SHA256, with a link to them. A note of size and
+    time remembers the check. Where the cache has no links (some Windows set-ups) there is nothing to compare with.
     """
     blob = path.resolve()
     if blob.parent.name != "blobs" or len(blob.name) != 64:
         return
-    seen = f"{blob.stat().st_size} {blob.stat().st_mtime_ns}"
+    state = f"{blob.stat().st_size} {blob.stat().st_mtime_ns}"
     note = blob.parent.parent / ".verified" / blob.name
-    if note.is_file() and note.read_text() == seen:
+    if note.is_file() and note.read_text() == state:
         return
-    if _sha256(blob) != blob.name:
+    if sha256(blob) != blob.name:
         raise UserError(f"{what} arrived damaged (its SHA-256 is not the announced one), so it was removed: try again.")
     try:
         note.parent.mkdir(exist_ok=True)
-        note.write_text(seen)
+        note.write_text(state)
     except OSError:  # a cache that others own and we may only read: compare again next time
         pass
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def _first_line(error: BaseException) -> str:

@@ -10,7 +10,7 @@ from huggingface_hub.utils import validate_repo_id
 from ..dseq_jepa import namespace
 from ..errors import UserError
 from . import cards
-from .download import explained, snapshot
+from .download import clear_hub_errors, hub_access, snapshot
 from .verify import read_folder, verify
 
 FILES = ("README.md", "config.json", "model.safetensors", "pretraining.safetensors")
@@ -33,7 +33,7 @@ def push(
     config, backbone, card, _ = read_folder(folder)
     name = f"{backbone.dseq_name or backbone.stock}.{config['pretrained_cfg'].get('tag', 'converted')}"
     repository = repository or _own_repository(name)
-    with explained(repository):
+    with clear_hub_errors(repository):
         validate_repo_id(repository)
     if "/" not in repository:
         raise UserError(f"{repository} names no organisation or user: write ORGANISATION/{repository}.")
@@ -56,7 +56,7 @@ def push(
         )
 
     api = huggingface_hub.HfApi(library_name="timm_dseq")
-    with explained(repository):
+    with hub_access(repository):
         api.create_repo(repository, private=private, exist_ok=True)
         if revision:
             api.create_branch(repository, branch=revision, exist_ok=True)

@@ -1,6 +1,7 @@
 """What lies in a file of weights: opened safely, its kind recognised, student, target and predictor told apart."""
 
 import argparse
+import hashlib
 import pickle
 import re
 import warnings
@@ -128,6 +129,15 @@ def misfits(
     shared = [name for name in parameters if name in weights]
     shapes = [(name, tuple(parameters[name].shape), tuple(weights[name].shape)) for name in shared]
     return missing, unused, [(name, wanted, found) for name, wanted, found in shapes if wanted != found]
+
+
+def sha256(path: Path) -> str:
+    """The SHA-256 of a file, read in pieces. (hashlib.file_digest needs Python 3.11.)"""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while piece := file.read(1 << 20):
+            digest.update(piece)
+    return digest.hexdigest()
 
 
 def _existing(path: str | PathLike) -> Path:

@@ -9,7 +9,6 @@ import torch
 from accelerate import Accelerator
 from common.data.digests import digests_of, duplicates, weights_digest
 from common.labels.labelled import Labels, open_labelled
-from common.models import data_config
 from common.probing import extract as extracting
 from common.probing.extract import extract
 from common.probing.features import Frozen
@@ -17,6 +16,7 @@ from common.probing.settings import Cache
 from timm.data import create_transform
 
 from timm_dseq import UserError
+from timm_dseq.hub.load import data_config
 
 from ..tunings import colours
 from .test_features import small

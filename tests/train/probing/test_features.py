@@ -3,8 +3,9 @@
 import pytest
 import timm
 import torch
-from common.models import data_config, load_backbone
 from common.probing.features import Frozen, Layout, is_vit
+
+from timm_dseq.hub.load import data_config, load_backbone
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
 SMALL = {"patch_size": 8, "depth": 5, "embed_dim": 48, "num_heads": 2, "img_size": 32, "num_classes": 0}

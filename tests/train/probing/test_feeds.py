@@ -9,7 +9,6 @@ import torch
 from accelerate import Accelerator
 from common.data.order import order, sample_seed
 from common.labels.labelled import Labels, open_labelled
-from common.models import data_config
 from common.probing.features import Frozen
 from common.probing.feeds import Augmented, Live
 from common.probing.heads import RECIPES, TOKENS, Grid
@@ -17,6 +16,7 @@ from PIL import Image
 from torchvision.transforms import RandomResizedCrop
 
 from timm_dseq import UserError
+from timm_dseq.hub.load import data_config
 
 from ..tunings import colours
 from .test_features import by_hand, small

@@ -9,11 +9,11 @@ import timm
 import torch
 import yaml
 from common.data.digests import weights_digest
-from common.models import load_backbone
 from PIL import Image
 from safetensors.torch import load_file
 
 from timm_dseq.hub.cards import blanks
+from timm_dseq.hub.load import load_backbone
 from timm_dseq.hub.verify import verify
 
 from ..runs import tensors_of

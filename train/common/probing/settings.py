@@ -72,7 +72,8 @@ class Probe:
     """Judge a frozen backbone.
 
     Args:
-        model: any model of timm, hf-hub:REPOSITORY, a folder ready for the Hub, or a run or checkpoint of pretrain.py
+        model: any model of timm, hf-hub:REPOSITORY, a folder ready for the Hub, a run or checkpoint of pretrain.py, or
+            a file of weights
         data: the labelled images
         protocol: knn, logistic, vtab; dseq, ijepa, dinov2 and attentive with fresh augmentations every epoch; or
             dseq-cached, ijepa-cached, dinov2-cached on features that were computed once, without any

@@ -1,12 +1,9 @@
-"""Checkpoints that are whole or not there: safetensors and JSON in a folder that gets its name last.
+"""Writing checkpoints: safetensors and JSON in a folder that gets its name last, so that it is complete or not there.
 
-    checkpoints/step-00000100/  model.safetensors  optimizer.safetensors  state.json  manifest.json
-
-The manifest holds every file's size and SHA-256, so a truncated or damaged checkpoint is told from a whole one.
+timm_dseq.hub.checkpoints says what such a folder holds, and reads and checks it.
 """
 
 import errno
-import hashlib
 import json
 import os
 import shutil
@@ -19,9 +16,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from timm_dseq import UserError
+from timm_dseq.hub.checkpoints import MANIFEST, MODEL, OPTIMIZER, STATE, digests, fault, newest, number, state_of, steps
+
+__all__ = ["MANIFEST", "Saved", "fault", "load", "newest", "number", "path_of", "prune", "save", "state_of", "steps"]
 
 Tensors = dict[str, torch.Tensor]
-MODEL, OPTIMIZER, STATE, MANIFEST = "model.safetensors", "optimizer.safetensors", "state.json", "manifest.json"
 
 
 @dataclass
@@ -51,7 +50,7 @@ def save(folder: Path, step: int, saved: Saved) -> Path:
         save_file(saved.model, unfinished / MODEL, metadata={"format": "pt"})
         save_file(saved.optimizer, unfinished / OPTIMIZER)
         (unfinished / STATE).write_text(json.dumps(saved.state, indent=1))
-        manifest = {name: {"size": size, "sha256": digest} for name, size, digest in _files(unfinished)}
+        manifest = {name: {"size": size, "sha256": digest} for name, size, digest in digests(unfinished)}
         (unfinished / MANIFEST).write_text(json.dumps(manifest, indent=1))
         for path in (*unfinished.iterdir(), unfinished):
             _sync(path)
@@ -76,63 +75,9 @@ def prune(folder: Path, keep: int, keep_every: int | None) -> None:
             shutil.rmtree(path)
 
 
-def steps(folder: Path) -> list[Path]:
-    """The named checkpoints, oldest first."""
-    return sorted(folder.glob("step-*"), key=number)
-
-
-def number(path: Path) -> int:
-    return int(path.name.removeprefix("step-"))
-
-
-def fault(path: Path) -> str | None:
-    """What is wrong with a checkpoint; None if it is whole."""
-    try:
-        manifest = json.loads((path / MANIFEST).read_text())
-    except (OSError, ValueError):
-        return f"{MANIFEST} is missing or damaged"
-    found = {name: (size, digest) for name, size, digest in _files(path) if name != MANIFEST}
-    for name, expected in manifest.items():
-        if name not in found:
-            return f"{name} is missing"
-        size, digest = found[name]
-        if size != expected["size"]:
-            return f"{name} has {size} bytes instead of {expected['size']}"
-        if digest != expected["sha256"]:
-            return f"{name} is damaged (its SHA-256 is not the one written)"
-    return None
-
-
-def newest(folder: Path) -> tuple[Path | None, list[str]]:
-    """The newest whole checkpoint, and why newer ones were passed over."""
-    skipped = []
-    for path in reversed(steps(folder)):
-        if (wrong := fault(path)) is None:
-            return path, skipped
-        skipped.append(f"{path.name}: {wrong}")
-    return None, skipped
-
-
-def state_of(path: Path) -> dict[str, Any]:
-    """What stands in a whole checkpoint beside tensors."""
-    return json.loads((path / STATE).read_text())
-
-
 def load(path: Path) -> Saved:
     """A checkpoint that is whole. Its tensors are mapped: read when used, and in memory once for all of a node."""
     return Saved(load_file(path / MODEL), load_file(path / OPTIMIZER), state_of(path))
-
-
-def _files(folder: Path) -> list[tuple[str, int, str]]:
-    """Name, size and SHA-256 of every file."""
-    files = []
-    for path in sorted(folder.iterdir()):
-        with path.open("rb") as file:
-            digest = hashlib.sha256()
-            while chunk := file.read(1 << 20):
-                digest.update(chunk)
-        files.append((path.name, path.stat().st_size, digest.hexdigest()))
-    return files
 
 
 def _sync(path: Path) -> None:

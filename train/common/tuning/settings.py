@@ -100,7 +100,8 @@ class Tuning:
     """Fine-tune a backbone.
 
     Args:
-        model: any model of timm, hf-hub:REPOSITORY, a folder ready for the Hub, or a run or checkpoint of pretrain.py
+        model: any model of timm, hf-hub:REPOSITORY, a folder ready for the Hub, a run or checkpoint of pretrain.py, or
+            a file of weights
         data: the labelled images
         recipe: whose settings are taken where none is given: mae (He et al., 2022) or ijepa (Assran et al., 2023)
         img_size: side of the images, in pixels (default: the model's own)

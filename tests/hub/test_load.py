@@ -1,35 +1,26 @@
-"""Whatever names a backbone opens the same weights, and what names none is told in one line."""
+"""Every kind of name opens the same weights, and what names no model is refused in one line."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 
 import pytest
 import timm
 import torch
-from common.models import data_config, load_backbone
-from common.run import checkpoints
 from safetensors.torch import save_file
 
 from timm_dseq import UserError
+from timm_dseq.hub.load import NAMES, data_config, load_backbone
+from timm_dseq.hub.weights import sha256
 
 from .. import layouts
-
-SETTINGS = {"name": "dseq_jepa_vit_ti16", "img_size": 224, "args": {}}
+from ..train import TRAIN
 
 
 def same(model, weights):
     assert all(torch.equal(tensor, weights[name]) for name, tensor in model.state_dict().items())
-
-
-@pytest.fixture
-def run(tmp_path, roles):
-    """A run of pretrain.py with two checkpoints."""
-    weights = {f"{role}.{name}": tensor for role, part in roles.items() for name, tensor in part.items()}
-    for step in (3, 6):
-        state = {"config": {"model": SETTINGS}}
-        saved = checkpoints.Saved(weights, {"a": torch.zeros(1)}, state)
-        checkpoints.save(tmp_path / "run" / "checkpoints", step, saved)
-    return tmp_path / "run"
 
 
 def test_a_folder_ready_for_the_hub(exported, roles):
@@ -50,15 +41,15 @@ def test_a_repository_of_the_hub(exported, roles, hub):
         load_backbone("hf-hub:org/other")
 
 
-def test_a_run_gives_the_target_encoder_of_its_newest_whole_checkpoint(run, roles):
-    model, name = load_backbone(str(run))
+def test_a_run_gives_the_target_encoder_of_its_newest_whole_checkpoint(training_run, roles):
+    model, name = load_backbone(str(training_run))
     same(model, roles["target"])
     assert name == "run, step-00000006"
-    (run / "checkpoints" / "step-00000006" / "model.safetensors").write_bytes(b"cut off")
-    assert load_backbone(str(run))[1] == "run, step-00000003"
-    assert load_backbone(str(run / "checkpoints" / "step-00000003"))[1] == "run, step-00000003"
+    (training_run / "checkpoints" / "step-00000006" / "model.safetensors").write_bytes(b"cut off")
+    assert load_backbone(str(training_run))[1] == "run, step-00000003"
+    assert load_backbone(str(training_run / "checkpoints" / "step-00000003"))[1] == "run, step-00000003"
     with pytest.raises(UserError, match=r"step-00000006: model\.safetensors has 7 bytes"):
-        load_backbone(str(run / "checkpoints" / "step-00000006"))
+        load_backbone(str(training_run / "checkpoints" / "step-00000006"))
 
 
 def test_a_file_of_weights(tmp_path, roles):
@@ -69,22 +60,22 @@ def test_a_file_of_weights(tmp_path, roles):
     same(load_backbone(str(tmp_path / "plain.safetensors"))[0], plain.state_dict())
 
 
-def test_another_size_resamples_the_positions(run, roles):
-    model, _ = load_backbone(str(run), 96)
+def test_another_size_resamples_the_positions(training_run, roles):
+    model, _ = load_backbone(str(training_run), 96)
     assert data_config(model)["input_size"] == (3, 96, 96)
     assert torch.equal(model.blocks[0].attn.qkv.weight, roles["target"]["blocks.0.attn.qkv.weight"])
     assert model(torch.zeros(1, 3, 96, 96)).shape == (1, 192)
     assert data_config(load_backbone("resnet18", 96, random=True)[0])["input_size"] == (3, 96, 96)
 
 
-def test_a_head_is_there_only_when_it_is_asked_for(run, exported):
-    for name in (str(run), str(exported)):
+def test_a_head_is_there_only_when_it_is_asked_for(training_run, exported):
+    for name in (str(training_run), str(exported)):
         assert load_backbone(name)[0].num_classes == 0
         assert load_backbone(name, num_classes=7)[0](torch.zeros(1, 3, 224, 224)).shape == (1, 7)
 
 
-def test_random_weights_are_those_of_the_seed(run, roles):
-    for name in ("vit_tiny_patch16_224", str(run)):
+def test_random_weights_are_those_of_the_seed(training_run, roles):
+    for name in ("vit_tiny_patch16_224", str(training_run)):
         first, shown = load_backbone(name, random=True, seed=1)
         again, other = (load_backbone(name, random=True, seed=seed)[0] for seed in (1, 2))
         same(first, again.state_dict())
@@ -99,6 +90,10 @@ def test_what_names_no_backbone(tmp_path, hub):
     (tmp_path / "wrong" / "config.json").write_text(json.dumps({"architecture": "no_such_model"}))
     for name, says in {
         "vit_tniy_patch16_224": "neither a model of timm nor a path that exists, maybe vit_tiny_patch16_224",
+        "vit_smal_patch16_224.augreg_in1k": "neither a model .*, maybe vit_small_patch16_224 or ",
+        "lab/x": "neither a model .*; a repository of the Hub is named hf-hub:lab/x",
+        "local-dir:nowhere": "nowhere is no folder: name one that timm-dseq convert has written",
+        "hf-hub:alone/a/b": "hf-hub:alone/a/b is no repository of the Hub: write ORGANISATION/NAME",
         "dseq_jepa_vit_ti16": "has no published weights.* --random true for fresh ones",
         str(tmp_path / "empty"): "holds no backbone",
         str(tmp_path / "wrong"): "cannot be made",
@@ -110,8 +105,8 @@ def test_what_names_no_backbone(tmp_path, hub):
         load_backbone("vit_tiny_patch16_224", 33, random=True, no_such=1)
 
 
-def test_weights_inside_a_folder_are_opened_with_what_the_folder_says(run, exported, roles, tmp_path):
-    for folder in (exported, run / "checkpoints" / "step-00000006"):
+def test_weights_inside_a_folder_are_opened_with_what_the_folder_says(training_run, exported, roles, tmp_path):
+    for folder in (exported, training_run / "checkpoints" / "step-00000006"):
         whole, name = load_backbone(str(folder))
         model, same_name = load_backbone(str(folder / "model.safetensors"))
         same(model, roles["target"])
@@ -122,8 +117,26 @@ def test_weights_inside_a_folder_are_opened_with_what_the_folder_says(run, expor
     assert data_config(model) == data_config(whole) and name == "alone/model.safetensors"
 
 
-def test_a_folder_of_checkpoints_is_its_run(run):
-    assert load_backbone(str(run / "checkpoints"))[1] == "run, step-00000006"
+def test_a_checkpoint_of_another_program_is_refused(training_run):
+    step = training_run / "checkpoints" / "step-00000006"
+    state, manifest = (json.loads((step / name).read_text()) for name in ("state.json", "manifest.json"))
+    state["config"]["model"] = "vit_tiny_patch16_224"  # as finetune.py writes it
+    (step / "state.json").write_text(json.dumps(state))
+    manifest["state.json"] = {"size": (step / "state.json").stat().st_size, "sha256": sha256(step / "state.json")}
+    (step / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(UserError, match=r"step-00000006 is no checkpoint of pretrain\.py: .*export"):
+        load_backbone(str(step))
+
+
+@pytest.mark.parametrize("program", ["timm_dseq.cli explain", "probe", "finetune"])
+def test_every_command_names_what_it_takes_in_the_same_words(program):
+    command = [sys.executable, "-m", *program.split(), "--help"]
+    said = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(TRAIN)}).stdout
+    assert NAMES in " ".join(said.split()), said
+
+
+def test_a_folder_of_checkpoints_is_its_run(training_run):
+    assert load_backbone(str(training_run / "checkpoints"))[1] == "run, step-00000006"
 
 
 def test_a_damaged_export_is_told_in_one_line(exported, tmp_path):
@@ -144,7 +157,7 @@ def test_fresh_weights_have_no_licence_of_others():
     assert timm.get_pretrained_cfg("test_vit").license and "license" not in model.pretrained_cfg
 
 
-def test_weights_of_a_run_have_no_licence_of_published_ones(run, exported):
+def test_weights_of_a_run_have_no_licence_of_published_ones(training_run, exported):
     stated = load_backbone(str(exported))[0].pretrained_cfg.get("license")
     assert load_backbone(str(exported / "model.safetensors"))[0].pretrained_cfg.get("license") == stated
-    assert "license" not in load_backbone(str(run))[0].pretrained_cfg
+    assert "license" not in load_backbone(str(training_run))[0].pretrained_cfg

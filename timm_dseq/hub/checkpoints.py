@@ -1,0 +1,63 @@
+"""The checkpoints of a training run, as files: which there are, whether they are complete, and which is the newest.
+
+    RUN/checkpoints/step-00000100/  model.safetensors  optimizer.safetensors  state.json  manifest.json
+
+manifest.json holds the size and SHA-256 of every other file, so that a truncated or damaged checkpoint is noticed. The
+recipes in train/ write them.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from .weights import sha256
+
+MODEL, OPTIMIZER, STATE, MANIFEST = "model.safetensors", "optimizer.safetensors", "state.json", "manifest.json"
+
+
+def steps(folder: Path) -> list[Path]:
+    """The checkpoints in a folder, oldest first, complete or not."""
+    return sorted((path for path in folder.glob("step-*") if path.name[5:].isdigit()), key=number)
+
+
+def number(path: Path) -> int:
+    """The training step of a checkpoint, from its name."""
+    return int(path.name.removeprefix("step-"))
+
+
+def newest(folder: Path) -> tuple[Path | None, list[str]]:
+    """The newest complete checkpoint, and one line for each newer one that is damaged."""
+    damaged = []
+    for path in reversed(steps(folder)):
+        if (reason := fault(path)) is None:
+            return path, damaged
+        damaged.append(f"{path.name}: {reason}")
+    return None, damaged
+
+
+def fault(path: Path) -> str | None:
+    """What is wrong with a checkpoint; None if it is complete and as it was written."""
+    try:
+        manifest = json.loads((path / MANIFEST).read_text())
+        written = {name: (file["size"], file["sha256"]) for name, file in manifest.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return f"{MANIFEST} is missing or damaged"
+    present = {name: (size, digest) for name, size, digest in digests(path) if name != MANIFEST}
+    for name, (size, digest) in written.items():
+        if name not in present:
+            return f"{name} is missing"
+        if present[name][0] != size:
+            return f"{name} has {present[name][0]} bytes instead of {size}"
+        if present[name][1] != digest:
+            return f"{name} is damaged (its SHA-256 is not the one written)"
+    return None
+
+
+def state_of(path: Path) -> dict[str, Any]:
+    """What a complete checkpoint holds beside tensors: settings, progress, the data set's fingerprint."""
+    return json.loads((path / STATE).read_text())
+
+
+def digests(folder: Path) -> list[tuple[str, int, str]]:
+    """Name, size in bytes and SHA-256 of every file of a folder."""
+    return [(path.name, path.stat().st_size, sha256(path)) for path in sorted(folder.iterdir())]
