@@ -29,7 +29,7 @@ from common.system import launch
 from rivals import Dense, Stacked, equal_blocks, saved_bytes
 
 from timm_dseq import block_masks, rank_regions
-from timm_dseq.engine.packing import attention_rule, pack, place, spread
+from timm_dseq.engine.packing import attention_rule, pack, scatter_to_slots, slots_of
 from timm_dseq.engine.plans import plan_regions
 
 PROFILES = {"one region": [0.51], "two regions": [0.25, 0.15], "four regions": [0.15] * 4}  # the remainder not counted
@@ -244,8 +244,8 @@ def planning(bench: Bench, rounds: int = 5) -> float:
             (predictor, model.predictor.width, plan.visible() | plan.targets),
         ):
             layout = pack(sizes, h * w + 1, width)
-            slots = place(layout, masks)
-            spread(layout, slots, torch.arange(h * w, device=device), 0)
+            slots = slots_of(layout, masks)
+            scatter_to_slots(layout, slots, torch.arange(h * w, device=device), 0)
             attention_rule(layout, slots)
         measure.sync(device)
         least = min(least, time.perf_counter() - begun)

@@ -146,8 +146,8 @@ def step(model, images, use_regions, blocks, num_regions=5, min_area=0.02):
             means.append((k, prediction.mean(0)))
             wanted.append((k, goal.mean(0)))
     loss = torch.cat(errors if model.loss == "token" else [error.mean()[None] for error in errors]).mean()
-    if model.contrastive is not None:
-        loss = loss + 0.001 * vicreg(model.contrastive.projector, means, wanted)
+    if factor := model.terms.get("contrastive"):
+        loss = loss + factor * 0.001 * vicreg(model.contrastive.projector, means, wanted)
     return loss
 
 

@@ -26,7 +26,7 @@ IMAGES = 6
 
 def model_of(setting):
     model = jepa(dtype=torch.float64, **SETTINGS[setting])
-    if model.contrastive is not None:  # the published projector is 3072 wide
+    if model.terms:  # the published projector is 3072 wide
         torch.manual_seed(0)
         model.contrastive = Contrastive(model.student.embed_dim, width=32).double()
     return model
@@ -70,6 +70,22 @@ def share(rank, port, kind, out):
     if rank == 0:
         torch.save(results, out)
     dist.destroy_process_group()
+
+
+def test_the_forward_pass_asks_no_other_process(monkeypatch):
+    """But for the statistics of the contrastive term, which are those of the whole batch."""
+
+    def refused(*_):
+        raise ConnectionError
+
+    monkeypatch.setattr(dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(dist, "get_world_size", lambda: 2)
+    for name in ("all_reduce", "all_gather"):
+        monkeypatch.setattr(dist, name, refused)
+    for setting in ("dseq", "by step", "causal"):
+        assert model_of(setting)(*batch(IMAGES, dtype=torch.float64))[0].isfinite()
+    with pytest.raises(ConnectionError):
+        model_of("contrastive")(*batch(IMAGES, dtype=torch.float64))
 
 
 @pytest.mark.parametrize("kind", ["ddp", "fsdp2"])

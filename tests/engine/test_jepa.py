@@ -10,7 +10,7 @@ from torch import nn
 from timm_dseq.engine.jepa import DSeqJEPA
 from timm_dseq.engine.plans import plan_regions
 from timm_dseq.engine.regions import rank_regions
-from timm_dseq.engine.terms.vicreg import Contrastive
+from timm_dseq.engine.target_blocks import block_masks
 from timm_dseq.errors import UserError
 from timm_dseq.positions import sincos_positions
 
@@ -73,13 +73,6 @@ def test_loss_and_gradients_equal_the_reference(objective, loss, shape, dtype):
     facts = check_loss(model, batch(6, SHAPES[shape], dtype), TOLERANCE[dtype])
     assert (facts["region_share"] > 0) == (objective != "ijepa")  # both kinds were in the batch
     assert (facts["regions_found"] > 1) == (objective != "ijepa")
-
-
-@pytest.mark.parametrize("objective", OBJECTIVES)
-def test_contrastive_term_equals_the_reference(objective):
-    model = jepa(objective, dtype=torch.float64)
-    model.contrastive = Contrastive(32, width=16).double()
-    check_loss(model, batch(5, dtype=torch.float64), 1e-10)
 
 
 @pytest.mark.parametrize(
@@ -218,6 +211,13 @@ def test_facts_of_a_step_are_those_of_its_plan():
     assert facts["encoder_tokens"] > 0 and facts["predictor_tokens"] > facts["encoder_tokens"] / 2
 
 
+def test_images_may_have_more_target_blocks_than_regions():
+    images, _, blocks = batch(4, (96, 96))
+    blocks = block_masks((12, 12), blocks.seeds, target_scale=(0.05, 0.1), num_targets=6)
+    facts = jepa("ijepa", (96, 96))(images, None, blocks)[-1]
+    assert facts["tokens_by_step"].tolist() == blocks.targets.sum((0, 2, 3)).tolist()
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_autocast_stays_near_full_precision(dtype):
     model = jepa()
@@ -242,6 +242,7 @@ def test_autocast_stays_near_full_precision(dtype):
         (lambda: DSeqJEPA(encoder(), "jepa"), "objective='jepa'"),
         (lambda: DSeqJEPA(encoder(), loss="mean"), "loss='mean'"),
         (lambda: DSeqJEPA(encoder(), query="attention"), "query='attention'"),
+        (lambda: DSeqJEPA(encoder(), terms={"vicreg": 1.0}), "terms: 'vicreg' is unknown: choose from contrastive"),
         (lambda: DSeqJEPA(encoder(), predictor_width=25), "predictor_width=25"),
         (lambda: jepa()(batch(2)[0]), "blocks are missing"),
         (lambda: jepa("ijepa", (16, 16))(*batch(2, (16, 16))), "too small"),

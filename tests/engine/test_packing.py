@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from timm_dseq.engine.packing import attention_rule, chain, order_of, pack, place, spread
+from timm_dseq.engine.packing import attention_rule, chain, masked_values, pack, scatter_to_slots, slots_of
 
 from ..tiny import lines_run
 
@@ -45,11 +45,11 @@ def test_unpacking_gives_back_what_was_packed(seed, sets, n):
     masks[:, 0] = True
     values = torch.randint(0, 10**6, (sets, n), generator=generator)
     layout = pack(masks.sum(1), n, 96)
-    slots = place(layout, masks)
-    rows = spread(layout, slots, values, empty=-1)
+    slots = slots_of(layout, masks)
+    rows = scatter_to_slots(layout, slots, values, empty=-1)
     assert (rows == -1).sum() == layout.slots - masks.sum()
     assert torch.equal(rows[slots[masks]], values[masks])
-    assert torch.equal(order_of(masks, slots, int(masks.sum())), slots[masks])
+    assert torch.equal(masked_values(masks, slots, int(masks.sum())), slots[masks])
 
 
 @settings(max_examples=60, deadline=None)
@@ -60,7 +60,7 @@ def test_the_rule_is_own_set_and_rank_not_later(sizes, seed):
     for index, (start, size) in enumerate(zip(layout.starts, sizes, strict=True)):
         owner[start : start + size] = [index] * size
     rank = torch.randint(0, 3, (layout.slots,), generator=torch.Generator().manual_seed(seed))
-    slots = place(layout, torch.arange(max(sizes)) < torch.tensor(sizes)[:, None])
+    slots = slots_of(layout, torch.arange(max(sizes)) < torch.tensor(sizes)[:, None])
     plain, ranked = attention_rule(layout, slots), attention_rule(layout, slots, rank)
     assert plain.shape == (layout.rows, 1, layout.length, layout.length)
     assert ranked.any(-1).all()  # a query without keys would give NaN
@@ -103,7 +103,7 @@ def test_rows_made_at_once_are_those_made_one_by_one(sizes, length):
 @given(sizes=SIZES)
 def test_a_chain_is_one_row_with_a_boundary_behind_each_set(sizes):
     layout = chain(torch.tensor(sizes))
-    slots = place(layout, torch.arange(max(sizes)) < torch.tensor(sizes)[:, None])
+    slots = slots_of(layout, torch.arange(max(sizes)) < torch.tensor(sizes)[:, None])
     rule = attention_rule(layout, slots)
     assert layout.rows == 1 and layout.slots % 256 == 0
     assert rule.ends.tolist()[:-1] == [0, *itertools.accumulate(sizes)] and rule.ends[-1] == layout.slots

@@ -25,7 +25,7 @@ class Layout:
     length: int
     sizes: np.ndarray  # (S,) of each set
     starts: np.ndarray  # (S,) first slot of each set, rows one after the other
-    apart: bool = False  # one long row whose sets the kernel keeps apart, without a mask
+    varlen: bool = False  # one long row whose sets the attention kernel keeps apart, without a mask
 
     @property
     def slots(self) -> int:
@@ -34,6 +34,11 @@ class Layout:
     @property
     def fill(self) -> float:
         return int(self.sizes.sum()) / self.slots
+
+    def facts(self, name: str) -> dict[str, float]:
+        """What a transformer computes: tokens, pairs of tokens that may attend to each other, the rows' fill."""
+        tokens, pairs = int(self.sizes.sum()), int((self.sizes**2).sum())
+        return {f"{name}_tokens": tokens, f"{name}_pairs": pairs, f"{name}_fill": self.fill}
 
 
 def pack(sizes: torch.Tensor, usual: int, width: int, length: int | None = None) -> Layout:
@@ -68,7 +73,7 @@ def chain(sizes: torch.Tensor) -> Layout:
     """One row with sets of these sizes (S,) one behind the other, for a kernel that needs neither rows nor a mask."""
     sizes = np.asarray(sizes)
     ends = sizes.cumsum()
-    return Layout(1, _up(int(ends[-1]), TOTAL), sizes, ends - sizes, apart=True)
+    return Layout(1, _up(int(ends[-1]), TOTAL), sizes, ends - sizes, varlen=True)
 
 
 def _up(size: int, multiple: int) -> int:
@@ -119,39 +124,39 @@ def _starts(sizes: np.ndarray, kinds: list[Kind], length: int) -> np.ndarray:
     return starts
 
 
-def place(layout: Layout, masks: torch.Tensor) -> torch.Tensor:
+def slots_of(layout: Layout, masks: torch.Tensor) -> torch.Tensor:
     """The slot of each member of each set: (S, N) bool → (S, N) int64; what is no member gets `layout.slots`."""
     starts = to_device(torch.from_numpy(layout.starts), masks.device)
     return torch.where(masks, starts[:, None] - 1 + masks.cumsum(1), layout.slots)
 
 
-def spread(layout: Layout, slots: torch.Tensor, values: torch.Tensor, empty: int) -> torch.Tensor:
+def scatter_to_slots(layout: Layout, slots: torch.Tensor, values: torch.Tensor, empty: int) -> torch.Tensor:
     """A table of the rows' slots: values (…) written at slots (…), `empty` elsewhere → (R·L,) int64."""
     table = torch.full((layout.slots + 1,), empty, dtype=torch.long, device=slots.device)
     return table.scatter(0, slots.flatten(), values.expand(slots.shape).flatten())[:-1]
 
 
-def order_of(masks: torch.Tensor, values: torch.Tensor, total: int) -> torch.Tensor:
-    """values[masks], in the order of `masks.nonzero()`, for a device that must not be asked how many: (total,)."""
+def masked_values(masks: torch.Tensor, values: torch.Tensor, total: int) -> torch.Tensor:
+    """values[masks], in the order of `masks.nonzero()`: (total,). The total is known, so the host does not wait."""
     flat = masks.flatten()
-    place = torch.where(flat, flat.cumsum(0) - 1, total)
+    row = torch.where(flat, flat.cumsum(0) - 1, total)
     out = torch.zeros(total + 1, dtype=torch.long, device=masks.device)
-    return out.scatter(0, place, values.expand(masks.shape).flatten())[:-1]
+    return out.scatter(0, row, values.expand(masks.shape).flatten())[:-1]
 
 
 def attention_rule(layout: Layout, slots: torch.Tensor, rank: torch.Tensor | None = None) -> torch.Tensor:
     """Who sees whom: a query sees keys of its own set with a rank not later than its own.
 
-    slots (S, N): of the sets' members, as `place` gives them. rank (R·L,): of each slot; None: everything of one rank.
+    slots (S, N): those of the sets' members, by `slots_of`. rank (R·L,): of each slot; None: everything of one rank.
     Returns (R, 1, L, L) bool; where the kernel itself keeps the sets of a row apart, their `Boundaries`. Empty slots
     see each other, so that no row of attention is empty.
     """
-    if layout.apart:
+    if layout.varlen:
         ends = np.append(layout.starts, [int(layout.sizes.sum()), layout.slots])  # the rest of the row is a set, too
         longest = max(slots.shape[1], TOTAL)  # the same for every batch: no compiled graph changes
         return Boundaries.of(to_device(torch.from_numpy(ends.astype(np.int32)), slots.device), longest)
     sets = torch.arange(len(slots), device=slots.device)[:, None]
-    owner = spread(layout, slots, sets, empty=-1).view(layout.rows, 1, layout.length)
+    owner = scatter_to_slots(layout, slots, sets, empty=-1).view(layout.rows, 1, layout.length)
     rule = owner[:, :, :, None] == owner[:, :, None, :]
     if rank is not None:
         rank = rank.view(layout.rows, 1, layout.length)

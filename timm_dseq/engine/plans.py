@@ -41,6 +41,10 @@ class Plan:
         ranks = self.context_rank.index_select(0, self.target_context)
         return contexts & (ranks < self.target_rank[:, None])
 
+    def target_image(self) -> torch.Tensor:
+        """The image of each prediction: (P,)."""
+        return self.context_image.index_select(0, self.target_context)
+
     @cached_property
     def sizes(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Patches of each context (E,), of each prediction's view (P,), and of its target (P,), on the host."""

@@ -9,9 +9,9 @@ from torch import nn
 
 from ..errors import UserError
 from ..positions import sincos_positions
-from .packing import Layout, attention_rule, chain, order_of, pack, place, spread
+from .packing import Layout, attention_rule, chain, masked_values, pack, scatter_to_slots, slots_of
 from .plans import Plan
-from .vit import run_blocks
+from .vit import init_weights, run_blocks
 
 
 class Predictor(nn.Module):
@@ -45,35 +45,19 @@ class Predictor(nn.Module):
         sizes = view_sizes + target_sizes
         layout = chain(sizes) if self.varlen else pack(sizes, len(self.positions) + 1, self.width)
         patch = torch.arange(targets.shape[1], device=targets.device)
-        slot = place(layout, visible | targets)  # (P, N)
+        slot = slots_of(layout, visible | targets)  # (P, N)
         # the table to read from: every encoded token, then the mask token
         source = torch.where(visible, slots.index_select(0, plan.target_context), len(tokens))
-        source = spread(layout, slot, source, empty=len(tokens))
-        position = spread(layout, slot, patch, empty=0)
+        source = scatter_to_slots(layout, slot, source, empty=len(tokens))
+        position = scatter_to_slots(layout, slot, patch, empty=0)
 
         rows = self._table(tokens).index_select(0, source) + self.positions.index_select(0, position)
         rows = rows.view(layout.rows, layout.length, self.width)
         rows = run_blocks(self.blocks, rows, attention_rule(layout, slot), self.grad_checkpointing)
-        wanted = order_of(targets, slot, int(target_sizes.sum()))
+        wanted = masked_values(targets, slot, int(target_sizes.sum()))
         predictions = self.project(self.norm(rows.flatten(0, 1).index_select(0, wanted)))
         return predictions, layout
 
     def _table(self, tokens: torch.Tensor) -> torch.Tensor:
         """What rows are made of: every encoded token, then the mask token: (S + 1, width)."""
         return torch.cat([self.embed(tokens), self.mask_token])
-
-
-@torch.no_grad()
-def init_weights(model: nn.Module, blocks: nn.ModuleList) -> None:
-    """I-JEPA's start: truncated normal .02, zero biases, what each block adds divided by √(2·its number)."""
-    for module in model.modules():
-        if isinstance(module, (nn.Linear, nn.Conv2d)):
-            trunc_normal_(module.weight, std=0.02)
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)
-        elif isinstance(module, nn.LayerNorm):
-            nn.init.ones_(module.weight)
-            nn.init.zeros_(module.bias)
-    for number, block in enumerate(blocks, 1):
-        block.attn.proj.weight.div_((2 * number) ** 0.5)
-        block.mlp.fc2.weight.div_((2 * number) ** 0.5)

@@ -7,11 +7,13 @@ import inspect
 from collections.abc import Iterable
 
 import torch
+from timm.layers import trunc_normal_
 from timm.models import VisionTransformer
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from ..errors import UserError
+from ..positions import sincos_positions
 from .attention import Boundaries
 
 
@@ -97,3 +99,37 @@ def check_packable(model: nn.Module) -> None:
             raise UserError(
                 f"stochastic depth would drop rows of several images: create the {name} with drop_path_rate=0"
             )
+
+
+def prepare_encoder(encoder: VisionTransformer, keep_weights: bool = False) -> None:
+    """Frozen sin-cos positions, I-JEPA's first weights, no head, and nothing trainable that pretraining leaves out."""
+    encoder.reset_classifier(0)
+    for unused in (encoder.attn_pool, encoder.fc_norm if final_norm(encoder) is encoder.norm else None):
+        if unused is not None:
+            unused.requires_grad_(False)
+    if not keep_weights:
+        init_weights(encoder, encoder.blocks)
+        for token in (encoder.cls_token, encoder.reg_token):
+            if token is not None:
+                trunc_normal_(token, std=0.02)
+    positions = sincos_positions(encoder.patch_embed.grid_size, encoder.embed_dim)
+    with torch.no_grad():
+        encoder.pos_embed.zero_()  # prefix tokens have no place
+        encoder.pos_embed[:, encoder.pos_embed.shape[1] - len(positions) :] = positions
+    encoder.pos_embed.requires_grad_(False)
+
+
+@torch.no_grad()
+def init_weights(model: nn.Module, blocks: nn.ModuleList) -> None:
+    """I-JEPA's start: truncated normal .02, zero biases, what each block adds divided by √(2·its number)."""
+    for module in model.modules():
+        if isinstance(module, (nn.Linear, nn.Conv2d)):
+            trunc_normal_(module.weight, std=0.02)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.LayerNorm):
+            nn.init.ones_(module.weight)
+            nn.init.zeros_(module.bias)
+    for number, block in enumerate(blocks, 1):
+        block.attn.proj.weight.div_((2 * number) ** 0.5)
+        block.mlp.fc2.weight.div_((2 * number) ** 0.5)

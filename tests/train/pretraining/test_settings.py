@@ -94,3 +94,13 @@ def test_a_grid_too_small_for_blocks_is_told_before_anything_runs():
     config, _ = parse(["--model.img_size=48"])
     with pytest.raises(UserError, match=r"model\.img_size=48: 3×3 patches are too few for blocks"):
         build(config)
+
+
+def test_terms_are_named_with_their_factors():
+    tiny = ["--model.img_size=48", '--model.args={"patch_size": 8, "depth": 1}', "--model.predictor_depth=1"]
+    config, _ = parse([*tiny, "--model.terms.contrastive=0.5"])
+    assert build(config).terms == config.model.terms == {"contrastive": 0.5}
+    config, _ = parse([*tiny, "--model.contrastive=true"])
+    assert build(config).terms == {"contrastive": 1.0}
+    with pytest.raises(UserError, match="terms: 'vicreg' is unknown: choose from contrastive"):
+        build(parse([*tiny, "--model.terms.vicreg=1"])[0])

@@ -1,13 +1,15 @@
-"""The `+ contrastive` term of C-JEPA, for any plan: predictions and their targets (T, D) → one number.
+"""The `+ contrastive` term of C-JEPA, for any plan: mean predictions and mean targets (P, D) → one number.
 
-VICReg on the mean of each prediction and of its target: alike in pairs, varied and decorrelated over the images that
-have a k-th prediction, for each k. The statistics are those of all processes.
+VICReg: the two of a pair are alike; over the images that have a k-th prediction, for each k, features vary and are
+decorrelated. The statistics are those of all processes.
 """
 
 import torch
 import torch.distributed as dist
 from torch import nn
 from torch.nn import functional as F
+
+from ..plans import Plan
 
 
 class Contrastive(nn.Module):
@@ -20,35 +22,30 @@ class Contrastive(nn.Module):
         self.projector = nn.Sequential(layers[0], nn.ReLU(), layers[1], nn.ReLU(), layers[2])
 
     def forward(
-        self,
-        predicted: torch.Tensor,
-        target: torch.Tensor,
-        step: torch.Tensor,
-        image: torch.Tensor,
-        shape: tuple[int, int],
+        self, predicted: torch.Tensor, target: torch.Tensor, plan: Plan, shape: tuple[int, int]
     ) -> torch.Tensor:
-        """predicted, target (P, D): means over tokens. step (P,) from 1, image (P,). shape: most steps, images."""
+        """predicted, target (P, D): means over the tokens of each prediction. shape (K, B): most steps, images."""
         steps, images = shape
-        slot = (step - 1) * images + image
-        there = predicted.new_zeros(steps * images).scatter(0, slot, 1.0)
-        pair = [everywhere(self._table(self.projector(x), slot, steps, images)) for x in (predicted, target)]
-        there = everywhere(there.view(steps, images))  # (K, images of all processes)
-        alike = ((pair[0] - pair[1]).square().mean(2) * there).sum() / there.sum()
-        spread = [_spread(z, there) for z in pair]
-        variance, covariance = (sum(both) for both in zip(*spread, strict=True))
+        cell = (plan.step - 1) * images + plan.target_image()  # (P,) of a table (K, B)
+        present = predicted.new_zeros(steps * images).scatter(0, cell, 1.0)
+        pair = [_gathered(_table(self.projector(x), cell, shape)) for x in (predicted, target)]
+        present = _gathered(present.view(shape))  # (K, images of all processes)
+        alike = ((pair[0] - pair[1]).square().mean(2) * present).sum() / present.sum()
+        statistics = [_variance_and_covariance(z, present) for z in pair]
+        variance, covariance = (sum(both) for both in zip(*statistics, strict=True))
         return self.weight * (25 * alike + 25 * variance + covariance)
 
-    @staticmethod
-    def _table(z: torch.Tensor, slot: torch.Tensor, steps: int, images: int) -> torch.Tensor:
-        """Rows (P, D) put at their step and image, zero elsewhere: (K, B, D)."""
-        table = z.new_zeros(steps * images, z.shape[1])
-        return table.scatter(0, slot[:, None].expand_as(z), z).view(steps, images, -1)
+
+def _table(rows: torch.Tensor, cell: torch.Tensor, shape: tuple[int, int]) -> torch.Tensor:
+    """Rows (P, D) in their cells (P,), zero elsewhere: (K, B, D)."""
+    table = rows.new_zeros(shape[0] * shape[1], rows.shape[1])
+    return table.scatter(0, cell[:, None].expand_as(rows), rows).view(*shape, -1)
 
 
-def _spread(z: torch.Tensor, there: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Variance and covariance terms of z (K, B, D), mean over the steps that at least two images have."""
-    count = there.sum(1)  # (K,)
-    weight = there[:, :, None]
+def _variance_and_covariance(z: torch.Tensor, present: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """VICReg's two terms of z (K, B, D), each the mean over the steps that at least two images have: (), ()."""
+    count = present.sum(1)  # (K,)
+    weight = present[:, :, None]
     centred = (z - (z * weight).sum(1, keepdim=True) / count.clamp(min=1)[:, None, None]) * weight
     degrees = (count - 1).clamp(min=1)
     covariance = centred.mT @ centred / degrees[:, None, None]  # (K, D, D)
@@ -60,8 +57,8 @@ def _spread(z: torch.Tensor, there: torch.Tensor) -> tuple[torch.Tensor, torch.T
     return (variance_term * share).sum(), (covariance_term * share).sum()
 
 
-def everywhere(x: torch.Tensor) -> torch.Tensor:
-    """x (K, B, …) of every process, side by side along B, differentiable; all processes hold tensors of one shape."""
+def _gathered(x: torch.Tensor) -> torch.Tensor:
+    """x (K, B, …) of all processes, side by side along B, differentiable; its shape is the same in every process."""
     if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
         return x
     return _Gather.apply(x)
@@ -70,8 +67,8 @@ def everywhere(x: torch.Tensor) -> torch.Tensor:
 class _Gather(torch.autograd.Function):
     """all_gather whose backward sums the gradients of all processes.
 
-    Each process weighs the same number by its own count; the sum weighs it by the count of the batch. torch has such a
-    function under a name that is not the same, or warns, from 2.10 to 2.15.
+    Each process weighs the term by its own count of tokens, so the sum weighs it by the count of the whole batch. torch
+    has no such function that exists in 2.10 and is not deprecated in 2.15.
     """
 
     @staticmethod

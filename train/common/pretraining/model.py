@@ -37,6 +37,7 @@ def build(config: Config) -> DSeqJEPA:
         flat=settings.flat,
         loss=settings.loss,
         contrastive=settings.contrastive,
+        terms=settings.terms,
         predictor_width=int(settings.predictor_width),  # compilers stumble over the parser's kind of number
         predictor_depth=settings.predictor_depth,
     )

@@ -51,7 +51,8 @@ class Model:
         stop_after: the sequence ends with this region
         flat: predict every region from the first alone
         loss: mean over target tokens, or over the tokens of each step first
-        contrastive: add C-JEPA's VICReg term
+        contrastive: add C-JEPA's VICReg term, short for terms.contrastive=1
+        terms: losses to add, each with its factor
         predictor_width: channels of the predictor
         predictor_depth: its blocks (default: 6 up to a depth of 12, else 12)
     """
@@ -71,6 +72,7 @@ class Model:
     flat: bool = False
     loss: Literal["token", "step"] = "token"
     contrastive: bool = False
+    terms: dict[str, float] = field(default_factory=dict)
     predictor_width: PositiveInt = 384
     predictor_depth: PositiveInt | None = None
 

@@ -1,0 +1,67 @@
+"""Terms that are added to the prediction's loss: by name, with a factor, from one dict."""
+
+from functools import partial
+
+import pytest
+import torch
+from torch import nn
+
+from timm_dseq.engine.terms import TERMS
+from timm_dseq.engine.terms.vicreg import Contrastive
+
+from ..tiny import batch, jepa, mean_loss
+from .test_jepa import OBJECTIVES, check_loss, gradients
+
+INPUTS = batch(5, dtype=torch.float64)
+
+
+@pytest.fixture(autouse=True)
+def narrow(monkeypatch):
+    """The published projector is 3072 wide."""
+    monkeypatch.setitem(TERMS, "contrastive", partial(Contrastive, width=16))
+
+
+class Length(nn.Module):
+    """A term as short as one can be."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.scale = nn.Parameter(torch.full((width,), 0.5))
+
+    def forward(self, predicted, target, plan, shape):
+        return (self.scale * (predicted - target)).square().mean()
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_the_contrastive_term_equals_the_reference(objective):
+    check_loss(jepa(objective, dtype=torch.float64, contrastive=True), INPUTS, 1e-10)
+
+
+def test_contrastive_is_short_for_the_term_with_factor_1():
+    short, long, twice = (
+        jepa(dtype=torch.float64, **kwargs)
+        for kwargs in ({"contrastive": True}, {"terms": {"contrastive": 1.0}}, {"terms": {"contrastive": 2.0}})
+    )
+    assert torch.equal(mean_loss(short, *INPUTS), mean_loss(long, *INPUTS))
+    check_loss(twice, INPUTS, 1e-10)
+    facts = [model(*INPUTS)[2] for model in (short, twice)]
+    assert facts[1]["contrastive_loss"] == 2 * facts[0]["contrastive_loss"] > 0
+    assert facts[1]["prediction_loss"] == facts[0]["prediction_loss"]
+
+
+def test_checkpoints_hold_a_term_under_its_name():
+    names = {name for name in jepa(contrastive=True).state_dict() if not name.startswith(("student", "target", "pred"))}
+    assert names == {f"contrastive.projector.{i}.weight" for i in (0, 2, 4)}
+
+
+def test_a_new_term_is_a_class_and_a_line_in_the_dict(monkeypatch):
+    monkeypatch.setitem(TERMS, "length", Length)
+    plain, model = jepa(dtype=torch.float64), jepa(dtype=torch.float64, terms={"length": 0.3})
+    plain.load_state_dict(model.state_dict(), strict=False)
+    loss, count, facts = model(*INPUTS)
+    before = mean_loss(plain, *INPUTS)
+    assert facts["length_loss"] > 0 and facts["prediction_loss"].item() == pytest.approx(before.item())
+    assert (loss / count).item() == pytest.approx((before + facts["length_loss"]).item())
+    ours, theirs = gradients(model, loss), gradients(plain, before * count)
+    assert ours["length.scale"].abs().max() > 0
+    assert all((ours[name] - theirs[name]).abs().max() > 0 for name in theirs if "predictor.project" in name)
