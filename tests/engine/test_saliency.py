@@ -1,9 +1,11 @@
 """Saliency against its definition, said with timm's public functions."""
 
 import pytest
+import timm
 import torch
 from torch.nn import functional as F
 
+from timm_dseq import DSeqJEPA
 from timm_dseq.engine.saliency import QUERIES, min_max, saliency_from_tokens, saliency_map
 from timm_dseq.engine.vit import block_index
 from timm_dseq.errors import UserError
@@ -107,6 +109,40 @@ def test_a_missing_class_token_is_named(query):
         saliency_map(model_of(class_token=False), images_of((48, 48)), query)
     with pytest.raises(UserError, match="query='clss'"):
         saliency_map(model_of(), images_of((48, 48)), "clss")
+
+
+OTHERS = {
+    "Eva": ("eva02_tiny_patch14_224", {"depth": 1}),
+    "Beit": ("beit_base_patch16_224", {"depth": 1}),
+    "Hiera": ("hiera_tiny_224", {}),
+    "SwinTransformer": ("swin_tiny_patch4_window7_224", {}),
+    "ConvNeXt": ("convnext_atto", {}),
+    "NaFlexVit": ("naflexvit_base_patch16_gap", {"depth": 1}),
+    "ResNet": ("resnet10t", {}),
+}
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+def test_a_model_that_is_no_plain_vit_is_named_in_one_line(kind):
+    name, settings = OTHERS[kind]
+    with torch.device("meta"):
+        model = timm.create_model(name, **settings)
+    assert type(model).__name__ == kind
+    images, tokens = torch.zeros(1, 3, 224, 224), torch.zeros(1, 197, 32)
+    for query in QUERIES:
+        refused = pytest.raises(UserError, match=f"^{kind} is no plain ViT: .* timm's VisionTransformer[^\n]*$")
+        with refused:
+            saliency_map(model, images, query)
+        with refused:
+            saliency_from_tokens(model, tokens, query)
+    with pytest.raises(UserError, match=f"^{kind} cannot be packed: .* timm's plain VisionTransformers$"):
+        DSeqJEPA(model)
+
+
+def test_a_compiled_vit_is_a_plain_one():
+    model, images = model_of(), images_of((48, 48))
+    compiled = torch.compile(model, backend="eager")
+    assert torch.equal(saliency_map(compiled, images), saliency_map(model, images))
 
 
 def test_a_share_of_the_depth_is_the_papers_block():

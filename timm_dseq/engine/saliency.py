@@ -8,7 +8,7 @@ from timm.layers import Attention
 from timm.models import VisionTransformer
 
 from ..errors import UserError
-from .vit import block_index, embed, final_norm, full_precision, grid_of
+from .vit import block_index, check_plain, embed, final_norm, full_precision, grid_of
 
 QUERIES = ("cls_param", "cls_out", "attention", "norm", "ncut")
 TRAINING_QUERIES = ("cls_param", "cls_out", "norm")
@@ -16,7 +16,8 @@ _NEED_CLASS_TOKEN = ("cls_param", "cls_out", "attention")
 
 
 def check_query(model: VisionTransformer, query: str) -> None:
-    """One line for a query that does not exist, or that this model cannot answer."""
+    """One line for a model that is no plain ViT, or a query that does not exist or that this model cannot answer."""
+    check_plain(model)
     if query not in QUERIES:
         raise UserError(f"query={query!r} is unknown: choose one of {', '.join(QUERIES)}")
     if query in _NEED_CLASS_TOKEN and model.cls_token is None:

@@ -82,6 +82,13 @@ def full_precision(tensor: torch.Tensor) -> torch.Tensor:
     return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 
+def check_plain(model: nn.Module) -> None:
+    """Refuse, by name, a model whose blocks and tokens are not those of a plain ViT."""
+    if not isinstance(getattr(model, "_orig_mod", model), VisionTransformer):  # torch.compile wraps the model
+        name = type(model).__name__
+        raise UserError(f"{name} is no plain ViT: saliency needs timm's VisionTransformer (vit_…, deit_…, dseq_jepa_…)")
+
+
 def check_packable(model: nn.Module) -> None:
     """Refuse, by name, an encoder whose blocks cannot run rows of several token sets."""
     name = type(model).__name__
