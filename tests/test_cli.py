@@ -161,8 +161,15 @@ def test_verify_sees_each_fault(run, complete, tmp_path):
                 (folder / name).write_bytes(content if isinstance(content, bytes) else content.encode())
         code, out, err = run("verify", folder)
         assert code == 1 and message in out + err, (message, out, err)
-    code, _, err = run("verify", tmp_path / "nowhere")
-    assert code == 1 and "nowhere is no folder" in err
+    for name in (tmp_path / "nowhere", f"local-dir:{tmp_path / 'nowhere'}"):
+        code, _, err = run("verify", name)
+        assert code == 1 and "nowhere is no folder" in err
+
+
+@pytest.mark.parametrize("name", ["lab/nothing", "hf-hub:lab/nothing"])
+def test_verify_of_a_repository_that_does_not_exist_says_so(hub, run, name):
+    code, _, err = run("verify", name)
+    assert code == 1 and "lab/nothing: no such repository" in err and err.count("\n") == 1, err
 
 
 def test_verify_sees_weights_that_load_to_other_numbers(run, complete, monkeypatch):
@@ -256,6 +263,38 @@ def test_explain_takes_what_probe_and_finetune_take(run, training_run, roles, ph
     assert len(set(pictures.values())) == 1
 
 
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("resnet50", "resnet50 is a ResNet, no plain ViT of timm: name one, such as dseq_jepa_vit_b16"),
+        ("convnext_tiny", "convnext_tiny is a ConvNeXt, no plain ViT"),
+        ("swin_tiny_patch4_window7_224", "is a SwinTransformer, no plain ViT"),
+        ("eva02_tiny_patch14_224", "is a Eva, no plain ViT"),
+        ("beit_base_patch16_224", "is a Beit, no plain ViT"),
+        ("hiera_tiny_224", "is a Hiera, no plain ViT"),
+        ("naflexvit_base_patch16_gap", "is a NaFlexVit, no plain ViT"),
+        ("vit_base_patch16_siglip_224", "has no class token"),
+    ],
+)
+def test_explain_names_what_it_cannot_explain_before_a_download(hub, run, photo, name, message):
+    code, _, err = run("explain", photo, "--model", name)
+    assert code == 1 and message in err and err.count("\n") == 1, err
+    assert not hub.requests
+
+
+def test_explain_refuses_files_that_load_but_are_no_plain_vit(run, photo, tmp_path):
+    config = {"architecture": "test_resnet", "num_classes": 0, "pretrained_cfg": {"input_size": [3, 64, 64]}}
+    model = timm.create_model("test_resnet", num_classes=0)
+    (tmp_path / "resnet").mkdir()
+    (tmp_path / "resnet" / "config.json").write_text(json.dumps(config))
+    save_file(model.state_dict(), tmp_path / "resnet" / "model.safetensors")
+    weights = layouts.random_weights(layouts.encoder_shapes(class_token=False), 1)
+    save_file(weights, tmp_path / "ijepa.safetensors")
+    for name, message in {"resnet": "is a ResNet, no plain ViT", "ijepa.safetensors": "has no class token"}.items():
+        code, _, err = run("explain", photo, "--model", tmp_path / name)
+        assert code == 1 and message in err and err.count("\n") == 1, err
+
+
 def _spoilt(folder: Path, **changes) -> None:
     config = json.loads((folder / "config.json").read_text())
     size = changes.pop("input_size", None)
@@ -266,7 +305,7 @@ def _spoilt(folder: Path, **changes) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"architecture": "resnet50"}, "resnet50 no plain ViT"),
+        ({"architecture": "resnet50"}, "resnet50 is a ResNet, no plain ViT"),
         ({"architecture": 5}, "architecture is 5"),
         ({"architecture": ["a"]}, "architecture is ['a']"),
         ({"model_args": {"foo": 1}}, "unexpected keyword argument 'foo'"),

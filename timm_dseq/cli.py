@@ -1,6 +1,6 @@
 """The `timm-dseq` command: models, convert, verify, push, explain.
 
-Exit codes: 0 done, 1 something the message names is wrong, 2 the command was not understood.
+Exit codes: 0 done, 1 a mistake or a failed check, which stderr names in one line, 2 a misspelt command, 130 Ctrl-C.
 """
 
 import argparse
@@ -14,11 +14,11 @@ from .hub.load import NAMES, load_backbone
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; returns its exit code."""
+    """Run a command; returns its exit code. A command returns its result, and one line if a check failed."""
     options = _parser().parse_args(arguments)
     try:
         _refuse_empty(options)
-        result, fault = options.run(options)
+        result, failure = options.run(options)
     except UserError as error:
         if options.json:
             print(json.dumps({"error": str(error)}))
@@ -28,9 +28,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"timm-dseq {options.command}: stopped", file=sys.stderr)
         return 130
     print(json.dumps(result, indent=2) if options.json else options.show(result))
-    if fault:
-        print(f"timm-dseq {options.command}: {fault}", file=sys.stderr)
-    return 1 if fault else 0
+    if failure:
+        print(f"timm-dseq {options.command}: {failure}", file=sys.stderr)
+    return 1 if failure else 0
 
 
 def _refuse_empty(options: argparse.Namespace) -> None:
@@ -42,7 +42,7 @@ def _refuse_empty(options: argparse.Namespace) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="timm-dseq",
-        description="DSeq-JEPA backbones: see them, make Hub-ready folders of checkpoints, check and publish these.",
+        description="DSeq-JEPA backbones: list them, convert checkpoints for the Hub, check, publish and explain them.",
         epilog='In Python: import timm_dseq, timm; timm.create_model("dseq_jepa_vit_b16")',
     )
     parser.add_argument("--version", action="version", version=f"timm-dseq {__version__}")
@@ -56,20 +56,20 @@ def _parser() -> argparse.ArgumentParser:
 
     command("models", _models, _show_models, "list the backbones: size, cost, weights published or cached here")
 
-    sub = command("convert", _convert, _show_convert, "make a Hub-ready folder of a checkpoint")
+    sub = command("convert", _convert, _show_convert, "turn a checkpoint into a folder ready for the Hub")
     sub.add_argument("source", metavar="SRC", help="our training checkpoint, Meta's I-JEPA, the authors', any timm ViT")
     sub.add_argument("-o", "--output", metavar="DIR", help="folder to write (default: ./MODEL.TAG)")
     sub.add_argument("--encoder", choices=("target", "student"), default="target", help="default: target")
-    sub.add_argument("--model", metavar="NAME[.TAG]", help="what it is, where the file cannot tell")
+    sub.add_argument("--model", metavar="NAME[.TAG]", help="what it is, if the file does not show it")
     sub.add_argument("--img-size", type=int, nargs=2, metavar=("H", "W"), help="resample the positions to this size")
     sub.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32", help="default: float32")
     sub.add_argument("--license", metavar="ID", help="licence of the weights, as the Hub writes it")
-    sub.add_argument("--with-pretraining-state", action="store_true", help="also student and predictor, to train on")
+    sub.add_argument("--with-pretraining-state", action="store_true", help="student and predictor, too, to train on")
 
     sub = command("verify", _verify, _show_checks, "load a folder or repository in every way, and compare the outputs")
-    sub.add_argument("source", metavar="DIR|REPO", help="a Hub-ready folder, or ORGANISATION/NAME[@REVISION]")
+    sub.add_argument("source", metavar="DIR|REPO", help="a folder ready for the Hub, or ORGANISATION/NAME[@REVISION]")
 
-    sub = command("push", _push, _show_push, "publish a Hub-ready folder in one commit, and load it back")
+    sub = command("push", _push, _show_push, "publish a folder ready for the Hub in one commit, and load it back")
     sub.add_argument("folder", metavar="DIR")
     sub.add_argument("repository", metavar="REPO", nargs="?", help="default: $TIMM_DSEQ_NAMESPACE/MODEL.TAG")
     sub.add_argument("--private", action="store_true", help="create it private")
@@ -89,14 +89,14 @@ def _models(options: argparse.Namespace) -> tuple[list[dict], str | None]:
     from .dseq_jepa import ARCHITECTURES, default_cfgs, namespace
     from .hub.stock import macs, registered
 
-    namespace()  # a wrong one hides what is published
+    namespace()  # a wrong one is an error here: with it, no weights would be listed
 
     def cached(repository: str | None) -> bool:
         if not repository:
             return False
         repo_id, _, revision = repository.partition("@")
-        found = huggingface_hub.try_to_load_from_cache(repo_id, "model.safetensors", revision=revision or None)
-        return isinstance(found, str)
+        path = huggingface_hub.try_to_load_from_cache(repo_id, "model.safetensors", revision=revision or None)
+        return isinstance(path, str)
 
     rows = []
     for name in ARCHITECTURES:
@@ -171,14 +171,16 @@ def _verify(options: argparse.Namespace) -> tuple[dict, str | None]:
     from .hub.download import snapshot
     from .hub.verify import verify
 
-    if Path(options.source).exists() or options.source.count("/") != 1:
-        checks = verify(options.source)
+    folder, repository = (options.source.removeprefix(prefix) for prefix in ("local-dir:", "hf-hub:"))
+    if repository == options.source and (Path(folder).exists() or folder.count("/") != 1):
+        checks = verify(folder)
     else:
-        checks = verify(snapshot(options.source), repository=options.source)
+        checks = verify(snapshot(repository), repository=repository)
     return checks, _failed(checks)
 
 
 def _failed(checks: dict) -> str | None:
+    """One line if any check failed."""
     failed = [name for name, check in checks.items() if not check["ok"]]
     return f"{len(failed)} of {len(checks)} checks failed ({', '.join(failed)})." if failed else None
 
@@ -218,10 +220,11 @@ def _show_push(result: dict) -> str:
 def _explain(options: argparse.Namespace) -> tuple[dict, str | None]:
     from pathlib import Path
 
+    import timm
     from PIL import Image, UnidentifiedImageError
-    from timm.models import VisionTransformer
 
     from .explain import explain
+    from .hub.stock import registered
 
     output = Path(options.output or Path(options.image).with_suffix(".explained.png").name)
     if output.is_dir() or Image.registered_extensions().get(output.suffix.lower()) not in Image.SAVE:
@@ -232,16 +235,27 @@ def _explain(options: argparse.Namespace) -> tuple[dict, str | None]:
         raise UserError(f"{options.image} is no image that can be read: give a JPEG, PNG or WebP.") from error
     except OSError as error:
         raise UserError(f"{options.image} cannot be opened ({error.strerror or error}): check the file.") from error
+    if timm.is_model(options.model) and not Path(options.model).exists():
+        _check_explainable(registered(options.model).blueprint, options.model)  # before a download
     model, _ = load_backbone(options.model, random=None)
-    if not isinstance(model, VisionTransformer):
-        raise UserError(
-            f"{options.model} is a {type(model).__name__}: only plain ViTs with a class token are explained."
-        )
+    _check_explainable(model, options.model)
     try:
         explain(model, image).save(output)
     except OSError as error:
         raise UserError(f"{output} cannot be written ({error.strerror or error}): name another --output.") from error
     return {"output": str(output)}, None
+
+
+def _check_explainable(model, name: str) -> None:
+    """Refuse what has no saliency map: that of a plain ViT compares its class token with its patches."""
+    from .hub.stock import check_plain_vit
+
+    check_plain_vit(model, name)
+    if model.cls_token is None:
+        raise UserError(
+            f"{name} has no class token, which shows where a model looks: name one that has, such as "
+            "dseq_jepa_vit_b16 or vit_base_patch16_224."
+        )
 
 
 def _show_explain(result: dict) -> str:

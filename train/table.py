@@ -11,8 +11,7 @@ from typing import Any
 from common.run import results
 
 from timm_dseq import UserError
-from timm_dseq.hub.cards import PAPER
-from timm_dseq.hub.cards import PAPER_METHODS as METHODS
+from timm_dseq.hub import paper
 
 # The paper's name of a task → alias of the data set and protocol.
 TASKS = {
@@ -106,9 +105,9 @@ def _paper(record: dict[str, Any]) -> list[list[str]]:
         return []
     task = next(task for task, other in TASKS.items() if other == place)
     rows = []
-    for architecture, tasks in PAPER.items():
+    for architecture, tasks in paper.RESULTS.items():
         size = "448" if architecture.endswith("448") else "224"
-        for method, figure in zip(METHODS, tasks.get(task, ()), strict=False):
+        for method, figure in zip(paper.METHODS, tasks.get(task, ()), strict=False):
             rows.append([f"{method}, {architecture.removeprefix('dseq_jepa_')} (paper)", size, "", figure, "", "", ""])
     return rows
 

@@ -47,7 +47,7 @@ def test_each_kind_becomes_a_folder_that_holds_its_target_encoder(tmp_path, save
 
 
 @pytest.mark.parametrize(
-    ("shapes", "stock", "args"),
+    ("shapes", "architecture", "args"),
     [
         (
             layouts.encoder_shapes(1280, 32, 14, 16, class_token=False),
@@ -66,15 +66,15 @@ def test_each_kind_becomes_a_folder_that_holds_its_target_encoder(tmp_path, save
         ),
     ],
 )
-def test_the_released_sizes_are_recognised(tmp_path, shapes, stock, args):
+def test_the_released_sizes_are_recognised(tmp_path, shapes, architecture, args):
     """Meta's ViT-H/14 and ViT-H/16 at 448, the authors' ViT-B/16, in their true shapes."""
     hollow = layouts.hollow_weights(shapes)
     file = layouts.save_ijepa(tmp_path / "jepa.pth.tar", hollow, hollow, {})
     weights = parse(read(file)).encoder()
-    backbone = detect(weights)
-    assert (backbone.stock, backbone.model_args) == (stock, args)
-    check_fit(weights, backbone)
-    assert backbone.blueprint.blocks[0].attn.num_heads == {768: 12, 1280: 16}[shapes["norm.weight"][0]]
+    stock = detect(weights)
+    assert (stock.architecture, stock.model_args) == (architecture, args)
+    check_fit(weights, stock)
+    assert stock.blueprint.blocks[0].attn.num_heads == {768: 12, 1280: 16}[shapes["norm.weight"][0]]
 
 
 def test_metas_vit_g_is_recognised():
@@ -86,7 +86,7 @@ def test_metas_vit_g_is_recognised():
             shapes[name] = (out, 6144)
     weights = layouts.hollow_weights(shapes)
     check_fit(weights, detect(weights))
-    assert detect(weights).stock == "vit_giant_patch16_gap_224"
+    assert detect(weights).architecture == "vit_giant_patch16_gap_224"
 
 
 def test_a_stock_timm_vit_keeps_its_outputs_head_included(tmp_path):

@@ -1,7 +1,7 @@
-"""Hub folders' words: config.json and the model card, written from the registry and one template.
+"""The text of Hub folders: config.json and the model card, made from timm's registry and the template card.md.
 
 `python -m timm_dseq.hub.cards hub_configs` writes one folder for each model.tag. What only a measurement or the
-publisher can fill in is a blank, as [TO BE MEASURED: …]; `timm-dseq push` refuses a card that still has one.
+publisher can supply is a blank, as [TO BE MEASURED: …]; `timm-dseq push` refuses a card that still has one.
 """
 
 import json
@@ -11,12 +11,16 @@ from importlib.resources import files
 from pathlib import Path
 from string import Template
 
+from huggingface_hub import ModelCardData
+
 from ..dseq_jepa import ARCHITECTURES, TAGS
-from .stock import Backbone, registered
+from . import paper
+from .stock import StockModel, registered
 
 BLANK = re.compile(r"\[TO BE [A-Z]+: [^\]]*\]")
-REPOSITORY = "<namespace>/{name}"  # stands in a card until push knows the repository
-IJEPA_LICENSE = "cc-by-nc-4.0"  # of Meta's release: nobody else can give these weights another
+REPOSITORY = "<namespace>/{name}"  # in a card until push replaces it by the repository
+IJEPA_LICENSE = "cc-by-nc-4.0"  # of Meta's release, which only Meta can change
+_LICENSE_BLANK = "[TO BE STATED: licence]"
 
 _DSEQ_PAPER = "[DSeq-JEPA](https://arxiv.org/abs/2511.17354) (He et al., ECCV 2026)"
 _DSEQ_CITATION = """@inproceedings{he2026dseqjepa,
@@ -35,37 +39,12 @@ _IJEPA_CITATION = """@inproceedings{assran2023ijepa,
   year = {2023}
 }"""
 
-# The paper's own results, top-1 % unless named: I-JEPA, DSeq-JEPA, C-JEPA, DSeq-JEPA + contrastive.
-PAPER = {
-    "dseq_jepa_vit_b16": {
-        "ImageNet-1k, linear probe": ("72.4", "73.5", "73.5", "73.8"),
-        "ImageNet-1k, fine-tuned": ("83.5", "84.0", "84.2", "84.3"),
-        "iNat21-mini, linear probe": ("35.9", "36.4", "36.2", "36.6"),
-        "CUB-200, linear probe": ("65.3", "66.2", "64.9", "66.5"),
-        "Stanford Cars, linear probe": ("65.9", "67.3", "66.1", "67.4"),
-        "COCO, box AP": ("49.9", "50.5", "50.7", "50.9"),
-        "COCO, mask AP": ("44.5", "45.0", "45.3", "45.7"),
-        "ADE20K, mIoU": ("47.6", "48.1", "48.7", "48.9"),
-        "CLEVR, count": ("85.6", "86.4", "86.8", "87.1"),
-        "CLEVR, distance": ("71.2", "71.5", "71.6", "71.9"),
-    },
-    "dseq_jepa_vit_h16_448": {
-        "ImageNet-1k, linear probe": ("81.1", "82.4"),
-        "ImageNet-1k, fine-tuned": ("87.1", "87.8"),
-        "iNat21-mini, linear probe": ("38.9", "39.3"),
-        "CUB-200, linear probe": ("67.2", "68.9"),
-        "Stanford Cars, linear probe": ("67.7", "70.1"),
-    },
-}
-PAPER_METHODS = ("I-JEPA", "DSeq-JEPA", "C-JEPA", "DSeq-JEPA + contrastive")
-
 _METHODS = {
     "in1k": "trained by this project's code with the recipe of the paper",
     "in1k_official": "the weights the authors released with the paper, converted",
     "in1k_vicreg": "trained by this project's code with the paper's recipe and its contrastive term (C-JEPA's VICReg)",
     "in1k_ijepa": "its baseline, I-JEPA on the same ViT with a class token, trained by this project's code",
 }
-
 
 _DSEQ_IDEA = (
     "The method decides where an image is informative and in what order to predict its regions, and predicts each "
@@ -75,35 +54,37 @@ _IJEPA_IDEA = "I-JEPA predicts the latents of random blocks from one context blo
 
 
 def blanks(card: str) -> list[str]:
-    """What a card still leaves open."""
+    """The blanks that a card still has."""
     return BLANK.findall(card)
 
 
 def config_text(config: dict) -> str:
+    """config.json as it is written."""
     return json.dumps(config, indent=2) + "\n"
 
 
 def license_of(tag: str) -> str:
+    """The licence of the weights of one of our tags, as the Hub writes it."""
     return TAGS[tag].get("license", "apache-2.0") if tag in TAGS else "unknown"
 
 
-def dseq_card(model_tag: str, backbone: Backbone | None = None, license: str | None = None) -> str:
-    """The card of one of our model.tags, for the image size it is registered with or that of `backbone`.
+def dseq_card(model_tag: str, stock: StockModel | None = None, license: str | None = None) -> str:
+    """The card of one of our model.tags, at its registered image size or that of `stock`.
 
-    license: of the weights, as the Hub writes it, where it is not the tag's own.
+    license: of the weights, as the Hub writes it, if not the tag's default.
     """
     architecture, _, tag = model_tag.partition(".")
-    backbone = backbone or registered(architecture)
+    stock = stock or registered(architecture)
     if license is None and tag == "in1k_official":
-        front_matter, licence = "license: other\nlicense_name: not-stated", _OFFICIAL_LICENCE
+        metadata, licence = {"license": "other", "license_name": "not-stated"}, _OFFICIAL_LICENCE
     else:
-        front_matter = f"license: {license or 'apache-2.0'}"
+        metadata = {"license": license or "apache-2.0"}
         licence = f"{license or 'Apache-2.0'}. ImageNet-1k has its own terms of access."
     return _fill(
         model_tag,
-        backbone,
+        stock,
         method_tag="i-jepa" if tag == "in1k_ijepa" else "dseq-jepa",
-        front_matter=front_matter,
+        metadata=metadata,
         introduction=f"A self-supervised Vision Transformer of {_DSEQ_PAPER}: {_METHODS[tag]}. "
         f"{_IJEPA_IDEA if tag == 'in1k_ijepa' else _DSEQ_IDEA} This is the target encoder (the moving average), "
         "without a head.",
@@ -116,32 +97,32 @@ def dseq_card(model_tag: str, backbone: Backbone | None = None, license: str | N
 
 
 def run_card(
-    name: str, backbone: Backbone, *, method: str, training: str, results: str, license: str | None = None
+    name: str, stock: StockModel, *, method: str, training: str, results: str, license: str | None = None
 ) -> str:
-    """The card of an encoder that this project's recipe pretrained on anybody's images."""
+    """The card of an encoder that a user pretrained with this project's recipe. method: as in "I-JEPA", "DSeq-JEPA"."""
     return _fill(
         name,
-        backbone,
+        stock,
         method_tag="i-jepa" if method == "I-JEPA" else "dseq-jepa",
-        front_matter=f"license: {license}" if license else 'license: "[TO BE STATED: licence]"',
+        metadata={"license": license or _LICENSE_BLANK},
         introduction=f"A self-supervised Vision Transformer, pretrained with {method} by the recipe of timm_dseq. "
         f"{_IJEPA_IDEA if method == 'I-JEPA' else _DSEQ_IDEA} This is the target encoder (the moving average), without "
         "a head.",
         with_package="",
         training=training,
         results=results,
-        licence=license or "[TO BE STATED: licence]",
+        licence=license or _LICENSE_BLANK,
         citation=_IJEPA_CITATION + "\n\n" + _DSEQ_CITATION if method == "I-JEPA" else _DSEQ_CITATION,
     )
 
 
-def ijepa_card(name: str, backbone: Backbone) -> str:
+def ijepa_card(name: str, stock: StockModel) -> str:
     """The card of Meta's I-JEPA weights, converted: a stock architecture and Meta's licence."""
     return _fill(
         name,
-        backbone,
+        stock,
         method_tag="i-jepa",
-        front_matter=f"license: {IJEPA_LICENSE}",
+        metadata={"license": IJEPA_LICENSE},
         introduction="A self-supervised Vision Transformer of [I-JEPA](https://arxiv.org/abs/2301.08243) (Assran et "
         "al., CVPR 2023), converted from Meta's release. The encoder has no class token.",
         with_package="",
@@ -153,18 +134,18 @@ def ijepa_card(name: str, backbone: Backbone) -> str:
     )
 
 
-def other_card(name: str, backbone: Backbone, license: str | None) -> str:
-    """The card of any other ViT: what the file cannot tell is left to its publisher."""
+def other_card(name: str, stock: StockModel, license: str | None) -> str:
+    """The card of any other ViT: what its file does not say is a blank for the publisher."""
     return _fill(
         name,
-        backbone,
+        stock,
         method_tag="vision-transformer",
-        front_matter=f"license: {license}" if license else 'license: "[TO BE STATED: licence]"',
+        metadata={"license": license or _LICENSE_BLANK},
         introduction="A Vision Transformer converted from a checkpoint of timm: [TO BE STATED: where it comes from].",
         with_package="",
         training="[TO BE STATED: training data and recipe]",
         results="[TO BE MEASURED: results, with their spread over seeds]",
-        licence=license or "[TO BE STATED: licence]",
+        licence=license or _LICENSE_BLANK,
         citation="[TO BE STATED: what to cite]",
     )
 
@@ -184,32 +165,40 @@ _OFFICIAL_LICENCE = """The authors' code is under the MIT licence; for the weigh
 [TO BE STATED: the licence, or the authors' permission, under which this copy is published]"""
 
 
-def _fill(name: str, backbone: Backbone, **words: str) -> str:
-    model, config = backbone.blueprint, backbone.config("", "")
-    height, width = backbone.img_size
+def _fill(name: str, stock: StockModel, *, method_tag: str, metadata: dict[str, str], **sections: str) -> str:
+    """The template, filled in. metadata: the licence, as the Hub's front matter wants it."""
+    model, config = stock.blueprint, stock.config("", "")
+    height, width = stock.img_size
     grid = model.patch_embed.grid_size
     resize = int(min(height, width) / config["pretrained_cfg"]["crop_pct"])
     template = Template((files(__package__) / "card.md").read_text(encoding="utf-8"))
+    front_matter = ModelCardData(
+        library_name="timm",
+        pipeline_tag="image-feature-extraction",
+        tags=["timm", "transformers", "image-feature-extraction", "self-supervised-learning", method_tag],
+        **metadata,
+    )
     return template.substitute(
+        front_matter=front_matter.to_yaml(),
         name=name,
         repository=REPOSITORY.format(name=name),
-        stock=backbone.stock,
+        stock=stock.architecture,
         model_args=", ".join(f"`{key}={value!r}`" for key, value in config["model_args"].items()),
         architecture=f"ViT, patch {'×'.join(map(str, model.patch_embed.patch_size))}, {len(model.blocks)} blocks, "
         f"width {model.embed_dim}, {model.blocks[0].attn.num_heads} heads",
         details=f"- **Parameters:** {sum(p.numel() for p in model.parameters()) / 1e6:.1f} M",
-        image=f"{backbone.in_chans} × {height} × {width}",
+        image=f"{stock.in_chans} × {height} × {width}",
         crop=f"{height} × {width}",
         resize=str(resize),
         width=str(model.embed_dim),
         patches=f"(1, {model.embed_dim}, {grid[0]}, {grid[1]}) as (B, C, h, w)",
-        **words,
+        **sections,
     )
 
 
 def _training(architecture: str, tag: str) -> str:
     epochs = 300 if architecture == "dseq_jepa_vit_h16_448" else 600
-    in_paper = architecture in PAPER or architecture == "dseq_jepa_vit_l16"
+    in_paper = architecture in paper.RESULTS or architecture == "dseq_jepa_vit_l16"
     data = "ImageNet-1k (ILSVRC-2012, 1,281,167 training images), labels unused."
     if tag == "in1k_official":
         return f"{data} Trained by the authors of the paper; their recipe is in the paper."
@@ -234,16 +223,17 @@ What this run did differently, its commit and its cost: [TO BE STATED: deviation
 
 
 def _results(architecture: str, tag: str) -> str:
-    if architecture not in PAPER:
+    if architecture not in paper.RESULTS:
         return f"""The paper has no figures for this size.
 
 | task | these weights |
 |---|---|
 | ImageNet-1k, linear probe, top-1 | {_measure("ImageNet-1k linear probe")} |
 | ImageNet-1k, kNN (k = 20), top-1 | {_measure("ImageNet-1k kNN")} |"""
-    methods = PAPER_METHODS[: len(next(iter(PAPER[architecture].values())))]
+    results = paper.RESULTS[architecture]
+    methods = paper.METHODS[: len(next(iter(results.values())))]
     header = " | ".join(f"{method} (paper)" for method in methods)
-    rows = [f"| {task} | {' | '.join(figures)} | {_measure(task)} |" for task, figures in PAPER[architecture].items()]
+    rows = [f"| {task} | {' | '.join(figures)} | {_measure(task)} |" for task, figures in results.items()]
     return f"""Columns marked "paper" are quoted from the paper, not measured here. It reports one spread, ±0.4 over 3
 seeds: a difference of a point needs several seeds to be believed.
 

@@ -1,4 +1,4 @@
-"""Any checkpoint of weights we know → a Hub-ready folder: config.json, README.md, model.safetensors.
+"""A checkpoint of any known kind → a folder ready for the Hub: config.json, README.md, model.safetensors.
 
 Sources: our training checkpoints, Meta's I-JEPA, the authors' DSeq-JEPA, any plain timm ViT. The folder names a stock
 timm architecture, so it loads with and without this package.
@@ -16,7 +16,7 @@ from timm.layers import resample_abs_pos_embed
 from ..dseq_jepa import TAGS, is_size
 from ..errors import UserError
 from . import cards
-from .stock import Backbone, check_fit, classes, detect, registered, sized
+from .stock import StockModel, at_size_of, check_fit, class_count, detect, registered
 from .weights import Checkpoint, Weights, parse, read
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -34,31 +34,31 @@ def convert(
     license: str | None = None,
     with_pretraining_state: bool = False,
 ) -> dict:
-    """Write the Hub-ready folder of a checkpoint; returns what was found, taken and left out.
+    """Write the folder of a checkpoint; returns what was read, what was written and what was left out.
 
-    encoder: "target" (of a file with one encoder: that one) or "student". model: the name, with or without a tag, where
-    it cannot be told from the file. img_size: resample the positions to this size; never done unasked. dtype: of the
-    stored weights. with_pretraining_state: also write pretraining.safetensors, with the student and the predictor.
+    encoder: "target" (of a file with one encoder: that one) or "student". model: the name, with or without a tag, if
+    the file does not show it. img_size: resample the positions to this size; only if given. dtype: of the stored
+    weights. with_pretraining_state: also write pretraining.safetensors, with the student and the predictor.
     """
     checkpoint = parse(read(_file(Path(source))))
     weights = checkpoint.encoder(encoder)
     if img_size is not None and not all(map(is_size, img_size)):
         raise UserError(f"--img-size {' '.join(map(str, img_size))} is no image size: give two numbers from 1.")
     if model is None:
-        backbone = detect(weights)
-        check_fit(weights, backbone)
+        stock = detect(weights)
+        check_fit(weights, stock)
     else:
-        backbone = _named(model, checkpoint.kind, weights, img_size)
-        check_fit(weights, backbone, "check --model, or give the size of its positions as --img-size H W")
+        stock = _named(model, checkpoint.kind, weights, img_size)
+        check_fit(weights, stock, "check --model, or give the size of its positions as --img-size H W")
     if img_size is not None:
-        weights, backbone = _resampled(weights, backbone, img_size)
+        weights, stock = _resampled(weights, stock, img_size)
 
-    architecture = backbone.dseq_name or backbone.stock
+    architecture = stock.dseq_name or stock.architecture
     tag = (model or "").partition(".")[2] or _DEFAULT_TAGS[checkpoint.kind]
     name = f"{architecture}.{tag}"
-    card, license = _card(checkpoint.kind, name, backbone, license)
+    card, license = _card(checkpoint.kind, name, stock, license)
     files = {
-        "config.json": cards.config_text(backbone.config(tag, license)).encode(),
+        "config.json": cards.config_text(stock.config(tag, license)).encode(),
         "README.md": card.encode(),
     }
     tensors = {"model.safetensors": {name: _stored(tensor, dtype) for name, tensor in weights.items()}}
@@ -70,7 +70,7 @@ def convert(
     return {
         "kind": checkpoint.kind,
         "model": name,
-        "stock": backbone.stock,
+        "stock": stock.architecture,
         "encoder": encoder if checkpoint.target and checkpoint.student else "only",
         "tensors": len(weights),
         "left_out": _left_out(checkpoint, encoder, with_pretraining_state),
@@ -88,16 +88,16 @@ def _file(source: Path) -> Path:
     return source / "model.safetensors"
 
 
-def _named(model: str, kind: str, weights: Weights, img_size: tuple[int, int] | None) -> Backbone:
-    backbone = registered(model.partition(".")[0])
+def _named(model: str, kind: str, weights: Weights, img_size: tuple[int, int] | None) -> StockModel:
+    stock = registered(model.partition(".")[0])
     if kind == "ijepa":
-        backbone = replace(backbone, model_args={"class_token": False, "global_pool": "avg", "fc_norm": False})
-    return replace(sized(backbone, weights, img_size), num_classes=classes(weights))
+        stock = replace(stock, model_args={"class_token": False, "global_pool": "avg", "fc_norm": False})
+    return replace(at_size_of(weights, stock, img_size), num_classes=class_count(weights))
 
 
-def _resampled(weights: Weights, backbone: Backbone, img_size: tuple[int, int]) -> tuple[Weights, Backbone]:
+def _resampled(weights: Weights, stock: StockModel, img_size: tuple[int, int]) -> tuple[Weights, StockModel]:
     """The same encoder for images of another size."""
-    old, new = backbone.blueprint, replace(backbone, img_size=tuple(img_size))
+    old, new = stock.blueprint, replace(stock, img_size=tuple(img_size))
     patch = old.patch_embed.patch_size
     if any(side % p for side, p in zip(img_size, patch, strict=True)):
         raise UserError(f"--img-size {img_size[0]} {img_size[1]} is not divisible by the patch {patch[0]}×{patch[1]}.")
@@ -113,20 +113,20 @@ def _resampled(weights: Weights, backbone: Backbone, img_size: tuple[int, int]) 
     return {**weights, "pos_embed": positions}, new
 
 
-def _card(kind: str, name: str, backbone: Backbone, license: str | None) -> tuple[str, str]:
-    """The card, and the licence that the config repeats."""
+def _card(kind: str, name: str, stock: StockModel, license: str | None) -> tuple[str, str]:
+    """The card, and the licence for config.json."""
     tag = name.partition(".")[2]
-    if backbone.dseq_name and kind != "timm":
+    if stock.dseq_name and kind != "timm":
         if tag not in TAGS:
-            raise UserError(f"{name}: the tags are {', '.join(TAGS)}: give one as --model {backbone.dseq_name}.TAG.")
-        return cards.dseq_card(name, backbone, license), license or cards.license_of(tag)
+            raise UserError(f"{name}: the tags are {', '.join(TAGS)}: give one as --model {stock.dseq_name}.TAG.")
+        return cards.dseq_card(name, stock, license), license or cards.license_of(tag)
     if kind == "ijepa":
         if license not in (None, cards.IJEPA_LICENSE):
             raise UserError(
                 f"Meta's I-JEPA weights are under {cards.IJEPA_LICENSE}, not {license}: leave --license out."
             )
-        return cards.ijepa_card(name, backbone), cards.IJEPA_LICENSE
-    return cards.other_card(name, backbone, license), license or "unknown"
+        return cards.ijepa_card(name, stock), cards.IJEPA_LICENSE
+    return cards.other_card(name, stock, license), license or "unknown"
 
 
 def _stored(tensor: torch.Tensor, dtype: str) -> torch.Tensor:
@@ -134,7 +134,7 @@ def _stored(tensor: torch.Tensor, dtype: str) -> torch.Tensor:
 
 
 def _pretraining_state(checkpoint: Checkpoint, source: str | os.PathLike) -> Weights:
-    """Student and predictor in full precision, so that training can go on from the published folder."""
+    """Student and predictor in float32, so that others can continue the training."""
     if not (checkpoint.student and checkpoint.predictor):
         lacks = " and ".join(role for role in ("student", "predictor") if not getattr(checkpoint, role))
         raise UserError(f"{source} holds no {lacks}: convert it without --with-pretraining-state.")
@@ -146,16 +146,16 @@ def _pretraining_state(checkpoint: Checkpoint, source: str | os.PathLike) -> Wei
 
 
 def _left_out(checkpoint: Checkpoint, encoder: str, with_pretraining_state: bool) -> list[str]:
-    """Every part of the checkpoint that is not in the folder."""
-    taken = {encoder if getattr(checkpoint, encoder) else "student"}
+    """The parts of the checkpoint that are not written into the folder."""
+    written = {encoder if getattr(checkpoint, encoder) else "student"}
     if with_pretraining_state:
-        taken |= {"student", "predictor"}
-    roles = [role for role in ("target", "student", "predictor") if getattr(checkpoint, role) and role not in taken]
+        written |= {"student", "predictor"}
+    roles = [role for role in ("target", "student", "predictor") if getattr(checkpoint, role) and role not in written]
     return roles + checkpoint.left_out
 
 
 def _write_folder(output: Path, files: dict[str, bytes], tensors: dict[str, Weights]) -> None:
-    """Whole or not at all: everything is written beside the folder, which then takes its name."""
+    """Complete or not at all: the folder is written under another name, then renamed."""
     if output.exists():
         raise UserError(f"{output} exists already: name another folder with --output, or remove it.")
     if file := next((parent for parent in output.parents if parent.is_file()), None):

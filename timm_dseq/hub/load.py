@@ -171,9 +171,9 @@ def _folder_name(folder: Path) -> str:
 def _detected(file: Path, img_size: int | None, random: bool, args: dict[str, Any]) -> nn.Module:
     """The plain ViT that names and shapes in a file of weights show, with the preprocessing that convert gives it."""
     weights = encoder_weights(read(file))
-    found = detect(weights)
-    model = _create(found.stock, found.img_size, False, {"in_chans": found.in_chans, **found.model_args, **args})
-    model.pretrained_cfg = {**model.pretrained_cfg, **found.config("", "")["pretrained_cfg"]}
+    stock = detect(weights)
+    model = _create(stock.architecture, stock.img_size, False, {"in_chans": stock.in_chans, **stock.model_args, **args})
+    model.pretrained_cfg = {**model.pretrained_cfg, **stock.config("", "")["pretrained_cfg"]}
     return _filled(model, weights, str(file), img_size, random)
 
 

@@ -30,8 +30,8 @@ def push(
     if it does not exist. dry_run: only say what would go.
     """
     folder = Path(folder)
-    config, backbone, card, _ = read_folder(folder)
-    name = f"{backbone.dseq_name or backbone.stock}.{config['pretrained_cfg'].get('tag', 'converted')}"
+    config, stock, card, _ = read_folder(folder)
+    name = f"{stock.dseq_name or stock.architecture}.{config['pretrained_cfg'].get('tag', 'converted')}"
     repository = repository or _own_repository(name)
     with clear_hub_errors(repository):
         validate_repo_id(repository)

@@ -1,4 +1,8 @@
-"""What a set of encoder weights is in stock timm: the architecture, the arguments, and the Hub's config.json."""
+"""An encoder as stock timm knows it: the architecture's name, its arguments, and the config.json that the Hub wants.
+
+Stock timm is timm without this package. The description comes from one of our names, from a config.json, or from the
+names and shapes of weights.
+"""
 
 import math
 import re
@@ -12,7 +16,7 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import VisionTransformer
 
 from ..dseq_jepa import ARCHITECTURES, BACKBONE, STOCK, is_size
-from ..errors import UserError
+from ..errors import UserError, similar
 from .weights import Weights, misfits
 
 # Width of a plain ViT → its timm name and the heads that no shape shows. 1408 is I-JEPA's ViT-g.
@@ -21,54 +25,59 @@ _STOCK_BY_WIDTH[1408] = "vit_giant_patch16_gap_224"
 
 
 @dataclass(frozen=True)
-class Backbone:
-    """An encoder as timm builds it, without this package."""
+class StockModel:
+    """What stock timm has to be told to build an encoder."""
 
-    stock: str  # the architecture's name in timm
+    architecture: str  # its name in timm
     img_size: tuple[int, int]
-    model_args: dict[str, Any] = field(default_factory=dict)  # what differs from it
+    model_args: dict[str, Any] = field(default_factory=dict)  # where it differs from the architecture's defaults
     in_chans: int = 3
     num_classes: int = 0
 
     @property
     def dseq_name(self) -> str | None:
         """Our name for it, if it is a DSeq-JEPA backbone."""
-        return next((ours for ours, stock in STOCK.items() if (stock, BACKBONE) == (self.stock, self.model_args)), None)
+        same = (name for name, stock in STOCK.items() if (stock, BACKBONE) == (self.architecture, self.model_args))
+        return next(same, None)
 
     def build(self) -> torch.nn.Module:
-        """The model in stock timm, with random weights."""
+        """The model, with random weights."""
         args = {"num_classes": self.num_classes, "img_size": self.img_size, "in_chans": self.in_chans}
-        return timm.create_model(self.stock, **args, **self.model_args)
+        return timm.create_model(self.architecture, **args, **self.model_args)
 
     @cached_property
     def blueprint(self) -> VisionTransformer:
-        """The model without memory for its weights: names, shapes and structure. What is no plain ViT is refused."""
-        try:
-            with torch.device("meta"):
+        """The model on the meta device: names, shapes and structure, without memory for its weights."""
+        failure = None
+        with torch.device("meta"):
+            try:
                 model = self.build()
-        except (TypeError, ValueError, LookupError, ArithmeticError, AssertionError, RuntimeError) as error:
-            reason = (str(error) or type(error).__name__).splitlines()[0]
+            except (TypeError, ValueError, LookupError, ArithmeticError, AssertionError, RuntimeError) as error:
+                failure = error
+                model = timm.create_model(self.architecture)  # not a ViT? most others know no img_size
+        check_plain_vit(model, self.architecture)
+        if failure:
+            reason = (str(failure) or type(failure).__name__).splitlines()[0]
             raise UserError(
-                f"timm builds of {self.stock} no plain ViT ({reason}): name one, with its arguments."
-            ) from error
-        if not isinstance(model, VisionTransformer):
-            raise UserError(f"{self.stock} is a {type(model).__name__}, no plain ViT of timm: name one.")
+                f"timm makes no plain ViT of {self.architecture} with these arguments ({reason}): check them."
+            ) from failure
         return model
 
     def config(self, tag: str, license: str) -> dict[str, Any]:
-        """The Hub's config.json: timm's schema, stock architecture, and arguments of the architecture only.
+        """The content of config.json, in timm's schema.
 
-        timm's own export also writes class, channel and image sizes as arguments, with which transformers fails. A size
-        or channel count other than the architecture's own has to be one, though: transformers reads nothing else.
+        timm's own export repeats the numbers of classes and channels and the image size in model_args, with which
+        transformers fails. But a size or channel number that is not the architecture's default has to be in
+        model_args, since transformers reads nothing else.
         """
         model_args = dict(self.model_args)
-        default_size = timm.get_pretrained_cfg(self.stock).input_size
+        default_size = timm.get_pretrained_cfg(self.architecture).input_size
         if self.img_size != tuple(default_size[1:]):
             model_args["img_size"] = list(self.img_size)
         if self.in_chans != default_size[0]:
             model_args["in_chans"] = self.in_chans
         return {
-            "architecture": self.stock,
+            "architecture": self.architecture,
             "num_classes": self.num_classes,
             "num_features": self.blueprint.num_features,
             "global_pool": self.blueprint.global_pool,
@@ -92,8 +101,8 @@ class Backbone:
         }
 
     @classmethod
-    def from_config(cls, config: dict[str, Any]) -> "Backbone":
-        """The encoder that a config.json describes; ValueError, KeyError or TypeError where it describes none."""
+    def from_config(cls, config: dict[str, Any]) -> "StockModel":
+        """The encoder that a config.json describes; ValueError, KeyError or TypeError if it describes none."""
         architecture, num_classes = config["architecture"], config["num_classes"]
         size = config["pretrained_cfg"]["input_size"]
         args = dict(config.get("model_args", {}))
@@ -108,34 +117,49 @@ class Backbone:
         return cls(architecture, tuple(size[1:]), args, size[0], num_classes)
 
 
+def check_plain_vit(model: torch.nn.Module, name: str) -> None:
+    """Refuse what is not timm's VisionTransformer: the method reads its blocks, patch tokens and class token."""
+    if not isinstance(model, VisionTransformer):
+        raise UserError(
+            f"{name} is a {type(model).__name__}, no plain ViT of timm: name one, such as dseq_jepa_vit_b16 or "
+            "vit_base_patch16_224."
+        )
+
+
 @lru_cache
-def registered(model_name: str) -> Backbone:
-    """The encoder behind one of our names, or any ViT of timm under its own name."""
+def registered(model_name: str) -> StockModel:
+    """The encoder behind one of our names, or any ViT of timm by its name; a tag after the dot does not matter."""
     name = model_name.partition(".")[0]
-    if name not in STOCK and not timm.is_model(name):
-        raise UserError(f"{model_name or 'An empty name'} is no model of timm or of timm_dseq: see timm-dseq models.")
+    if not timm.is_model(name):
+        hint = similar(name, timm.list_models())
+        raise UserError(
+            f"{model_name or 'An empty name'} is no model of timm or of timm_dseq{hint}: see timm-dseq models."
+        )
     size = tuple(timm.get_pretrained_cfg(name).input_size[1:])
-    return Backbone(STOCK[name], size, dict(BACKBONE)) if name in STOCK else Backbone(name, size)
+    return StockModel(STOCK[name], size, dict(BACKBONE)) if name in STOCK else StockModel(name, size)
 
 
-def detect(weights: Weights) -> Backbone:
-    """Tell from names and shapes which plain ViT these weights are."""
+def detect(weights: Weights) -> StockModel:
+    """Which plain ViT these weights are, by their names and shapes."""
     for name, dims in {"patch_embed.proj.weight": 4, "pos_embed": 3, "blocks.0.mlp.fc1.weight": 2}.items():
         shape = tuple(weights[name].shape) if name in weights else None
         if shape is None or len(shape) != dims or 0 in shape:
             fault = f"it has no {name}" if shape is None else f"its {name} is {shape}"
-            raise UserError(f"This is no plain ViT of timm: {fault}. Convert weights of a plain ViT only.")
+            raise UserError(f"This is no plain ViT of timm: {fault}. Give weights of a plain ViT.")
     width, in_chans, *patch = weights["patch_embed.proj.weight"].shape
     depth = len({block[1] for name in weights if (block := re.match(r"blocks\.(\d+)\.", name))})
     class_token, fc_norm = "cls_token" in weights, "fc_norm.weight" in weights
     positions = weights["pos_embed"].shape[1]
     no_embed_class = class_token and math.isqrt(positions) ** 2 == positions
-    side = math.isqrt(positions - (class_token and not no_embed_class))
+    patches = positions - (class_token and not no_embed_class)
+    side = math.isqrt(patches)
     if width not in _STOCK_BY_WIDTH:
-        raise UserError(f"A ViT {width} wide is not known, and its heads show in no shape: name it with --model NAME.")
-    if side**2 != positions - (class_token and not no_embed_class):
         raise UserError(
-            f"pos_embed holds {positions} positions, which is no square image: name it with --model NAME "
+            f"A ViT {width} wide is not known, and no shape shows its heads: timm-dseq convert FILE --model NAME."
+        )
+    if side**2 != patches:
+        raise UserError(
+            f"pos_embed holds {positions} positions, which is no square image: timm-dseq convert FILE --model NAME "
             "--img-size H W."
         )
 
@@ -146,16 +170,16 @@ def detect(weights: Weights) -> Backbone:
         args = {**BACKBONE, "fc_norm": fc_norm}
     else:
         args = {"global_pool": "avg" if fc_norm else "token"}
-    standard = registered(stock).blueprint
-    if tuple(patch) != standard.patch_embed.patch_size:
+    default = registered(stock).blueprint
+    if tuple(patch) != default.patch_embed.patch_size:
         args["patch_size"] = patch[0] if patch[0] == patch[1] else list(patch)
-    if depth != len(standard.blocks):
+    if depth != len(default.blocks):
         args["depth"] = depth
-    return Backbone(stock, (side * patch[0], side * patch[1]), args, in_chans, classes(weights))
+    return StockModel(stock, (side * patch[0], side * patch[1]), args, in_chans, class_count(weights))
 
 
-def classes(weights: Weights) -> int:
-    """How many classes the head of these weights tells apart: 0 without a head."""
+def class_count(weights: Weights) -> int:
+    """The number of classes of the head in these weights; 0 without a head."""
     if "head.weight" not in weights:
         return 0
     shape = tuple(weights["head.weight"].shape)
@@ -164,14 +188,14 @@ def classes(weights: Weights) -> int:
     return shape[0]
 
 
-def sized(backbone: Backbone, weights: Weights, asked: tuple[int, int] | None = None) -> Backbone:
-    """The backbone for the image whose positions the weights hold: its own, else a square, else the size asked for.
+def at_size_of(weights: Weights, stock: StockModel, asked: tuple[int, int] | None = None) -> StockModel:
+    """The model at the image size of which the weights hold positions: its default, else a square, else that asked for.
 
-    Where they fit none of these it stays as it is, and check_fit names them.
+    If they fit none of these, the model stays as it is, and check_fit says so.
     """
-    model, positions = backbone.blueprint, weights.get("pos_embed")
+    model, positions = stock.blueprint, weights.get("pos_embed")
     if positions is None or positions.ndim != 3 or model.pos_embed is None:
-        return backbone
+        return stock
     patches = positions.shape[1] - (0 if model.no_embed_class else model.num_prefix_tokens)
     patch_size = model.patch_embed.patch_size
     side = math.isqrt(max(patches, 0))
@@ -179,23 +203,23 @@ def sized(backbone: Backbone, weights: Weights, asked: tuple[int, int] | None = 
     if asked:
         grids.append(tuple(length // p for length, p in zip(asked, patch_size, strict=True)))
     grid = next((grid for grid in grids if 0 < grid[0] * grid[1] == patches), grids[0])
-    return replace(backbone, img_size=(grid[0] * patch_size[0], grid[1] * patch_size[1]))
+    return replace(stock, img_size=(grid[0] * patch_size[0], grid[1] * patch_size[1]))
 
 
-def check_fit(weights: Weights, backbone: Backbone, mend: str = "name its model with --model NAME") -> None:
-    """Every weight has its place in the model and every place its weight, or the first that has not is named."""
-    missing, unused, reshaped = misfits(weights, backbone.blueprint.state_dict())
-    name = backbone.dseq_name or backbone.stock
+def check_fit(weights: Weights, stock: StockModel, mend: str = "name its model with --model NAME") -> None:
+    """Refuse weights that are not exactly the model's parameters, in name and shape; the first difference is named."""
+    missing, unused, reshaped = misfits(weights, stock.blueprint.state_dict())
+    name = stock.dseq_name or stock.architecture
     if reshaped:
-        key, ours, theirs = reshaped[0]
-        raise UserError(f"{key} is {theirs} in the checkpoint and {ours} in {name}: {mend}.")
+        key, wanted, given = reshaped[0]
+        raise UserError(f"{key} is {given} in the checkpoint and {wanted} in {name}: {mend}.")
     if missing or unused:
         key, fault = (missing[0], "is not in the checkpoint") if missing else (unused[0], "has no place in the model")
         raise UserError(f"{key} {fault}, taken as {name}: {mend}.")
 
 
 def macs(vit: torch.nn.Module) -> int:
-    """Multiply-accumulates of one image through a plain ViT without a head, products of the attention included."""
+    """Multiply-accumulates of one image in a plain ViT without a head, the attention's products included."""
     patches, tokens = vit.patch_embed.num_patches, vit.patch_embed.num_patches + vit.num_prefix_tokens
     per_token = sum(m.weight.numel() for m in vit.blocks.modules() if isinstance(m, torch.nn.Linear))
     attention = 2 * len(vit.blocks) * tokens**2 * vit.embed_dim

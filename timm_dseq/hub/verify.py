@@ -1,6 +1,6 @@
-"""Does a folder load everywhere, and to the same numbers? With this package, in stock timm, in transformers.
+"""Whether a folder ready for the Hub loads with this package, in stock timm and in transformers, to the same outputs.
 
-The stock loads run in a process of their own that never imports timm_dseq.
+Stock timm and transformers run in a process of their own that never imports timm_dseq.
 """
 
 import json
@@ -18,12 +18,14 @@ from safetensors.torch import load_file, save_file
 from ..dseq_jepa import STOCK
 from ..errors import UserError
 from . import cards
-from .stock import Backbone, check_fit
+from .download import unreachable
+from .stock import StockModel, check_fit
 from .weights import Weights, check_safetensors
 
 TOLERANCE = 1e-5
 
-# Check → what loads there: the features of each that can be, the fault of each that cannot.
+# The program of that process. In its folder: image.safetensors, and sources.json, {check: what to load}. It adds
+# features.safetensors, {check: features}, and faults.json, {check: why nothing could be loaded}.
 _STOCK = """
 import json, sys, timm, torch
 from pathlib import Path
@@ -36,24 +38,24 @@ def in_transformers(source):
     from transformers import AutoModel
     return AutoModel.from_pretrained(source).float().eval()(image).pooler_output
 
-folder, found, faults = Path(sys.argv[1]), {}, {}
+folder, features, faults = Path(sys.argv[1]), {}, {}
 image = load_file(folder / "image.safetensors")["image"]
 for check, source in json.loads((folder / "sources.json").read_text()).items():
     try:
         with torch.inference_mode():
-            found[check] = (in_transformers if check == "transformers" else in_timm)(source).contiguous()
+            features[check] = (in_transformers if check == "transformers" else in_timm)(source).contiguous()
     except Exception as error:
         faults[check] = f"{type(error).__name__}: {error}".strip().splitlines()[-1]
 assert not any(name.startswith("timm_dseq") for name in sys.modules)
-save_file(found, folder / "found.safetensors")
+save_file(features, folder / "features.safetensors")
 (folder / "faults.json").write_text(json.dumps(faults))
 """
 
 
-def read_folder(folder: Path, name: str | None = None) -> tuple[dict, Backbone, str, Weights]:
-    """config.json, the encoder it describes, the card and the weights that fit it, of a Hub-ready folder.
+def read_folder(folder: Path, name: str | None = None) -> tuple[dict, StockModel, str, Weights]:
+    """Of a folder ready for the Hub: config.json, the model it describes, the card, and weights that fit the model.
 
-    name: what to call it in an error; the folder's own path if not given.
+    name: of the folder in an error (default: its path).
     """
     name = name or str(folder)
     if not folder.is_dir():
@@ -61,25 +63,25 @@ def read_folder(folder: Path, name: str | None = None) -> tuple[dict, Backbone, 
     for part in ("config.json", "README.md", "model.safetensors"):
         if not (folder / part).is_file():
             raise UserError(f"{name} has no {part}: write the folder with timm-dseq convert.")
-    config, backbone = _read_config(folder / "config.json")
+    config, stock = _read_config(folder / "config.json")
     try:
         card = (folder / "README.md").read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise UserError(f"{folder / 'README.md'} is not UTF-8: save it as such.") from error
     check_safetensors(folder / "model.safetensors")
     weights = load_file(folder / "model.safetensors")
-    check_fit(weights, backbone, f"{name} holds weights that its config.json does not describe, convert them anew")
-    return config, backbone, card, weights
+    check_fit(weights, stock, f"{name} holds weights that its config.json does not describe, convert them anew")
+    return config, stock, card, weights
 
 
-def _read_config(path: Path) -> tuple[dict, Backbone]:
+def _read_config(path: Path) -> tuple[dict, StockModel]:
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
-        backbone = Backbone.from_config(config)
+        stock = StockModel.from_config(config)
     except (ValueError, KeyError, TypeError) as error:
         reason = f"{type(error).__name__}: {error}"
         raise UserError(f"{path} is no config of timm ({reason}): convert the weights anew.") from error
-    architecture = backbone.stock
+    architecture = stock.architecture
     if architecture in STOCK:
         raise UserError(
             f"{path} names {architecture}, which timm does not know without this package: it should "
@@ -91,24 +93,24 @@ def _read_config(path: Path) -> tuple[dict, Backbone]:
     if forbidden:
         raise UserError(f"{path}: model_args holds {forbidden.pop()}, with which transformers fails.")
     try:
-        _ = backbone.blueprint
+        _ = stock.blueprint
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
-    return config, backbone
+    return config, stock
 
 
 def verify(folder: str | os.PathLike, repository: str | None = None) -> dict[str, dict]:
-    """Check a folder, and the repository it came from, if any; one entry a check, with "ok" and what was seen."""
+    """Check a folder, and the repository it came from, if any: {check: {"ok": bool, "seen": what came out}}."""
     folder = Path(folder)
-    _, backbone, card, weights = read_folder(folder, repository)
+    _, stock, card, weights = read_folder(folder, repository)
     checks = {
-        "config": {"ok": True, "seen": f"{backbone.stock}, {backbone.model_args}"},
+        "config": {"ok": True, "seen": f"{stock.architecture}, {stock.model_args}"},
         "weights": {"ok": True, "seen": f"{len(weights)} tensors, all in place, {_dtypes(weights)}"},
         "card": _check_card(card),
     }
-    model = backbone.build().eval()
-    model.load_state_dict(weights)  # 16-bit weights become the float32 model's, as in every check below
-    image = torch.randn(2, backbone.in_chans, *backbone.img_size, generator=torch.Generator().manual_seed(0))
+    model = stock.build().eval()
+    model.load_state_dict(weights)  # 16-bit weights become float32, as in every check below
+    image = torch.randn(2, stock.in_chans, *stock.img_size, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         expected = model(image)
         pooled = model.forward_head(model.forward_features(image), pre_logits=True)
@@ -118,13 +120,13 @@ def verify(folder: str | os.PathLike, repository: str | None = None) -> dict[str
         sources["stock timm from the Hub"] = f"hf-hub:{repository}"
     if find_spec("transformers"):
         sources["transformers"] = str(folder.resolve())
-    checks |= _without_package(
-        sources, image, {name: pooled if name == "transformers" else expected for name in sources}
-    )
+    references = {name: pooled if name == "transformers" else expected for name in sources}
+    offline = bool(repository and unreachable())  # what is in the cache is checked without a network, too
+    checks |= _without_package(sources, image, references, offline)
     if "transformers" not in sources:
         checks["transformers"] = {"ok": True, "seen": "not installed, not checked: pip install transformers"}
-    if backbone.dseq_name:
-        checks["timm_dseq"] = _with_package(folder, backbone, image, expected)
+    if stock.dseq_name:
+        checks["timm_dseq"] = _with_package(folder, stock, image, expected)
     return checks
 
 
@@ -150,32 +152,35 @@ def _compared(features: torch.Tensor, expected: torch.Tensor) -> dict:
 
 
 def _without_package(
-    sources: dict[str, str], image: torch.Tensor, expected: dict[str, torch.Tensor]
+    sources: dict[str, str], image: torch.Tensor, expected: dict[str, torch.Tensor], offline: bool
 ) -> dict[str, dict]:
-    """The checks that stock timm and transformers pass or not, in a process of their own."""
+    """Load each source without this package, and compare its features of the images (2, C, H, W): {check: result}."""
     with tempfile.TemporaryDirectory() as name:
         scratch = Path(name)
         save_file({"image": image}, scratch / "image.safetensors")
         (scratch / "sources.json").write_text(json.dumps(sources))
-        run = subprocess.run([sys.executable, "-c", _STOCK, name], capture_output=True, text=True)
+        environment = {**os.environ, "HF_HUB_OFFLINE": "1"} if offline else None
+        command = [sys.executable, "-c", _STOCK, name]
+        run = subprocess.run(command, capture_output=True, text=True, env=environment)
         if run.returncode:
-            said = (run.stderr.strip().splitlines() or [f"the process ended with {run.returncode}"])[-1]
-            return {check: {"ok": False, "seen": said} for check in sources}
-        found, faults = load_file(scratch / "found.safetensors"), json.loads((scratch / "faults.json").read_text())
+            reason = (run.stderr.strip().splitlines() or [f"the process ended with {run.returncode}"])[-1]
+            return {check: {"ok": False, "seen": reason} for check in sources}
+        features = load_file(scratch / "features.safetensors")
+        faults = json.loads((scratch / "faults.json").read_text())
     return {
-        check: {"ok": False, "seen": faults[check]} if check in faults else _compared(found[check], expected[check])
+        check: {"ok": False, "seen": faults[check]} if check in faults else _compared(features[check], expected[check])
         for check in sources
     }
 
 
-def _with_package(folder: Path, backbone: Backbone, image: torch.Tensor, expected: torch.Tensor) -> dict:
+def _with_package(folder: Path, stock: StockModel, image: torch.Tensor, expected: torch.Tensor) -> dict:
     model = timm.create_model(
-        backbone.dseq_name,
+        stock.dseq_name,
         pretrained=True,
         pretrained_cfg_overlay={
             "file": str(folder / "model.safetensors"),
-            "input_size": (backbone.in_chans, *backbone.img_size),
-            "num_classes": backbone.num_classes,
+            "input_size": (stock.in_chans, *stock.img_size),
+            "num_classes": stock.num_classes,
         },
     )
     with torch.inference_mode():
