@@ -19,21 +19,21 @@ from itertools import cycle, islice
 from pathlib import Path
 
 import measure  # before torch, whose threads and memory it sets
-import pretrain
 import torch
-from common.data.source import Crops, open_source
+from common.data.decoded import Crops
+from common.data.source import open_source
 from common.pretraining import schedule
-from common.pretraining.log import Recorder
+from common.pretraining.batches import open_batches
+from common.pretraining.log import PretrainingLog
 from common.pretraining.model import build
-from common.pretraining.monitor.monitor import Watch
+from common.pretraining.monitor.monitor import Monitor
 from common.pretraining.precision import Precision, chosen
-from common.pretraining.resident import squares
 from common.pretraining.settings import Config, parse
 from common.pretraining.training import Training
 from common.pretraining.utilisation import Utilisation, matrix_rate
 from common.run import checkpoints
 from common.run.length import Length
-from common.run.resume import Done, Keeper
+from common.run.resume import Progress, RunCheckpoints
 from common.system import launch
 from common.system.screen import Screen
 
@@ -70,22 +70,20 @@ class Loop:
         self.training = Training(self.model, config, self.precision, accelerator)
         total = self.length.samples
         self.now = schedule.at(config, total // 2, len(self.source), total)  # half of the samples on regions
-        self.done, self.screen = Done(), Screen(0, 0, False)
-        self.recorder = Recorder(config, accelerator, self.model, self.precision, self.done, self.screen)
+        self.progress, self.screen = Progress(), Screen(0, 0, False)
+        self.log = PretrainingLog(config, accelerator, self.model, self.precision, self.progress, self.screen)
         self.rate = matrix_rate(self.device, self.precision.product_dtype)
 
     def batches(self, way: str) -> Timed:
         self.config.data.resident = way == "resident"
-        done = Done()
-        pixels, _ = squares(done, self.config, self.source, self.length, self.accelerator)
-        return Timed(pretrain.batches_from(self.config, self.source, pixels, self.length, done, self.accelerator))
+        return Timed(open_batches(self.config, self.source, self.length, Progress(), self.accelerator, self.screen))
 
     def step(self, batches: Iterator) -> None:
         """As train/pretrain.py takes it."""
-        figures = self.training.step(batches, self.now, self.recorder.numbers)
-        self.done.step += 1
-        self.done.samples += self.length.batch
-        self.recorder.add(self.done, self.now, figures, False)
+        figures = self.training.step(batches, self.now, self.log.numbers)
+        self.progress.step += 1
+        self.progress.samples += self.length.batch
+        self.log.add(self.now, figures, False)
         self.work = figures.work
 
     def seconds(self, batches: Iterator, count: int) -> float:
@@ -165,18 +163,18 @@ def measured(config: Config, text: str, ways: list[str], accelerator, extras: bo
 def beside(loop: Loop, step: float) -> dict:
     """Seconds of a checkpoint and of a look at the target, and their shares of the run's time."""
     config = loop.config
-    keeper = Keeper(config, loop.text, loop.accelerator)
-    keeper.resume(loop.model, loop.training.optimizer, loop.source.fingerprint())
+    saved = RunCheckpoints(config, loop.text, loop.accelerator)
+    saved.resume(loop.model, loop.training.optimizer, loop.source.fingerprint())
     begun = time.perf_counter()
-    keeper.save(loop.model, loop.training.optimizer, Done(1, loop.length.batch), None)
+    saved.save(loop.model, loop.training.optimizer, Progress(1, loop.length.batch))
     saving = time.perf_counter() - begun
-    assert checkpoints.fault(keeper.newest()) is None
-    size = sum(file.stat().st_size for file in keeper.newest().iterdir()) / 2**20
+    assert checkpoints.fault(saved.newest()) is None
+    size = sum(file.stat().st_size for file in saved.newest().iterdir()) / 2**20
     found = {"checkpoint_seconds": saving, "checkpoint_mib": size}
     found["checkpoint_share"] = saving / (config.checkpoint.every * step)
-    watch = Watch(config, loop.accelerator, loop.training.whole, loop.precision, loop.screen)
+    monitor = Monitor(config, loop.source, loop.accelerator, loop.training.whole, loop.precision, loop.screen)
     begun = time.perf_counter()
-    watch.look(1)
+    monitor.measure(1)
     if every := config.watch.probe_every or config.watch.pictures_every:
         spent = time.perf_counter() - begun
         found |= {"look_seconds": spent, "look_share": spent / (every * step)}

@@ -27,8 +27,9 @@ RECIPES = {  # all of them may import timm_dseq; the scripts in train/ may impor
     "run": {"system"},
     "data": {"system"},
     "labels": {"data", "system"},
-    "pretraining": {"data", "run", "system"},
-    "probing": {"labels", "data", "run", "system"},
+    "classifiers": set(),
+    "pretraining": {"classifiers", "data", "run", "system"},
+    "probing": {"classifiers", "labels", "data", "run", "system"},
     "tuning": {"labels", "data", "run", "system"},
 }
 

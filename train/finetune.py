@@ -22,19 +22,19 @@ from common.run import results
 from common.tuning.augment import Augmented, training_transform
 from common.tuning.classifier import Described, describe
 from common.data.digests import digests_of, duplicates
-from common.tuning.export import Tuned, hand_over
-from common.tuning.log import Journal
-from common.run.resume import Keeper
+from common.tuning.export import Tuned, export
+from common.tuning.log import TuningLog
+from common.run.resume import RunCheckpoints
 from common.labels.labelled import Labelled, open_labelled
 from common.tuning.learner import Learner
 from common.run.length import TIMED, WARM, Length
-from common.data.order import Share
+from common.data.order import DistributedBatchSampler
+from common.data.unreadable import batches_of_all
 from common.system.screen import Screen
 from common.run.schedules import warmup_cosine
 from common.tuning.scoring import right_answers
-from common.system.signals import STOPPED, Stop, deaf
+from common.system.signals import STOPPED, Stop
 from common.tuning.settings import FREE, Tuning, parse
-from torch.utils.data import DataLoader
 
 from timm_dseq import UserError
 from timm_dseq.hub.load import data_config, load_backbone
@@ -50,7 +50,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def run(config: Tuning, text: str) -> int:
-    """One run for each seed, then the hand-over."""
+    """One run for each seed, then the export."""
     results.check(config.results)
     accelerator = launch.accelerator(mixed_precision="bf16" if config.system.precision == "bf16" else "no")
     splits = [open_labelled(config.data, seed) for seed in config.seeds]
@@ -64,9 +64,9 @@ def run(config: Tuning, text: str) -> int:
         tuned.append(result)
     twice = look()
     accelerator.wait_for_everyone()
-    accelerator.end_training()  # nobody waits for the hand-over, however long it takes
+    accelerator.end_training()  # the other processes may end: nobody waits for the export, however long it takes
     if accelerator.is_main_process:
-        hand_over(config, tuned, splits[0], twice)
+        export(config, tuned, splits[0], twice)
     return 0
 
 
@@ -105,56 +105,55 @@ def tune(
     data = data_config(model)
     described = describe(model, shown, labelled.names, config.data.path, data)
     learner = Learner(model, config, len(labelled.names), accelerator)
-    keeper = Keeper(config, text, accelerator, FREE)
-    done = keeper.find()
-    keeper.resume(learner.saved, learner.optimizer, labelled.train.fingerprint())
-    last = min(length.steps, config.max_steps or length.steps)
+    checkpoints = RunCheckpoints(config, text, accelerator, FREE)
+    progress = checkpoints.find()
+    checkpoints.resume(learner.saved, learner.optimizer, labelled.train.fingerprint())
+    last = length.last(config.max_steps)
     if config.dry_run:
-        last = done.step + WARM + TIMED
+        last = progress.step + WARM + TIMED
     else:
         look()  # what is quick to find wrong has been looked for
 
-    screen = Screen(last, done.step, accelerator.is_main_process)
+    screen = Screen(last, progress.step, accelerator.is_main_process)
     screen.say(
-        f"recipe {config.recipe}: {shown} on {config.data.path}, seed {seed}, {length.describe(done.step)}, in "
+        f"recipe {config.recipe}: {shown} on {config.data.path}, seed {seed}, {length.describe(progress.step)}, in "
         f"{config.output_dir}"
     )
-    if line := machine.short_of_memory(config.workers, length.micro_batch * 4 * math.prod(data["input_size"])):
-        screen.say(line)
-    journal = Journal(config, accelerator, done, screen)
+    screen.say(machine.short_of_memory(config.workers, length.micro_batch * 4 * math.prod(data["input_size"])))
+    log = TuningLog(config, accelerator, progress, screen)
     rank, processes = accelerator.process_index, accelerator.num_processes
-    batches = iter(
-        DataLoader(
-            Augmented(labelled.train, training_transform(config.augment, data), seed),
-            batch_sampler=Share(seed, images, length.batch, length.micro_batch, rank, processes, done.samples),
-            num_workers=config.workers,
-            worker_init_fn=deaf,
-            pin_memory=accelerator.device.type == "cuda",
-        )
+    batches = batches_of_all(
+        Augmented(labelled.train, training_transform(config.augment, data), seed),
+        batch_sampler=DistributedBatchSampler(
+            seed, images, length.batch, length.micro_batch, rank, processes, progress.samples
+        ),
+        num_workers=config.workers,
+        pin_memory=accelerator.device.type == "cuda",
     )
     started = 0.0
-    for step in range(done.step + 1, last + 1):
+    for step in range(progress.step + 1, last + 1):
         if step == last - TIMED + 1:
             started = time.monotonic()
-        lr = learning_rate(config, done.samples, images, length.samples)
+        lr = learning_rate(config, progress.samples, images, length.samples)
         figures = learner.step(batches, step, lr)
-        done.step, done.samples = step, step * length.batch
-        journal.add(done, lr, figures, stop.asked)
+        progress.step, progress.samples = step, step * length.batch
+        log.add(lr, figures, stop.asked)
         due = config.eval_every and step % config.eval_every == 0 and step < length.steps
-        if due or keeper.due(step) or step == last or journal.stopping:
+        if due or checkpoints.due(step) or step == last or log.stopping:
             right = right_answers(learner.judged, labelled.test, data, accelerator, config.workers) if due else None
-            journal.flush({"accuracy": right.float().mean().item()} if due else None)
-        if keeper.due(step) or step == last or journal.stopping:
-            keeper.save(learner.saved, learner.optimizer, done, None)
-        if journal.stopping:
+            log.flush({"accuracy": right.float().mean().item()} if due else None)
+        if checkpoints.due(step) or step == last or log.stopping:
+            checkpoints.save(learner.saved, learner.optimizer, progress)
+        if log.stopping:
             break
+        log.start_clock()
     screen.close()
     if config.dry_run:
         screen.say(length.estimate((time.monotonic() - started) / TIMED) + ", for each seed")
         return 0
-    if done.step < length.steps:
-        screen.say(f"stopped after step {done.step} and saved: the same command goes on from there")
-        return STOPPED if journal.stopping else 0
+    if progress.step < length.steps:
+        screen.say(f"stopped after step {progress.step} and saved: the same command goes on from there")
+        return STOPPED if log.stopping else 0
     return judge(learner, described, labelled, data, config, screen)
 
 

@@ -14,17 +14,22 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
-from common.data import pixels, resident
-from common.data.order import Share
-from common.data.pixels import Place, build, working_side
-from common.data.resident import Resident
+from common.data.decoded import Crops, collate
+from common.data.order import DistributedBatchSampler
+from common.data.resident import batches as resident
+from common.data.resident import build as building
+from common.data.resident import pixel_file as pixels
+from common.data.resident.batches import Resident
+from common.data.resident.build import build
+from common.data.resident.pixel_file import PixelFile, working_side
 from common.data.settings import Data
-from common.data.source import Crops, collate, open_source
-from common.pretraining import resident as choice
-from common.pretraining.resident import free_memory, squares
+from common.data.source import open_source
+from common.pretraining import batches as choice
+from common.pretraining.batches import pixel_file
 from common.pretraining.settings import Config, check, parse
 from common.run.length import Length
-from common.run.resume import Done
+from common.run.resume import Progress
+from common.system.machine import free_memory
 from PIL import Image
 from safetensors import safe_open
 from torch.utils.data import DataLoader
@@ -71,7 +76,7 @@ def settings(tmp_path):
 def place_of(config):
     source = open_source(config.data)
     side = config.data.resident_size or working_side(source, config.model.img_size)
-    return Place.of(source, side, config.data), source
+    return PixelFile.of(source, side, config.data), source
 
 
 def built(config):
@@ -80,7 +85,9 @@ def built(config):
 
 
 def share(config, source, start=0, micro_batch=8, rank=0, processes=1):
-    return Share(config.seed, len(source), config.optim.batch_size, micro_batch, rank, processes, start)
+    return DistributedBatchSampler(
+        config.seed, len(source), config.optim.batch_size, micro_batch, rank, processes, start
+    )
 
 
 def resident_of(place, source, config, samples, device):
@@ -162,7 +169,7 @@ def test_a_run_counts_broken_images_alike_in_both_paths(tmp_path):
 
 @pytest.mark.parametrize(("cut", "says"), [(60, "100 images in a row cannot be read, the first row 0"), (9, "none of")])
 def test_a_data_set_of_nothing_but_broken_images_ends_at_once(cut, says, settings, tmp_path, monkeypatch):
-    monkeypatch.setattr(pixels, "CHUNK", 50)
+    monkeypatch.setattr(building, "CHUNK", 50)
     config = settings(data_set(tmp_path / "y.parquet", count=400, broken=range(400), cut=cut))
     with pytest.raises(UserError, match=says):
         chosen(config)
@@ -238,7 +245,7 @@ def test_a_file_is_safetensors_with_untouched_squares(settings):
 
 
 def test_workers_change_no_byte_of_the_file(settings, monkeypatch):
-    monkeypatch.setattr(pixels, "CHUNK", 7)
+    monkeypatch.setattr(building, "CHUNK", 7)
     contents, path = [], settings().data.path
     for workers in (0, 2):
         place, _ = built(settings(path, data__workers=workers))
@@ -255,7 +262,8 @@ def test_the_working_side_follows_crops_and_images(tmp_path):
 BUILD = """
 import sys, time
 sys.path[:0] = ["train"]
-from common.data import pixels
+from common.data.resident import build as pixels
+from common.data.resident.pixel_file import PixelFile
 from common.data.source import open_source
 from common.data.settings import Data
 from accelerate import Accelerator
@@ -268,7 +276,7 @@ def slow(*args):
 pixels.decode = slow
 data = Data(path=path, cache=cache)
 source = open_source(data)
-place = pixels.Place.of(source, 64, data)
+place = PixelFile.of(source, 64, data)
 print(place.path, flush=True)
 pixels.build(place, source, int(workers), Accelerator(cpu=True))
 print("built", flush=True)
@@ -326,7 +334,7 @@ def test_marks_without_their_file_count_for_nothing(settings):
     place.marks.write_bytes(b"\1")
     assert built(config)[0].path.read_bytes() == whole
     place.path.unlink()
-    place.part.write_bytes(whole[:-1])
+    place.unfinished.write_bytes(whole[:-1])
     place.marks.write_bytes(b"\1")
     assert built(config)[0].path.read_bytes() == whole
 
@@ -348,8 +356,8 @@ def test_a_disk_that_fills_up_is_one_line_and_the_build_goes_on_with_room(settin
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=200k", "tmpfs", str(disk)], capture_output=True).returncode:
         pytest.skip("only root may make a small disk to fill")
     try:
-        monkeypatch.setattr(pixels, "CHUNK", 4)
-        monkeypatch.setattr(pixels, "SECONDS", 0.0)
+        monkeypatch.setattr(building, "CHUNK", 4)
+        monkeypatch.setattr(building, "SECONDS", 0.0)
         config = settings(data__cache=disk)
         with monkeypatch.context() as patch:
             patch.setattr(pixels.shutil, "disk_usage", lambda _: SimpleNamespace(free=2**40))
@@ -403,10 +411,10 @@ def test_another_data_set_or_size_is_another_file(settings, tmp_path):
 
 def chosen(config, **done):
     source = open_source(config.data)
-    found = Done(chosen=done)
+    progress = Progress(chosen=done)
     length = Length.of(config.optim, len(source), 1)
-    place, why = squares(found, config, source, length, Accelerator(cpu=True))
-    return found.chosen.get("resident"), place, why
+    place, why = pixel_file(config, source, length, progress, Accelerator(cpu=True))
+    return progress.chosen.get("resident"), place, why
 
 
 def test_auto_takes_what_fits_and_says_why_not(settings, monkeypatch):
@@ -415,7 +423,7 @@ def test_auto_takes_what_fits_and_says_why_not(settings, monkeypatch):
     assert (side, place) == (0, None) and "none comes twice" in why
     assert chosen(settings(data__resident="false"))[0] == 0
     with monkeypatch.context() as patch:
-        patch.setattr(resident, "free_memory", lambda: 2 * 40 * 3 * 55**2)
+        patch.setattr(choice, "free_memory", lambda: 2 * 40 * 3 * 55**2)
         assert "of memory are free" in chosen(settings(data__resident="auto"))[2]
     for path in Path(settings().data.cache).glob("*"):
         path.unlink()

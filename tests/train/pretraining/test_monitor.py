@@ -13,7 +13,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from common.data.source import open_source
-from common.pretraining.monitor import images, monitor
+from common.pretraining.monitor import images, monitor, probes
 from common.pretraining.monitor.report import write_report
 from common.pretraining.precision import Precision
 from common.pretraining.settings import parse
@@ -45,7 +45,7 @@ def test_knn_equals_brute_force():
             votes[labels[i]] += math.exp(similarity[i] / 0.07)
         right += votes.index(max(votes)) == answer
     assert 20 < right < 60
-    assert monitor.knn(learned, labels, tested, truth) == pytest.approx(right / 60)
+    assert probes.knn(learned, labels, tested, truth) == pytest.approx(right / 60)
 
 
 def test_whitening_makes_every_direction_count_alike():
@@ -54,25 +54,25 @@ def test_whitening_makes_every_direction_count_alike():
     stretch = torch.randn(16, 16, generator=torch.Generator().manual_seed(2)) @ torch.logspace(0, 1, 16).diag()
     stretch = stretch.double()
     plain, stretched = (
-        torch.cat(monitor.whitened(a, b)) for a, b in ((learned, tested), (learned @ stretch + 5, tested @ stretch + 5))
+        torch.cat(probes.whitened(a, b)) for a, b in ((learned, tested), (learned @ stretch + 5, tested @ stretch + 5))
     )
     torch.testing.assert_close(plain @ plain.T, stretched @ stretched.T)
     torch.testing.assert_close((plain[:150].T @ plain[:150]), torch.eye(16, dtype=torch.float64))
-    few, _ = monitor.whitened(learned[:5], tested)
+    few, _ = probes.whitened(learned[:5], tested)
     assert few.shape == (5, 4) and few.isfinite().all()
 
 
 def test_the_linear_probe_finds_what_is_linear_and_nothing_in_noise():
-    assert monitor.linear(*clusters(200, 0.3), *clusters(100, 0.3, seed=1)) == 1.0
+    assert probes.linear(*clusters(200, 0.3), *clusters(100, 0.3, seed=1)) == 1.0
     noise, labels = torch.randn(2000, 16, generator=torch.Generator().manual_seed(0)), clusters(2000, 1)[1]
-    assert abs(monitor.linear(noise[:1000], labels[:1000], noise[1000:], labels[1000:]) - 0.25) < 0.07
+    assert abs(probes.linear(noise[:1000], labels[:1000], noise[1000:], labels[1000:]) - 0.25) < 0.07
 
 
 def test_rank_me_counts_dimensions_and_spread_sees_equal_images():
-    assert monitor.rank_me(torch.eye(8).repeat(5, 1)) == pytest.approx(8, rel=1e-6)
-    assert monitor.rank_me(torch.randn(50, 1) @ torch.ones(1, 8)) == pytest.approx(1, abs=1e-3)
-    assert monitor.feature_std(torch.ones(10, 4)) == 0
-    assert monitor.feature_std(torch.cat([torch.ones(10, 4), -torch.ones(10, 4)])) == pytest.approx(1)
+    assert probes.rank_me(torch.eye(8).repeat(5, 1)) == pytest.approx(8, rel=1e-6)
+    assert probes.rank_me(torch.randn(50, 1) @ torch.ones(1, 8)) == pytest.approx(1, abs=1e-3)
+    assert probes.feature_std(torch.ones(10, 4)) == 0
+    assert probes.feature_std(torch.cat([torch.ones(10, 4), -torch.ones(10, 4)])) == pytest.approx(1)
 
 
 @pytest.mark.parametrize(
@@ -85,7 +85,7 @@ def test_rank_me_counts_dimensions_and_spread_sees_equal_images():
     ],
 )
 def test_a_collapse_is_called_one_in_words(found, says):
-    words = monitor.collapse(found)
+    words = probes.collapse(found)
     assert words is None if says is None else says in words
 
 
@@ -193,11 +193,11 @@ def test_a_tracker_that_is_not_installed_is_named(tmp_path):
 
 @pytest.mark.parametrize(("seconds", "lines"), [(0.0, ["64", "100", "64", "100"]), (60.0, [])])
 def test_a_long_probe_says_how_far_it_is(seconds, lines, monkeypatch, capsys):
-    monkeypatch.setattr(monitor.Watch, "_look", lambda self, images: (torch.ones(len(images), 4, 8), None))
-    looking = monitor.Watch.__new__(monitor.Watch)
-    looking.screen = Screen(10, 0, shown=True, seconds=seconds)
+    monkeypatch.setattr(monitor.Monitor, "_encode", lambda self, images: (torch.ones(len(images), 4, 8), None))
+    watching = monitor.Monitor.__new__(monitor.Monitor)
+    watching.screen = Screen(10, 0, shown=True, seconds=seconds)
     for _ in range(2):
-        features = looking._features(torch.zeros(100, 3, 2, 2))
+        features = watching._features(torch.zeros(100, 3, 2, 2))
     assert features.shape == (100, 8)
     said = capsys.readouterr().out.splitlines()
     assert said == [f"probing: features of {done} of 100 images" for done in lines]
@@ -228,10 +228,10 @@ def test_probes_run_in_the_runs_precision_whoever_wraps_the_model(name, dtype):
             seen.append(torch.nn.functional.linear(images.flatten(1), torch.ones(4, images[0].numel())).dtype)
             return images.flatten(2), None
 
-    looking = monitor.Watch.__new__(monitor.Watch)
-    looking.model, looking.screen, looking.accelerator = Model(), Screen(1, 0, False), Accelerator()
-    looking.precision = Precision(name, torch.device("cpu"))
-    features = looking._features(torch.zeros(70, 3, 2, 2, dtype=torch.uint8))
+    watching = monitor.Monitor.__new__(monitor.Monitor)
+    watching.model, watching.screen, watching.accelerator = Model(), Screen(1, 0, False), Accelerator()
+    watching.precision = Precision(name, torch.device("cpu"))
+    features = watching._features(torch.zeros(70, 3, 2, 2, dtype=torch.uint8))
     assert seen == [dtype, dtype] and features.dtype == torch.float32
 
 
@@ -274,7 +274,7 @@ def test_probe_images_none_of_which_can_be_read_end_the_run_in_one_line(tmp_path
 def test_judging_leaves_the_precision_of_products_as_it_was():
     torch.set_float32_matmul_precision("high")
     try:
-        monitor.judged(*clusters(50, 1.5), *clusters(20, 1.5, seed=1))
+        probes.probe(*clusters(50, 1.5), *clusters(20, 1.5, seed=1))
         assert torch.get_float32_matmul_precision() == "high"
     finally:
         torch.set_float32_matmul_precision("highest")

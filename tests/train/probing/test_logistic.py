@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
+from common import classifiers
 from common.probing import logistic
 from scipy.optimize import minimize
 from scipy.special import logsumexp
@@ -63,7 +64,7 @@ def test_rows_in_pieces_change_nothing(data, monkeypatch):
     x, labels, *_ = (torch.from_numpy(part) for part in data)
     whole, pieces = (logistic.Regression(x.double(), labels, CLASSES, Accelerator()) for _ in range(2))
     whole.fit(1.0)
-    monkeypatch.setattr(logistic, "_ROWS", 37)
+    monkeypatch.setattr(classifiers, "_ROWS", 37)
     pieces.fit(1.0)
     torch.testing.assert_close(whole.weights, pieces.weights, rtol=1e-5, atol=1e-6)
 

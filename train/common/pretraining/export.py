@@ -1,9 +1,7 @@
-"""The hand-over: a finished run → a Hub-ready folder, a report, and what to do next."""
+"""A finished run → a Hub-ready folder, a report, and what to do next."""
 
 import json
-import os
 import re
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,38 +12,35 @@ from timm_dseq.dseq_jepa import ARCHITECTURES
 from timm_dseq.hub import cards
 from timm_dseq.hub.convert import convert
 from timm_dseq.hub.push import push
-from timm_dseq.hub.stock import Backbone, detect
+from timm_dseq.hub.stock import StockModel, detect
 
 from ..run.checkpoints import state_of
+from ..run.export import next_steps, public_name, replacing, table
 from ..run.log import records
 from ..system.screen import Screen
 from .monitor.report import write_report
 from .settings import Config
 
 
-def finish(config: Config, checkpoint: Path, screen: Screen) -> None:
+def export(config: Config, checkpoint: Path, screen: Screen) -> None:
     """Export the target encoder of a checkpoint, write the report, publish if asked."""
     output = Path(config.output_dir)
-    export = output / "export"
-    fresh = output / "export.new"
-    shutil.rmtree(fresh, ignore_errors=True)
-    convert(checkpoint / "model.safetensors", fresh, model=_known(config), with_pretraining_state=True)
-    _describe(fresh, config, state_of(checkpoint)["done"]["chosen"], records(output / "log.jsonl"))
-    shutil.rmtree(export, ignore_errors=True)
-    os.replace(fresh, export)
+    folder = output / "export"
+    with replacing(folder) as fresh:
+        convert(checkpoint / "model.safetensors", fresh, model=_full_name(config), with_pretraining_state=True)
+        _describe(fresh, config, state_of(checkpoint)["done"]["chosen"], records(output / "log.jsonl"))
     report = write_report(output)
-    screen.say(f"\ntarget encoder, ready for the Hub: {export}\ncurves and pictures: {report}\nnext:")
-    screen.say(f"  timm-dseq verify {export}")
-    screen.say(f"  python -c \"import timm; print(timm.create_model('local-dir:{export}', pretrained=True))\"")
-    screen.say(f"  timm-dseq push {export} ORGANISATION/NAME")
+    trial = f"import timm; print(timm.create_model('local-dir:{folder}', pretrained=True))"
+    screen.say(f"\ntarget encoder, ready for the Hub: {folder}\ncurves and pictures: {report}")
+    screen.say(next_steps(folder, trial))
     if config.hub.push_to:
-        result = push(export, config.hub.push_to, private=config.hub.private)
+        result = push(folder, config.hub.push_to, private=config.hub.private)
         screen.say(f"published: {result['url']}")
 
 
 def check_exportable(config: Config, encoder: nn.Module) -> None:
-    """Before a run, what would be found behind it: whether its encoder is one that stock timm can be told to make."""
-    if _known(config) is None:
+    """Refuse, before a run, an encoder that stock timm could not be told to build after it."""
+    if _full_name(config) is None:
         try:
             detect(encoder.state_dict())
         except UserError as error:
@@ -55,8 +50,8 @@ def check_exportable(config: Config, encoder: nn.Module) -> None:
             ) from error
 
 
-def _known(config: Config) -> str | None:
-    """The name that says all about the encoder, if it does."""
+def _full_name(config: Config) -> str | None:
+    """The encoder's name, if it says all about the encoder."""
     architecture = config.model.name.partition(".")[0]
     return architecture if architecture in ARCHITECTURES and not config.model.args else None
 
@@ -67,13 +62,13 @@ def _describe(folder: Path, config: Config, chosen: dict[str, Any], lines: list[
     chosen: what settings that were `auto` became.
     """
     described = json.loads((folder / "config.json").read_text())
-    backbone = Backbone.from_config(described)
-    tag = re.sub(r"[^a-z0-9]+", "_", Path(config.data.path).stem.lower()).strip("_")
+    stock = StockModel.from_config(described)
+    tag = re.sub(r"[^a-z0-9]+", "_", Path(public_name(config.data.path)).stem.lower()).strip("_") or "images"
     tag = "in1k" if tag in ("imagenet_1k", "imagenet_1k_wds") else tag
     described["pretrained_cfg"] |= {"tag": tag, "license": config.hub.license or "unknown"}
     card = cards.run_card(
-        f"{backbone.dseq_name or config.model.name.partition('.')[0]}.{tag}",
-        backbone,
+        f"{stock.dseq_name or config.model.name.partition('.')[0]}.{tag}",
+        stock,
         method=_method(config),
         training=_training(config, chosen, lines),
         results=_results(config, lines),
@@ -85,17 +80,18 @@ def _describe(folder: Path, config: Config, chosen: dict[str, Any], lines: list[
 
 def _method(config: Config) -> str:
     name = {"dseq": "DSeq-JEPA", "dseq_causal": "DSeq-JEPA (block-causal)", "ijepa": "I-JEPA"}[config.model.objective]
-    return name + " + contrastive term" * config.model.contrastive
+    terms = {**({"contrastive": 1.0} if config.model.contrastive else {}), **config.model.terms}
+    return name + "".join(f" + {'' if factor == 1 else f'{factor:g} × '}{term} term" for term, factor in terms.items())
 
 
 def _training(config: Config, chosen: dict[str, Any], lines: list[dict]) -> str:
-    """What was done, in the rows of the other cards."""
+    """What was done, as a table."""
     data, optim, model, last = config.data, config.optim, config.model, lines[-1]
     side = chosen.get("resident")
     regions = f"up to {model.num_regions} regions of at least {model.min_area:g} of the image, order {model.order}, "
     regions += f"lambda {optim.regions:g} → {optim.regions_end:g} linear"
     rows = {
-        "images": f"{data.path}, split {data.split}; labels unused"
+        "images": f"{public_name(data.path)}, split {data.split}; labels unused"
         + (f"; kept as squares of {side} px" if side else ""),
         "objective": _method(config) + (f", {regions}" if model.objective != "ijepa" else ""),
         "optimiser": f"AdamW, batch {optim.batch_size}",
@@ -108,10 +104,10 @@ def _training(config: Config, chosen: dict[str, Any], lines: list[dict]) -> str:
         + (f"flip {data.flip:g}, " if data.flip else "no flip, ")
         + (f"colour {data.color_jitter:g}" if data.color_jitter else "no colour"),
         "precision": {"no": "float32", "bf16": "bf16 autocast"}.get(chosen["precision"], chosen["precision"]),
-        "start": f"weights of {model.init}" if model.init else "random",
+        "start": f"weights of {public_name(model.init)}" if model.init else "random",
         "seed": str(config.seed),
     }
-    return "| | |\n|---|---|\n" + "\n".join(f"| {name} | {value} |" for name, value in rows.items())
+    return table(rows)
 
 
 def _results(config: Config, lines: list[dict]) -> str:

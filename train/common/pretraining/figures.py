@@ -43,24 +43,3 @@ class Figures:
         self.samples.append(samples)
         self.broken += broken
         self.fetched = self.fetched if facts["fetched"] is None else facts["fetched"]
-
-    def counted(self, stop: bool) -> list[float]:
-        """What the host knows of this process's part, to be summed over processes; the inverse of `Counts.of`."""
-        return [*self.work.values(), self.images, self.on_regions, len(self.broken), float(stop), *self.regions]
-
-
-@dataclass(frozen=True)
-class Counts:
-    """Of a whole step."""
-
-    work: dict[str, float]
-    images: float
-    on_regions: float
-    broken: float
-    stop: float
-    regions: list[float]
-
-    @classmethod
-    def of(cls, numbers: list[float]) -> "Counts":
-        work, rest = numbers[: len(WORK)], numbers[len(WORK) :]
-        return cls(dict(zip(WORK, work, strict=True)), *rest[:4], rest[4:])

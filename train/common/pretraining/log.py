@@ -1,50 +1,31 @@
-"""What a run says: one JSON line a step on the disk, a progress bar or plain lines for whoever watches."""
+"""What a line of pretraining's log holds, and when a run is given up."""
 
 import json
-import math
 import sys
-import time
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from dataclasses import asdict
+from typing import Any, ClassVar
 
 import torch
 from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
 
 from timm_dseq import DSeqJEPA, UserError
-from timm_dseq.host import to_device
 
-from ..run.log import reopened
-from ..run.resume import Done
+from ..run.log import Step, StepLog
+from ..run.resume import Progress
 from ..system.command_line import flat
-from ..system.machine import memory
 from ..system.screen import Screen
-from .figures import Counts, Figures
+from .figures import Figures
 from .precision import Precision
 from .schedule import Now
 from .settings import Config
-from .utilisation import Utilisation, matrix_rate
+from .utilisation import WORK, Utilisation, matrix_rate
 
 
-@dataclass(frozen=True)
-class Waiting:
-    """A step whose line is not written yet."""
+class PretrainingLog(StepLog):
+    """The log of a pretraining run, which also counts images that cannot be read."""
 
-    step: int
-    samples: int
-    now: Now
-    figures: Figures
-    counted: list[float] | None  # None: they are at the end of `numbers`
-    numbers: torch.Tensor  # on the device: loss, sums and tokens by step, count, gradient norm
-    seconds: float
-
-
-class Recorder:
-    """Steps → lines of `log.jsonl`, in order, each once.
-
-    A step's figures are read when the next one is under way, so that nobody waits for them.
-    """
+    shown: ClassVar = {"lambda": ".2f", "regions_found": ".1f"}
 
     def __init__(
         self,
@@ -52,138 +33,94 @@ class Recorder:
         accelerator: Accelerator,
         model: DSeqJEPA,
         precision: Precision,
-        done: Done,
+        progress: Progress,
         screen: Screen,
     ) -> None:
-        self.config, self.accelerator, self.done, self.screen = config, accelerator, done, screen
         self.utilisation = Utilisation(model)
         self.rate = matrix_rate(accelerator.device, precision.product_dtype) * accelerator.num_processes
-        self.folder = Path(config.output_dir)
-        self.stopping = self.told = False
-        self.waiting: Waiting | None = None
-        self.begin()
-        self.file = None
-        if accelerator.is_main_process and not config.dry_run:
-            self.file = reopened(self.folder / "log.jsonl", done.step)
+        self._warned = False  # of an image that cannot be read
+        if config.watch.trackers:
+            settings = {name: str(value) for name, value in flat(asdict(config)).items()}
+            accelerator.init_trackers(config.watch.project, settings)
+        super().__init__(config, accelerator, progress, screen)
 
-    @property
-    def numbers(self) -> torch.Tensor | None:
-        """What the device holds of the step that waits; the next step's copy may bring it along."""
-        return self.waiting.numbers if self.waiting else None
+    def add(self, now: Now, figures: Figures, stop: bool) -> None:
+        """Take a step's figures; its line is written when the next one is added."""
+        counts = {
+            "tokens": figures.count,
+            "images": figures.images,
+            "on_regions": figures.on_regions,
+            "broken": len(figures.broken),
+            **figures.work,
+            **{f"with {i} regions": images for i, images in enumerate(figures.regions)},
+        }
+        sums = torch.cat([figures.loss.reshape(1), figures.by_step.flatten()])
+        self.push((now, figures), sums, counts, figures.gradient_norm, stop, figures.fetched)
 
-    def add(self, done: Done, now: Now, figures: Figures, stop: bool) -> None:
-        """Take a step's figures; write those of the step before, which came along with this one's copy."""
-        counted: list[float] | None = figures.counted(stop)
-        numbers = torch.cat([figures.loss.reshape(1), figures.by_step.flatten()])
-        own = torch.stack([figures.total, figures.gradient_norm.to(numbers)])  # the same in every process
-        if self.accelerator.num_processes > 1:
-            local = to_device(torch.tensor(counted, dtype=numbers.dtype), numbers.device)
-            numbers, local = self.accelerator.reduce(torch.cat([numbers, local]), "sum").split(
-                [len(numbers), len(local)]
-            )
-            own, counted = torch.cat([own, local]), None
-        if self.waiting:
-            self._write(figures.fetched)
-        seconds = time.perf_counter() - self.clock
-        self.begin()
-        self.waiting = Waiting(done.step, done.samples, now, figures, counted, torch.cat([numbers, own]), seconds)
-
-    def begin(self) -> None:
-        """From here on time counts for the next step: probes, pictures and checkpoints lie behind."""
-        self.clock = time.perf_counter()
-
-    def flush(self, more: dict[str, Any] | None = None) -> None:
-        """Write what waits; `more` joins its line."""
-        if self.waiting:
-            self._write(self.waiting.numbers, more)
-
-    def _write(self, numbers: torch.Tensor, more: dict[str, Any] | None = None) -> None:
-        """The line of the step that waits. numbers: its own, on the host or to be brought there."""
-        waiting, self.waiting = self.waiting, None
-        now, figures, seconds = waiting.now, waiting.figures, waiting.seconds
-        loss, *rest = numbers.tolist()
-        places = figures.by_step.shape[1]
-        sums, tokens, (total, norm, *counted) = rest[:places], rest[places : 2 * places], rest[2 * places :]
-        counts = Counts.of(waiting.counted or counted)
-        skipped = not math.isfinite(norm)
-        self.done.broken += int(counts.broken)
-        self.done.skipped = self.done.skipped + 1 if skipped else 0
-        self.stopping = self.stopping or counts.stop > 0
-        record = {
-            "step": waiting.step,
-            "samples": waiting.samples,
-            "loss": loss / total,
-            "loss_by_step": [s / t if t else None for s, t in zip(sums, tokens, strict=True)],
+    def line(self, step: Step, sums: list[float], counts: dict[str, float]) -> dict[str, Any]:
+        """sums: of losses, then of losses and of target tokens at each step of the sequence."""
+        (now, figures), images = step.facts, counts["images"]
+        loss, *by_step = sums
+        losses, tokens = by_step[: len(by_step) // 2], by_step[len(by_step) // 2 :]
+        regions = [counts[f"with {i} regions"] for i in range(len(figures.regions))]
+        work = {name: counts[name] for name in WORK}
+        self.progress.broken += int(counts["broken"])
+        return {
+            "loss": loss / counts["tokens"],
+            "loss_by_step": [part / count if count else None for part, count in zip(losses, tokens, strict=True)],
             "lr": now.lr,
             "weight_decay": now.weight_decay,
             "momentum": now.momentum,
             "lambda": now.regions,
-            "region_share": counts.on_regions / counts.images,
-            "region_counts": [int(count) for count in counts.regions],
-            "regions_found": sum(i * n for i, n in enumerate(counts.regions)) / max(1.0, sum(counts.regions)),
-            "gradient_norm": norm if not skipped else None,
-            "skipped": skipped,
-            "broken": self.done.broken,
+            "region_share": counts["on_regions"] / images,
+            "region_counts": [int(count) for count in regions],
+            "regions_found": sum(i * count for i, count in enumerate(regions)) / max(1.0, sum(regions)),
+            "broken": self.progress.broken,
             "encoder_fill": sum(fill for fill, _ in figures.fill) / len(figures.fill),
             "predictor_fill": sum(fill for _, fill in figures.fill) / len(figures.fill),
-            "seconds": seconds,
-            "images_per_second": counts.images / seconds,
-            "mfu": self.utilisation.flops(counts.images, counts.work) / seconds / self.rate,
+            "mfu": self.utilisation.flops(images, work) / step.seconds / self.rate,
             "graphs": graphs(),
-            "memory_mib": memory(),
-            **(more or {}),
         }
-        record["loss"] = record["loss"] if math.isfinite(record["loss"]) else None
-        if self.file:
-            self.file.write(json.dumps(record) + "\n")
-            self.file.flush()  # a killed process loses no line
-        if self.accelerator.trackers:
-            numbers = {name: value for name, value in flat(record).items() if isinstance(value, (int, float))}
-            self.accelerator.log(numbers, step=waiting.step)
-        shown = "not finite" if record["loss"] is None else f"{record['loss']:.4f}"
-        self.screen.show(
-            waiting.step,
-            f"loss {shown}  lambda {record['lambda']:.2f}  regions {record['regions_found']:.1f}"
-            f"  {record['images_per_second']:.0f} images/s",
-        )
-        self._judge(figures, waiting.samples)
 
-    def _judge(self, figures: Figures, samples: int) -> None:
-        """Stop a run that reads or learns nothing any more."""
-        if figures.broken and not self.config.dry_run:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            with (self.folder / "unreadable.txt").open("a") as file:
-                file.writelines(f"{line}\n" for line in figures.broken)
-            if not self.told:
-                self.told = True
-                self.screen.say(
-                    f"an image cannot be read and is replaced by another: {figures.broken[0]}. All such are listed in "
-                    f"{self.folder / 'unreadable.txt'}."
-                )
-        if self.done.broken > self.config.data.max_broken * max(samples, 1000):
+    def check(self, step: Step) -> None:
+        """End a run that reads or learns nothing any more."""
+        _, figures = step.facts
+        if figures.broken:
+            self._list_unreadable(figures.broken)
+        if self.progress.broken > self.config.data.max_broken * max(step.samples, 1000):
             raise UserError(
-                f"{self.done.broken} of {samples} images cannot be read, more than data.max_broken="
+                f"{self.progress.broken} of {step.samples} images cannot be read, more than data.max_broken="
                 f"{self.config.data.max_broken}: see {self.folder / 'unreadable.txt'}."
             )
-        if self.done.skipped >= self.config.optim.max_skipped:
-            file = self.folder / f"not_finite-{self.accelerator.process_index}.json"
-            file.write_text(
-                json.dumps({"step": self.done.step, "epoch_and_index": torch.cat(figures.samples).tolist()})
-            )
-            raise UserError(
-                f"the loss or its gradient was not finite for {self.done.skipped} steps in a row: look at the images "
-                f"named in {file}, lower optim.lr, or go on from an earlier checkpoint with --resume PATH."
+        super().check(step)
+
+    def advice(self, step: Step) -> str:
+        file = self.folder / f"not_finite-{self.accelerator.process_index}.json"
+        _, figures = step.facts
+        file.write_text(json.dumps({"step": step.number, "epoch_and_index": torch.cat(figures.samples).tolist()}))
+        return f"look at the images named in {file}, lower optim.lr"
+
+    def _list_unreadable(self, lines: list[str]) -> None:
+        """Add them to a file, and say so once."""
+        path = self.folder / "unreadable.txt"
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with path.open("a") as file:
+            file.writelines(f"{line}\n" for line in lines)
+        if not self._warned:
+            self._warned = True
+            self.screen.say(
+                f"an image cannot be read and is replaced by another: {lines[0]}. All such are listed in {path}."
             )
 
 
 def available(trackers: list[str]) -> list[str] | None:
-    """The trackers, if all are installed; accelerate would pass over one that is not. None for none."""
+    """The trackers, if all are installed (accelerate would ignore a missing one); None for none."""
     for name in set(trackers) - {str(tracker) for tracker in get_available_trackers()}:
         raise UserError(f"watch.trackers: {name} is not installed: pip install {name}.")
     return trackers or None
 
 
 def graphs() -> int:
-    """How many graphs torch.compile has made so far: a number that goes on growing is time lost."""
+    """How many graphs torch.compile has made so far. A number that keeps growing is time lost."""
     dynamo = sys.modules.get("torch._dynamo")
     return dynamo.utils.counters["stats"]["unique_graphs"] if dynamo else 0

@@ -5,8 +5,13 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 
 from timm_dseq import DSeqJEPA, block_masks, plan_blocks
+
+from ..run.resume import Progress
+from .settings import Config
 
 FASTER = 1.1  # bf16 has to gain so much on a CPU
 _SECONDS = 2.0
@@ -33,6 +38,22 @@ class Precision:
         return torch.bfloat16 if self.name == "bf16" else self.dtype
 
 
+def choose_precision(
+    config: Config, model: DSeqJEPA, progress: Progress, accelerator: Accelerator
+) -> tuple[Precision, str]:
+    """A run's precision, chosen once and kept in `progress.chosen`, and why. All processes have to call it."""
+    why = " as the run began"
+    if "precision" not in progress.chosen:
+        answer: list = [None]
+        if accelerator.is_main_process:
+            name, reason = chosen(config.system.precision, model, config.model.img_size, accelerator.device)
+            answer = [(name, f": {reason}")]
+        broadcast_object_list(answer)
+        progress.chosen["precision"], why = answer[0]
+    name = progress.chosen["precision"]
+    return Precision(name, accelerator.device), f"precision {name}{why}"
+
+
 def chosen(asked: str, model: DSeqJEPA, img_size: int, device: torch.device) -> tuple[str, str]:
     """What `asked` becomes on this device, and why."""
     if asked != "auto":
@@ -49,7 +70,7 @@ def chosen(asked: str, model: DSeqJEPA, img_size: int, device: torch.device) -> 
 def _gain_on_a_cpu(model: DSeqJEPA, img_size: int) -> float:
     """Seconds of a small step in float32 over those in bf16, each as the run would compute it.
 
-    One process measures for all, so nothing here may speak to the others: the loss would, predictions do not.
+    One process measures for all of them, so nothing here may be a collective operation.
     """
     batch = max(4, min(32, 400_000 // img_size**2))
     images = torch.rand(batch, 3, img_size, img_size, generator=torch.Generator().manual_seed(0))

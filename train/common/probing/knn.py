@@ -6,6 +6,7 @@ from torch.nn import functional as F
 
 from timm_dseq import UserError
 
+from ..classifiers import vote
 from ..run.results import Measured
 from .extract import read
 from .features import Layout
@@ -29,13 +30,6 @@ def nearest(
         best, kept = best.topk(min(k, best.shape[1]), dim=1)
         which = which.gather(1, kept)
     return best, which
-
-
-def vote(similarity: torch.Tensor, labels: torch.Tensor, k: int, temperature: float, classes: int) -> torch.Tensor:
-    """Predicted classes (q,) from the neighbours' similarities and labels (q, at least k), nearest first."""
-    weights = ((similarity[:, :k] - similarity[:, :1]) / temperature).exp()
-    votes = torch.zeros(len(similarity), classes, device=similarity.device).scatter_add(1, labels[:, :k], weights)
-    return votes.argmax(1)
 
 
 def knn(task: Task) -> list[Measured]:

@@ -1,13 +1,8 @@
-"""Multinomial logistic regression with an L2 penalty, as scikit-learn states it; C is chosen on images held out.
-
-minimise  mean cross-entropy + |W|² / (2 C n),  the intercept free
-"""
+"""Logistic regression, whose C is chosen on images held out."""
 
 import numpy as np
-import torch
-from accelerate import Accelerator
-from torch.nn import functional as F
 
+from ..classifiers import Regression
 from ..labels.labelled import held_out
 from ..run.results import Measured
 from .extract import read
@@ -15,52 +10,6 @@ from .task import Task
 
 CS = [float(c) for c in np.logspace(-6, 5, 45)]
 HELD_OUT = 0.1
-_ROWS = 16384  # whose logits are in memory together
-
-
-class Regression:
-    """Fits to features (n, D), of which each process has every processes-th."""
-
-    def __init__(self, x: torch.Tensor, labels: torch.Tensor, classes: int, accelerator: Accelerator) -> None:
-        self.accelerator, self.classes, self.count = accelerator, classes, len(x)
-        self.mean = x.mean(0)  # the intercept is free, so this changes the path to the minimum only
-        mine = slice(accelerator.process_index, None, accelerator.num_processes)
-        self.x, self.labels = x[mine] - self.mean, labels[mine]
-        self.weights = torch.zeros(classes, x.shape[1] + 1, device=x.device, dtype=x.dtype)
-
-    def fit(self, c: float, max_iter: int = 1000) -> None:
-        """From where the last fit ended."""
-        self.weights.requires_grad_(True)
-        solver = torch.optim.LBFGS(
-            [self.weights],
-            max_iter=max_iter,
-            tolerance_grad=1e-6,
-            tolerance_change=1e-10,
-            line_search_fn="strong_wolfe",
-        )
-
-        def loss() -> torch.Tensor:
-            solver.zero_grad()
-            total = torch.zeros((), device=self.x.device, dtype=self.x.dtype)
-            for x, labels in zip(self.x.split(_ROWS), self.labels.split(_ROWS), strict=True):
-                part = F.cross_entropy(self._logits(x), labels, reduction="sum") / self.count
-                part.backward()
-                total += part.detach()
-            total = self.accelerator.reduce(total, "sum")
-            gradient = self.accelerator.reduce(self.weights.grad, "sum")
-            slopes = self.weights.detach()[:, :-1]
-            gradient[:, :-1] += slopes / (c * self.count)
-            self.weights.grad = gradient
-            return total + slopes.square().sum() / (2 * c * self.count)
-
-        solver.step(loss)
-        self.weights = self.weights.detach()
-
-    def predict(self, x: torch.Tensor) -> torch.Tensor:
-        return torch.cat([self._logits(part - self.mean).argmax(1) for part in x.split(_ROWS)])
-
-    def _logits(self, x: torch.Tensor) -> torch.Tensor:
-        return F.linear(x, self.weights[:, :-1], self.weights[:, -1])
 
 
 def logistic(task: Task) -> list[Measured]:

@@ -45,6 +45,10 @@ class Length:
     def samples(self) -> int:
         return self.steps * self.batch
 
+    def last(self, max_steps: int | None) -> int:
+        """The step at which a run ends that takes `max_steps` at most."""
+        return min(self.steps, max_steps or self.steps)
+
     def describe(self, done: int) -> str:
         begin = f"going on after step {done}" if done else "from the start"
         return f"{self.steps} steps of {self.batch} images, {begin}"

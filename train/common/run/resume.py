@@ -1,7 +1,8 @@
-"""A run's checkpoints: when one is due, what is in it, and whether a run may go on from it."""
+"""The checkpoints of a run: when one is due, what it holds, and whether a run may be resumed from it."""
 
 import json
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field, is_dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -12,9 +13,10 @@ from jsonargparse.typing import PositiveInt
 
 from timm_dseq import UserError
 
-from ..system.command_line import flat
 from . import checkpoints
 from .state import collect, restore
+
+_MISSING = object()  # where there is no such setting
 
 
 @dataclass
@@ -33,28 +35,29 @@ class Checkpoint:
 
 
 class Settings(Protocol):
-    """What the settings of every kind of run have (they are a dataclass)."""
+    """What the settings of every kind of run have; they are a dataclass of values and dataclasses."""
 
     output_dir: str
     resume: str
     dry_run: bool
     checkpoint: Checkpoint
+    optim: Any  # with max_skipped: the steps in a row that may be not finite
 
 
 @dataclass
-class Done:
+class Progress:
     """How far a run is."""
 
     step: int = 0
     samples: int = 0
     broken: int = 0  # images that could not be read
     skipped: int = 0  # steps in a row that were not finite
-    streams: list[dict[str, Any]] = field(default_factory=list)  # of a streamed data set: where each process is
+    streams: list[dict[str, Any]] = field(default_factory=list)  # each process's position in a streamed data set
     chosen: dict[str, Any] = field(default_factory=dict)  # what settings that were `auto` became when the run began
 
 
-class Keeper:
-    """Saves and restores one run."""
+class RunCheckpoints:
+    """Saves a run, and resumes it."""
 
     def __init__(
         self,
@@ -63,56 +66,67 @@ class Keeper:
         accelerator: Accelerator,
         free: tuple[str, ...] = (),
         automatic: tuple[str, ...] = (),
+        added: dict[str, Any] | None = None,
     ) -> None:
         """text: the settings as YAML. free: settings, or sections of them, that may differ when a run is resumed.
-        automatic: settings that may be `auto`; the last part of such a name is its key in `Done.chosen`."""
+        automatic: settings that may be `auto`; the last part of such a name is its key in `Progress.chosen`.
+        added: settings that older checkpoints do not know, and the values that their runs had."""
         self.config, self.text, self.accelerator = config, text, accelerator
-        self.free, self.automatic = free, automatic
+        self.free, self.automatic, self.added = free, automatic, added or {}
         self.output = Path(config.output_dir)
         self.folder = self.output / "checkpoints"
-        self.path: str | None = None  # of the checkpoint to go on from
-        self.state: dict[str, Any] = {}  # and what stands in it beside tensors
+        self.path: str | None = None  # of the checkpoint to resume from
+        self.state: dict[str, Any] = {}  # its state.json
         self.data = ""  # the fingerprint of the data set
 
     def due(self, step: int) -> bool:
+        """Whether this step's checkpoint is one of those that are written at intervals."""
         return step % self.config.checkpoint.every == 0 and not self.config.dry_run
 
     def newest(self) -> Path:
+        """The newest checkpoint's folder."""
         return checkpoints.steps(self.folder)[-1]
 
     def save(
-        self, model: torch.nn.Module, optimizer: torch.optim.Optimizer, done: Done, stream: dict[str, Any] | None
+        self,
+        model: torch.nn.Module,
+        optimizer: torch.optim.Optimizer,
+        progress: Progress,
+        stream: dict[str, Any] | None = None,
     ) -> None:
-        """Write a checkpoint of this step, and remove those that are too old. All processes have to call it."""
+        """Write a checkpoint of this step, and remove those that are too old. All processes have to call it.
+
+        stream: this process's position in a streamed data set.
+        """
         if self.config.dry_run:
             return
-        done.streams = gather_object([stream]) if stream else []
+        progress.streams = gather_object([stream]) if stream else []
         main = self.accelerator.is_main_process
         weights, moments = collect(model, optimizer, keep=main)
         if main:
-            state = {"done": asdict(done), "config": asdict(self.config), "data": self.data}
-            checkpoints.save(self.folder, done.step, checkpoints.Saved(weights, moments, state))
+            state = {"done": asdict(progress), "config": asdict(self.config), "data": self.data}
+            checkpoints.save(self.folder, progress.step, checkpoints.Saved(weights, moments, state))
             checkpoints.prune(self.folder, self.config.checkpoint.keep, self.config.checkpoint.keep_every)
         self.accelerator.wait_for_everyone()
 
-    def find(self) -> Done:
-        """How far the run is that is to go on; nothing is read but that, so that later steps can follow it."""
-        found: list[Any] = [None]
+    def find(self) -> Progress:
+        """How far the run to be resumed is. Nothing else is read of its checkpoint; `resume` follows."""
+        answer: list[Any] = [None]
         if self.accelerator.is_main_process:
-            path, wrong = self._choose()
-            found = [(path, wrong, None if wrong or path is None else checkpoints.state_of(Path(path)))]
-        broadcast_object_list(found)
-        self.path, wrong, state = found[0]
-        if wrong:
-            raise UserError(wrong)
+            path, error = self._choose()
+            answer = [(path, error, None if error or path is None else checkpoints.state_of(Path(path)))]
+        broadcast_object_list(answer)
+        self.path, error, state = answer[0]
+        if error:
+            raise UserError(error)
         if self.path is None:
-            return Done()
-        self._visible(Path(self.path) / checkpoints.MANIFEST)
+            return Progress()
+        self._check_visible(Path(self.path) / checkpoints.MANIFEST)
         self.state = state
-        return Done(**state["done"])
+        return Progress(**state["done"])
 
     def resume(self, model: torch.nn.Module, optimizer: torch.optim.Optimizer, data: str) -> None:
-        """Go on from what was found; a run that begins leaves its configuration behind.
+        """Load the checkpoint that `find` chose; a run that begins writes its settings to config.yaml instead.
 
         data: the fingerprint of the data set.
         """
@@ -122,21 +136,15 @@ class Keeper:
                 if self.accelerator.is_main_process:
                     self._begin()
                 self.accelerator.wait_for_everyone()
-                self._visible(self.output / "config.yaml")
+                self._check_visible(self.output / "config.yaml")
             return
-        self._check(self.state, self.path)
+        self._check_settings()
+        self._check_data()
         saved = checkpoints.load(Path(self.path))
         restore(model, optimizer, saved.model, saved.optimizer)
 
-    def _stays(self, name: str, now: Any) -> bool:
-        """Whether a setting says now, or leaves to the run, what the run has chosen."""
-        if name not in self.automatic:
-            return False
-        chosen = self.state["done"].get("chosen", {}).get(name.rpartition(".")[2])
-        return now in ("auto", chosen) or (isinstance(now, bool) and now == bool(chosen))
-
     def _choose(self) -> tuple[str | None, str | None]:
-        """The checkpoint to go on from, if any, or what is wrong."""
+        """The checkpoint to resume from, if any, or an error."""
         asked = self.config.resume
         if asked == "never":
             return None, None
@@ -146,16 +154,16 @@ class Keeper:
                 print(f"passed over {line}", flush=True)
             if skipped and path is None:
                 return None, (
-                    f"no checkpoint in {self.folder} is whole: start anew with --resume never, or restore one."
+                    f"no checkpoint in {self.folder} is complete: start anew with --resume never, or restore one."
                 )
             return (str(path) if path else None), None
         if not (Path(asked) / checkpoints.MANIFEST).is_file():
             return None, f"--resume {asked} is no checkpoint: give auto, never, or a folder …/checkpoints/step-…."
-        wrong = checkpoints.fault(Path(asked))
-        return asked, f"--resume {asked}: {wrong}. Take another checkpoint." if wrong else None
+        fault = checkpoints.fault(Path(asked))
+        return asked, f"--resume {asked}: {fault}. Take another checkpoint." if fault else None
 
     def _begin(self) -> None:
-        """Leave an earlier run in peace, and write down the settings of this one."""
+        """Move an earlier run out of the way, and write down the settings of this one."""
         if self.folder.exists() or (self.output / "log.jsonl").exists():
             number = 1 + len(list(self.output.glob("earlier-*")))
             earlier = self.output / f"earlier-{number}"
@@ -169,37 +177,57 @@ class Keeper:
         except OSError as error:
             raise UserError(f"output_dir={self.output} cannot be written ({error.strerror}): name another.") from error
 
-    def _visible(self, path: Path) -> None:
-        """Refuse a folder that some process does not see. All processes have to ask, and all end."""
+    def _check_visible(self, path: Path) -> None:
+        """Refuse a folder that some process does not see. All processes have to call it, and all of them end."""
         if not all(gather_object([path.is_file()])):
             raise UserError(
                 f"output_dir={self.config.output_dir} has to be on a disk that all nodes share, and an absolute path "
                 f"where they begin in other folders: some process does not see {path}."
             )
 
-    def _check(self, state: dict[str, Any], path: str) -> None:
-        """Refuse to go on with other settings or other images."""
-        before, now = flat(state["config"]), flat(json.loads(json.dumps(asdict(self.config))))
-        for name in sorted({*before, *now}):
-            if name not in before and not name.startswith(self.free):
+    def _check_settings(self) -> None:
+        """Refuse to resume with settings that change the run."""
+        for name, before, now in self._compared(self.state["config"], self.config):
+            if name.startswith(self.free) or before == now or self._unchanged(name, now):
+                continue
+            if _MISSING in (before, now):
+                verb = "had no" if before is _MISSING else "had a"
                 raise UserError(
-                    f"{path} was written by another version of this program, which had no {name}: go on with that one, "
-                    "or start anew with --resume never."
+                    f"{self.path} was written by another version of this program, which {verb} {name}: resume with "
+                    "that one, or start anew with --resume never."
                 )
-            same = before.get(name) == now.get(name) or self._stays(name, now.get(name))
-            if not same and not name.startswith(self.free):
-                raise UserError(
-                    f"{name} was {before.get(name)} in {path} and is {now.get(name)} now: change it back, or start "
-                    "anew with --resume never or another output_dir."
-                )
-        streams = state["done"]["streams"]
+            raise UserError(
+                f"{name} was {before} in {self.path} and is {now} now: change it back, or start anew with --resume "
+                "never or another output_dir."
+            )
+
+    def _compared(self, before: dict[str, Any], config: Any, above: str = "") -> Iterator[tuple[str, Any, Any]]:
+        """Name, value in the checkpoint and value now of every setting in this dataclass."""
+        for name in sorted({*before, *vars(config)}):
+            old = before.get(name, self.added.get(above + name, _MISSING))
+            now = getattr(config, name, _MISSING)
+            if is_dataclass(now):
+                yield from self._compared({} if old is _MISSING else old, now, f"{above}{name}.")
+            else:
+                yield above + name, old, now if now is _MISSING else json.loads(json.dumps(now))
+
+    def _unchanged(self, name: str, now: Any) -> bool:
+        """Whether an automatic setting is still `auto`, or names what the run has chosen."""
+        if name not in self.automatic:
+            return False
+        chosen = self.state["done"].get("chosen", {}).get(name.rpartition(".")[2])
+        return now in ("auto", chosen) or (isinstance(now, bool) and now == bool(chosen))
+
+    def _check_data(self) -> None:
+        """Refuse to resume with other images, or to share a stream out to another number of processes."""
+        streams = self.state["done"]["streams"]
         if streams and len(streams) != self.accelerator.num_processes:
             raise UserError(
                 f"a streamed data set goes on with the processes it began with: take {len(streams)}, or start anew "
                 "with --resume never."
             )
-        if state["data"] != self.data:
+        if self.state["data"] != self.data:
             raise UserError(
-                f"data.path holds other images than when {path} was written: bring those "
+                f"data.path holds other images than when {self.path} was written: bring those "
                 "back, or start anew with --resume never."
             )

@@ -1,4 +1,4 @@
-"""The tensors of a run, out of the model and its optimiser and back, whole on the host whoever holds which part."""
+"""The tensors of a run: out of the model and its optimiser as full tensors on the host, and back, however sharded."""
 
 import torch
 from torch import nn
@@ -8,41 +8,40 @@ from .checkpoints import Tensors
 
 
 def collect(model: nn.Module, optimizer: torch.optim.Optimizer, keep: bool) -> tuple[Tensors, Tensors]:
-    """Weights and optimiser state by name. All processes have to ask; those that do not keep get empty ones."""
-    weights = {
-        name: whole for name, tensor in model.state_dict().items() if (whole := _whole(tensor, keep)) is not None
-    }
+    """Weights and optimiser state by name. All processes have to call it; those that do not keep get empty ones."""
+    weights = {name: full for name, tensor in model.state_dict().items() if (full := _full(tensor, keep)) is not None}
     moments = {}
     for name, parameter in model.named_parameters():
         for key, tensor in optimizer.state.get(parameter, {}).items():
-            if (whole := _whole(tensor, keep)) is not None:
-                moments[f"{key}.{name}"] = whole
+            if (full := _full(tensor, keep)) is not None:
+                moments[f"{key}.{name}"] = full
     return weights, moments
 
 
 @torch.no_grad()
 def restore(model: nn.Module, optimizer: torch.optim.Optimizer, weights: Tensors, moments: Tensors) -> None:
-    """The inverse of `collect`, with the whole tensors, which may be mapped files, at hand in every process."""
+    """The inverse of `collect`. Every process gives the full tensors, which may be mapped files."""
     for name, tensor in model.state_dict().items():
-        tensor.copy_(_part(weights[name], tensor))
+        tensor.copy_(_shard(weights[name], tensor))
     parameters = dict(model.named_parameters())
     for entry, tensor in moments.items():
         key, _, name = entry.partition(".")
         parameter = parameters[name]
-        # the count of steps is a plain number everywhere, all else lies as the parameter does
-        part = tensor.to(parameter.device) if tensor.ndim == 0 else _part(tensor, parameter)
-        optimizer.state[parameter][key] = part.clone()
+        # the count of steps is one number, which is not sharded; all else is laid out as the parameter is
+        shard = tensor.to(parameter.device) if tensor.ndim == 0 else _shard(tensor, parameter)
+        optimizer.state[parameter][key] = shard.clone()
 
 
-def _whole(tensor: torch.Tensor, keep: bool) -> torch.Tensor | None:
+def _full(tensor: torch.Tensor, keep: bool) -> torch.Tensor | None:
+    """A tensor on the host, gathered from its shards; None where it is not kept."""
     if isinstance(tensor, DTensor):
         tensor = tensor.full_tensor()
     return tensor.detach().cpu().contiguous() if keep else None
 
 
-def _part(whole: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    """This process's part of a whole tensor, laid out as `like`; all have the whole, so none is sent."""
-    whole = whole.to(like.device)
+def _shard(full: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """This process's shard of a full tensor, laid out as `like`. Every process has all of it, so nothing is sent."""
+    full = full.to(like.device)
     if not isinstance(like, DTensor):
-        return whole
-    return distribute_tensor(whole, like.device_mesh, like.placements, src_data_rank=None)
+        return full
+    return distribute_tensor(full, like.device_mesh, like.placements, src_data_rank=None)

@@ -61,6 +61,22 @@ def memory() -> float:
     return most / 2**20 if sys.platform == "darwin" else most / 2**10
 
 
+def free_memory() -> int:
+    """Bytes of the host's memory that are free, or may become so, within the limit of a container."""
+    try:
+        lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+        free = int(lines["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError):  # not Linux
+        free = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    for names in (("memory.max", "memory.current"), ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes")):
+        try:
+            limit, used = (int(Path("/sys/fs/cgroup", name).read_text()) for name in names)
+        except (OSError, ValueError):  # no such group, or "max"
+            continue
+        free = min(free, max(0, limit - used))
+    return free
+
+
 def _cores() -> int:
     """Of this process."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -43,8 +43,9 @@ class Screen:
             self.noted = time.monotonic()
             print(text, flush=True)
 
-    def say(self, text: str) -> None:
-        if self.shown:
+    def say(self, text: str | None) -> None:
+        """A line of its own, if there is something to say."""
+        if self.shown and text:
             print(text, flush=True)  # rich prints it above the bar
 
     def close(self) -> None:

@@ -5,7 +5,6 @@ The folder names a stock architecture, its arguments and the classes; what loads
 
 import json
 import re
-import shutil
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,9 +20,10 @@ from torch import nn
 from timm_dseq import UserError
 from timm_dseq.dseq_jepa import BACKBONE, STOCK
 from timm_dseq.hub import cards
-from timm_dseq.hub.stock import Backbone
+from timm_dseq.hub.stock import StockModel
 
 from ..data.digests import weights_digest
+from ..run.export import public_name, replacing
 
 Tensors = dict[str, torch.Tensor]
 _NO_ARCHITECTURE = ("num_classes", "in_chans", "img_size")  # given elsewhere: twice, transformers fails
@@ -79,11 +79,10 @@ def describe(model: nn.Module, shown: str, label_names: list[str], trained_on: s
     args = {key: value for key, value in get_model_args(model).items() if key not in _NO_ARCHITECTURE}
     model_args = {**(BACKBONE if stock != source["architecture"] else {}), **args}
     size = tuple(data["input_size"][1:])
-    architecture = Backbone(stock, size, model_args).dseq_name or stock
+    architecture = StockModel(stock, size, model_args).dseq_name or stock
     if source["fixed_input_size"] and size != tuple(timm.get_pretrained_cfg(stock).input_size[1:]):
         model_args["img_size"] = list(size)
-    if Path(trained_on).exists():
-        trained_on = Path(trained_on).name
+    trained_on = public_name(trained_on)
     earlier = re.search(r"\.(\w+)$", shown)
     words = [earlier[1] if earlier else "", "ft", re.sub(r"\W+", "_", trained_on.lower()).strip("_")]
     bare = deepcopy(model)
@@ -111,16 +110,13 @@ def describe(model: nn.Module, shown: str, label_names: list[str], trained_on: s
 
 
 def save(folder: Path, weights: Tensors, described: Described, words: dict[str, str]) -> None:
-    """The Hub-ready folder, which gets its name when it is whole. words: introduction, training and results."""
-    fresh = folder.with_name(f"{folder.name}.new")
-    shutil.rmtree(fresh, ignore_errors=True)
-    fresh.mkdir(parents=True)
-    save_file(weights, fresh / "model.safetensors", metadata={"format": "pt"})
-    (fresh / "config.json").write_text(json.dumps(described.config, indent=2) + "\n", encoding="utf-8")
+    """Write the Hub-ready folder. words: introduction, training and results, for the card."""
     size = sum(tensor.numel() for tensor in weights.values())
-    (fresh / "README.md").write_text(card(described, size, words), encoding="utf-8")
-    shutil.rmtree(folder, ignore_errors=True)
-    fresh.rename(folder)
+    with replacing(folder) as fresh:
+        fresh.mkdir(parents=True)
+        save_file(weights, fresh / "model.safetensors", metadata={"format": "pt"})
+        (fresh / "config.json").write_text(json.dumps(described.config, indent=2) + "\n", encoding="utf-8")
+        (fresh / "README.md").write_text(card(described, size, words), encoding="utf-8")
 
 
 def card(described: Described, parameters: int, words: dict[str, str]) -> str:

@@ -12,6 +12,7 @@ import torch
 from ..data.digests import data_digest
 from ..labels.labelled import Labelled
 from ..run import results
+from ..run.export import next_steps, table
 from . import classifier
 from .classifier import Described
 from .settings import Tuning
@@ -26,29 +27,25 @@ class Tuned:
     right: torch.Tensor  # (test images,) bool
 
 
-def hand_over(config: Tuning, tuned: list[Tuned], labelled: Labelled, twice: dict[str, int]) -> None:
+def export(config: Tuning, tuned: list[Tuned], labelled: Labelled, twice: dict[str, int]) -> None:
     """Write export/, add the line of results, and say what to do next. twice: counts of images seen twice."""
     first = tuned[0]
     record = record_of(config, tuned, labelled, twice)
-    export = Path(config.output_dir) / "export"
+    folder = Path(config.output_dir) / "export"
     words = {
         "introduction": f"{first.described.backbone} with a linear head, fine-tuned on {first.described.trained_on}.",
         "training": training(config, record, first.described.trained_on),
-        "results": found(config, record),
+        "results": accuracy(config, record),
     }
-    classifier.save(export, first.weights, first.described, words)
+    classifier.save(folder, first.weights, first.described, words)
     if record not in written(config.results):  # a finished run that is started again says nothing new
         results.append(config.results, [record])
     print(results.line(record))
     if twice["train_test"]:
         print(f"{twice['train_test']} test images are also in the training images, pixel for pixel")
-    print(f"the classifier of seed {config.seeds[0]}, ready for the Hub: {export}\nnext:")
-    print(f"  timm-dseq verify {export}")
-    print(
-        '  python -c "from transformers import pipeline; '
-        f"print(pipeline('image-classification', model='{export}')('IMAGE'))\""
-    )
-    print(f"  timm-dseq push {export} ORGANISATION/NAME", flush=True)
+    print(f"the classifier of seed {config.seeds[0]}, ready for the Hub: {folder}")
+    trial = f"from transformers import pipeline; print(pipeline('image-classification', model='{folder}')('IMAGE'))"
+    print(next_steps(folder, trial), flush=True)
 
 
 def record_of(config: Tuning, tuned: list[Tuned], labelled: Labelled, twice: dict[str, int]) -> dict[str, Any]:
@@ -89,15 +86,15 @@ def written(path: str) -> list[dict[str, Any]]:
     return [{k: v for k, v in line.items() if k not in ("time", "versions")} for line in results.read([path])]
 
 
-def found(config: Tuning, record: dict[str, Any]) -> str:
+def accuracy(config: Tuning, record: dict[str, Any]) -> str:
     """The results, for the card."""
-    spread = f" ± {record['std']:.2f}" if record["std"] is not None else ""
+    deviation = f" ± {record['std']:.2f}" if record["std"] is not None else ""
     seeds = f"{len(config.seeds)} seeds" if len(config.seeds) > 1 else "one seed"
     low, high = record["interval"]
     test, twice = record["test"], record["duplicates"]["train_test"]
     return (
         f"Top-1 on the {test['images']:,} images of the split `{test['split']}`: "
-        f"**{record['accuracy']:.2f}{spread} %** over {seeds}, 95 % interval over images {low:.2f} to {high:.2f}. "
+        f"**{record['accuracy']:.2f}{deviation} %** over {seeds}, 95 % interval over images {low:.2f} to {high:.2f}. "
         f"These weights are of seed {config.seeds[0]}: {record['each'][0]:.2f} %. "
         f"{twice or 'None'} of the test images {'are' if twice else 'is'} also trained on, pixel for pixel."
     )
@@ -120,4 +117,4 @@ def training(config: Tuning, record: dict[str, Any], trained_on: str) -> str:
         "moving average": f"{optim.ema:g}" if optim.ema else "none",
         "precision": "bf16" if config.system.precision == "bf16" else "float32",
     }
-    return "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items())])
+    return table(rows)

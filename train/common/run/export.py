@@ -1,0 +1,33 @@
+"""What both programs share that export a folder for the Hub: its writing, parts of its card, what to do next."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def replacing(folder: Path) -> Iterator[Path]:
+    """A path to write a folder to, which takes the place of `folder` when it is complete."""
+    fresh = folder.with_name(f"{folder.name}.new")
+    shutil.rmtree(fresh, ignore_errors=True)
+    yield fresh
+    shutil.rmtree(folder, ignore_errors=True)
+    os.replace(fresh, folder)
+
+
+def public_name(path: str) -> str:
+    """How a model card names data or weights: a name of the Hub as it is, a path on this machine by its last part."""
+    local = Path(path).exists() or Path(path).is_absolute() or path.startswith((".", "~"))
+    return Path(path).resolve().name if local else path
+
+
+def table(rows: dict[str, str]) -> str:
+    """Markdown of two columns without heads."""
+    return "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items())])
+
+
+def next_steps(export: Path, trial: str) -> str:
+    """What to do with a Hub-ready folder; trial: a line of Python that loads it."""
+    return f'next:\n  timm-dseq verify {export}\n  python -c "{trial}"\n  timm-dseq push {export} ORGANISATION/NAME'
