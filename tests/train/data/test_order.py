@@ -3,7 +3,7 @@
 from itertools import islice
 
 import torch
-from common.data.order import Share, order, sample_seed, sample_seeds, samples_at, seeded
+from common.data.order import DistributedBatchSampler, order, sample_seed, sample_seeds, samples_at, seeded
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -28,7 +28,10 @@ def test_an_epoch_holds_every_image_once_and_epochs_differ():
 def test_a_step_holds_the_same_samples_however_it_is_dealt(dealt, length, seed, done):
     processes, rounds = dealt
     micro_batch, batch = 3, 3 * processes * rounds
-    shares = [Share(seed, length, batch, micro_batch, rank, processes, done * batch) for rank in range(processes)]
+    shares = [
+        DistributedBatchSampler(seed, length, batch, micro_batch, rank, processes, done * batch)
+        for rank in range(processes)
+    ]
     steps = [list(islice(share, 2 * rounds)) for share in shares]
     for step in range(2):
         mine = [sample for s in steps for micro in s[step * rounds : (step + 1) * rounds] for sample in micro]
@@ -62,7 +65,7 @@ def test_samples_in_a_row_are_those_of_each_position(seed, position, count, leng
 
 
 def test_tensors_of_a_share_are_its_lists():
-    lists, tensors = (Share(3, 20, 12, 3, 1, 2, 24) for _ in range(2))
+    lists, tensors = (DistributedBatchSampler(3, 20, 12, 3, 1, 2, 24) for _ in range(2))
     for samples, tensor in islice(zip(lists, tensors.tensors(), strict=False), 12):
         assert samples == [tuple(sample) for sample in tensor.tolist()]
 

@@ -7,9 +7,11 @@ import datasets
 import numpy as np
 import pytest
 import torch
+from common.data.decoded import Crops, collate
+from common.data.images import decode, measure
 from common.data.scenes import LABELS, Scenes
 from common.data.settings import Data
-from common.data.source import Crops, collate, decode, measured, open_source
+from common.data.source import open_source
 from PIL import Image
 
 from timm_dseq import UserError
@@ -72,7 +74,7 @@ def test_the_size_of_an_image_is_known_before_it_is_decoded(kind, orientation):
     exif = Image.Exif()
     exif[0x0112] = orientation
     value = encoded(waves(64, 32), kind, exif=exif)
-    image, size = measured(value)
+    image, size = measure(value)
     assert size == decode(value).size[::-1] == decode(image).size[::-1]
 
 
@@ -84,9 +86,9 @@ def test_a_large_jpeg_is_decoded_smaller_and_the_crop_stays(size):
     whole = decode(large)
     assert decode(large, 3.9).size == (450, 320) and decode(large, 9).size == (113, 80)
     for each in draws:
-        gap = (crops.cut(large, each).int() - crops.cut(whole, each).int()).abs().float()
+        gap = (crops.crop(large, each).int() - crops.crop(whole, each).int()).abs().float()
         assert 0 < gap.mean() < 0.6 and gap.max() < 8
-    shifted = (crops.cut(whole, draws[0]).int() - crops.cut(whole, draws[1]).int()).abs().float().mean()
+    shifted = (crops.crop(whole, draws[0]).int() - crops.crop(whole, draws[1]).int()).abs().float().mean()
     assert shifted > 10  # other boxes would be seen
 
 
@@ -96,14 +98,14 @@ def test_a_large_jpeg_that_is_turned_is_cropped_upright(orientation):
     exif[0x0112] = orientation
     large = encoded(waves(), "JPEG", exif=exif, quality=95)
     for draws in crops.draws([(0, index) for index in range(4)]):
-        assert torch.equal(crops.cut(large, draws), crops.cut(decode(large), draws))
+        assert torch.equal(crops.crop(large, draws), crops.crop(decode(large), draws))
 
 
 def test_a_crop_that_needs_all_pixels_gets_them():
     image, crops = encoded(waves(120, 100), "JPEG", quality=95), Crops(None, 64, (0.3, 1.0), 0)
     whole = decode(image)  # what is lossless now has the same pixels, and no smaller version
     for draws in crops.draws([(0, index) for index in range(20)]):
-        assert torch.equal(crops.cut(image, draws), crops.cut(whole, draws))
+        assert torch.equal(crops.crop(image, draws), crops.crop(whole, draws))
 
 
 def test_rotation_by_exif_is_undone():

@@ -6,6 +6,7 @@ import multiprocessing
 import pytest
 import torch
 from common.data import stream
+from common.data.images import UnreadableImage
 from common.pretraining.settings import parse
 
 from timm_dseq import UserError
@@ -38,9 +39,9 @@ def test_workers_change_no_sample_and_a_state_in_their_midst_goes_on_with_the_ne
 @pytest.mark.parametrize("workers", [0, 1])
 def test_images_none_of_which_can_be_read_end_the_stream_in_one_line(workers, tmp_path, monkeypatch):
     def damaged(self, value, draws):
-        raise OSError("cannot identify image file")
+        raise UnreadableImage("OSError: cannot identify image file")
 
-    monkeypatch.setattr(stream.Crops, "cut", damaged)  # which workers inherit
+    monkeypatch.setattr(stream.Crops, "crop", damaged)  # which workers inherit
     with pytest.raises(UserError, match=r"5 images in a row cannot be read, the .*: is data.image right") as error:
         next(streams(shards(tmp_path), workers))
     assert "\n" not in str(error.value)
@@ -49,7 +50,7 @@ def test_images_none_of_which_can_be_read_end_the_stream_in_one_line(workers, tm
 def test_what_cannot_be_read_is_replaced_in_its_micro_batch():
     first, third = torch.full((3, 2, 2), 1), torch.full((3, 2, 2), 3)
     lost = (torch.zeros(0), (0, 8), ["eight.png: damaged"])
-    images, samples, broken = stream.filled([(first, (0, 7), []), lost, (third, (0, 9), [])])
+    images, samples, broken = stream.collate_readable([(first, (0, 7), []), lost, (third, (0, 9), [])])
     assert images[:, 0, 0, 0].tolist() == [1, 3, 3]
     assert samples.tolist() == [[0, 7], [0, 9], [0, 9]] and broken == ["eight.png: damaged"]
 

@@ -5,7 +5,6 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -25,7 +24,7 @@ class Signalled:
     """Two images; the loader's worker gets every signal while it reads them."""
 
     name, truth, label = "test", torch.zeros(2, dtype=torch.int64), "label"
-    rows = SimpleNamespace(_fingerprint="")
+    revision = ""
     main = os.getpid()
 
     def __len__(self):
@@ -70,14 +69,14 @@ print("still alive", flush=True)
 
 
 @pytest.mark.parametrize("end", ["pass", "raise RuntimeError", "sys.exit(3)"])
-def test_a_process_ends_though_something_still_holds_its_deaf_workers(end):
+def test_a_process_ends_though_something_still_holds_its_workers(end):
     code = f"""
 import sys
 import time
 sys.path.insert(0, "train")
-from common.system.signals import deaf
+from common.system.signals import ignore_signals
 from torch.utils.data import DataLoader
-held = iter(DataLoader(range(100), num_workers=2, worker_init_fn=deaf))
+held = iter(DataLoader(range(100), num_workers=2, worker_init_fn=ignore_signals))
 next(held)
 {end}
 """

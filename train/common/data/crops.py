@@ -7,9 +7,11 @@ once, by products of whole numbers that float32 holds exactly: the same pixels o
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 
 import numpy as np
 import torch
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from timm_dseq.engine.random import uniform
 from timm_dseq.host import to_device
@@ -145,3 +147,17 @@ def _gray(levels: torch.Tensor) -> torch.Tensor:
     """(B, 3, S, S) → (B, 1, S, S), whole levels."""
     red, green, blue = levels.unbind(1)
     return _rounded(0.299 * red + 0.587 * green + 0.114 * blue)[:, None]
+
+
+def normalised(images: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """uint8 (B, 3, H, W) → of that type, less ImageNet's mean, divided by its standard deviation."""
+    mean, std = _mean_and_std(dtype, images.device)
+    return images.to(dtype).sub_(mean).div_(std)
+
+
+@lru_cache
+def _mean_and_std(dtype: torch.dtype, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """ImageNet's, of levels from 0 to 255, (3, 1, 1) each."""
+    both = (255 * torch.tensor(x, dtype=dtype) for x in (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD))
+    mean, std = (to_device(x, device)[:, None, None] for x in both)
+    return mean, std

@@ -1,8 +1,8 @@
-"""Order and randomness of map-style data: the number of samples seen says everything.
+"""Order and randomness of a data set of n numbered images: the number of samples seen decides both.
 
-Sample number p of a run is image `order(seed, p // n)[p % n]` of epoch p // n; its crop, coin and blocks are drawn from
-the seed that (seed, epoch, index) give. No batch is cut at the end of an epoch, none is padded, and neither workers,
-processes nor restarts change what a sample is.
+Sample p of a run is image `order(seed, epoch, n)[p % n]` of epoch p // n. Its crop, the choice between regions and
+blocks, and its blocks are drawn from a seed made of (seed, epoch, index). Batches run across the ends of epochs: none
+is shortened or padded. The number of workers and processes, and restarts, change nothing.
 """
 
 import hashlib
@@ -22,22 +22,22 @@ _one_at_a_time = Lock()
 
 
 class Draw(IntEnum):
-    """What takes an image's index in `sample_seed` for a draw that belongs to no single image.
+    """Values in the place of an image's index in `sample_seed`, for draws that belong to no single image.
 
-    The numbers stay: another one would change every run that is resumed.
+    They never change: another value would change every run that is resumed.
     """
 
-    ORDER = -1  # of the images of an epoch
-    SHARDS = -2  # their order in a stream
+    ORDER = -1  # the order of an epoch's images
+    SHARDS = -2  # the order of a stream's shards
+    BLOCKS = -3  # the order within a stream's blocks: -3, -4, … one for each; the draws below are not pretraining's
     MIXING = -4  # mixup and cutmix of a group of images
-    DROPOUT = -5  # and all else that a model draws in training
-    SUBSET = -6
+    DROPOUT = -5  # dropout, and whatever else a model draws in training
+    SUBSET = -6  # the images of a subset
     VTAB = -7  # the 1,000 images of VTAB-1k
-    BLOCKS = -3  # of a stream: -3, -4, … for one block after another; pretraining draws nothing else there
 
 
 class RandomStream(IntEnum):
-    """Sequences of random numbers that belong to one seed, for `uniform`. The engine's blocks and orders have 0."""
+    """Independent sequences of random numbers of one seed, for `uniform`. The engine's blocks and orders take 0."""
 
     COINS = 1  # regions or blocks
     DROP_PATH = 2
@@ -52,19 +52,19 @@ def sample_seed(seed: int, epoch: int, index: int) -> int:
 
 
 def sample_seeds(seed: int, samples: torch.Tensor) -> torch.Tensor:
-    """63 random bits for each (epoch, index) of samples (B, 2): (B,) int64. No sample's depend on another's."""
+    """63 random bits for each (epoch, index) of samples (B, 2): (B,) int64. A sample's bits do not depend on others."""
     return hashed(torch.cat([torch.full_like(samples[:, :1], seed), samples], dim=1))
 
 
 @lru_cache(maxsize=2)  # a batch may straddle two epochs
 def order(seed: int, epoch: int, length: int) -> torch.Tensor:
-    """The images of one epoch in their order: (length,) int64."""
+    """The indices of an epoch's images, in their random order: (length,) int64."""
     generator = torch.Generator().manual_seed(sample_seed(seed, epoch, Draw.ORDER))
     return torch.randperm(length, generator=generator)
 
 
 def samples_at(seed: int, position: int, count: int, length: int) -> torch.Tensor:
-    """So many samples in a row from number `position` on: (epoch, index), (count, 2) int64."""
+    """`count` samples of the run from number `position` on: (epoch, index), (count, 2) int64."""
     parts = []
     while count:
         epoch, place = divmod(position, length)
@@ -74,37 +74,37 @@ def samples_at(seed: int, position: int, count: int, length: int) -> torch.Tenso
     return torch.cat(parts)
 
 
-class Share(Sampler[list[tuple[int, int]]]):
-    """The micro-batches of one process, from a number of samples seen on: lists of (epoch, index), or tensors.
+class DistributedBatchSampler(Sampler[list[tuple[int, int]]]):
+    """One process's micro-batches, from a number of samples seen on, without end: lists of (epoch, index).
 
-    A step of the whole run takes `batch` samples in a row; they are dealt to accumulation rounds first, then to
-    processes, so that the samples of a step do not depend on either.
+    Step s of a run is made of samples [s·B, (s+1)·B) of the run's order. They are cut into as many slices as there are
+    accumulation rounds, and each slice into as many parts as there are processes: a step's samples depend on neither.
     """
 
     def __init__(
         self, seed: int, length: int, batch: int, micro_batch: int, rank: int, processes: int, start: int = 0
     ) -> None:
+        """length: images in an epoch. batch: B. start: samples that the whole run has seen."""
         self.seed, self.length, self.batch, self.micro_batch = seed, length, batch, micro_batch
-        self.rank, self.processes = rank, processes
-        self.start = start  # samples the whole run has seen
+        self.rank, self.processes, self.start = rank, processes, start
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         return ([*map(tuple, samples.tolist())] for samples in self.tensors())
 
     def tensors(self) -> Iterator[torch.Tensor]:
-        """The same as (B, 2) int64."""
-        together = self.micro_batch * self.processes
-        first = self.start
+        """The same as tensors (micro_batch, 2) int64."""
+        slice_length = self.micro_batch * self.processes
+        step = self.start
         while True:
-            for round_start in range(first, first + self.batch, together):
-                own = round_start + self.rank * self.micro_batch
-                yield samples_at(self.seed, own, self.micro_batch, self.length)
-            first += self.batch
+            for slice_start in range(step, step + self.batch, slice_length):
+                position = slice_start + self.rank * self.micro_batch
+                yield samples_at(self.seed, position, self.micro_batch, self.length)
+            step += self.batch
 
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """What torch draws inside comes from the seed, whatever was drawn before; afterwards all is as it was."""
+    """Torch's random numbers on the CPU come from this seed within the block; its generator is restored behind it."""
     with _one_at_a_time, torch.random.fork_rng(devices=[]):  # threads share torch's generator
         torch.random.default_generator.manual_seed(seed)
         yield

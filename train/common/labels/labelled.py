@@ -14,9 +14,10 @@ from jsonargparse.typing import PositiveInt
 
 from timm_dseq import UserError
 
+from ..data.opening import test_split
 from ..data.order import Draw, sample_seed
 from ..data.settings import Data
-from ..data.source import Source, open_source, test_split
+from ..data.source import Source, open_source
 from . import clevr
 from .aliases import ALIASES, Alias
 
@@ -135,7 +136,7 @@ def _side(
     column = data.scenes or ("scene" if task else None)
     where = Data(path=place, split=name, label=None if data.scenes else label, **shared)
     if column:
-        scenes = open_source(replace(where, label=None), columns=[column])
+        scenes = open_source(replace(where, label=None), others=[column])
         features = scenes.rows.features
         if column in features:
             labels = clevr.labels_of(scenes.rows[column][:], task)

@@ -15,9 +15,8 @@ from timm_dseq import DSeqJEPA, UserError, block_masks
 from timm_dseq.engine.random import uniform
 from timm_dseq.host import to_device
 
-from ..data.crops import augmented
+from ..data.crops import augmented, normalised
 from ..data.order import RandomStream, sample_seeds
-from ..data.source import normalised
 from ..run.update import update
 from .attention import choose_attention
 from .figures import Figures

@@ -17,12 +17,13 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from timm.data import create_transform
-from torch.utils.data import DataLoader, Subset
+from torch.utils.data import Subset
 
 from timm_dseq import UserError
 
-from ..data.digests import DIGEST, Pictures, data_digest, together, whole
+from ..data.digests import DIGEST, Pictures, collate_pictures, data_digest
 from ..data.source import Source
+from ..data.unreadable import batches_of_all
 from ..system.screen import Screen
 from .features import Frozen, Layout
 from .settings import Cache
@@ -85,17 +86,15 @@ def extract(
     screen = Screen(len(mine), 0, accelerator.is_main_process and len(todo) > 0, unit="image")
     if len(todo):
         screen.say(f"features of {len(todo)} images of {source.name}, into {folder}")
-    loader = DataLoader(
-        Subset(
-            Pictures(source, eval_transform(preprocessing)), mine.tolist()
-        ),  # datasets 4.0 takes no integers of numpy
-        cache.batch_size,
+    batches = batches_of_all(
+        Subset(Pictures(source, eval_transform(preprocessing)), mine.tolist()),  # datasets 4.0: no integers of numpy
+        collate_pictures,
+        batch_size=cache.batch_size,
         num_workers=workers,
-        collate_fn=together,
         pin_memory=accelerator.device.type == "cuda",
     )
     seen = 0
-    for indices, images, found in whole(loader):
+    for indices, images, found in batches:
         with accelerator.autocast(), torch.no_grad():
             features = layout.rows(frozen.features(images.to(accelerator.device, non_blocking=True)))
         features = features.to(torch.float32).cpu()

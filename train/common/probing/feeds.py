@@ -12,15 +12,16 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import torch
 from accelerate import Accelerator
-from torch.utils.data import DataLoader, Dataset, Subset
+from torch.utils.data import Dataset, Subset
 from torchvision.transforms import InterpolationMode, RandomResizedCrop
 from torchvision.transforms.functional import hflip, pil_to_tensor, resized_crop
 
 from timm_dseq import UserError
 
-from ..data.digests import Pictures, together, whole
-from ..data.order import Share, order, sample_seed, seeded
+from ..data.digests import Pictures, collate_pictures
+from ..data.order import DistributedBatchSampler, order, sample_seed, seeded
 from ..data.source import Source
+from ..data.unreadable import batches_of_all
 from ..labels.labelled import taken
 from .extract import Extracted, eval_transform
 from .features import Frozen
@@ -33,23 +34,20 @@ _ROWS = 4096  # of features that are judged together
 
 
 class Augmented(Dataset):
-    """`augmented[epoch, index]`: random crop, flipped by a coin, (3, H, W) uint8; the label; what is wrong."""
+    """`augmented[epoch, index]`: random crop, flipped by a coin, (3, H, W) uint8; the label."""
 
     def __init__(self, source: Source, size: tuple[int, int], interpolation: str, seed: int) -> None:
         self.source, self.size, self.seed = source, list(size), seed
         self.interpolation = InterpolationMode(interpolation)
 
-    def __getitem__(self, sample: tuple[int, int]) -> tuple[torch.Tensor, int, str | None]:
+    def __getitem__(self, sample: tuple[int, int]) -> tuple[torch.Tensor, int]:
         _, index = sample
-        try:
-            picture = self.source.picture(index)
-        except Exception as error:  # PIL's readers raise almost anything on damaged files
-            return torch.zeros(0), -1, f"{self.source.where(index)}: {type(error).__name__}: {error}"
+        picture = self.source.picture(index)
         with seeded(sample_seed(self.seed, *sample)):
             box = RandomResizedCrop.get_params(picture, (0.08, 1.0), (3 / 4, 4 / 3))
             flip = torch.rand(1).item() < 0.5
         crop = resized_crop(picture, *box, self.size, self.interpolation)
-        return pil_to_tensor(hflip(crop) if flip else crop), int(self.source.truth[index]), None
+        return pil_to_tensor(hflip(crop) if flip else crop), int(self.source.truth[index])
 
 
 class Live:
@@ -75,24 +73,17 @@ class Live:
         """From step `start` on, without end."""
         accelerator, preprocessing = self.task.accelerator, self.task.preprocessing
         rank, processes = accelerator.process_index, accelerator.num_processes
-        share = Share(self.seed, self.images, self.batch, self.micro_batch, rank, processes, start * self.batch)
-        crops = Augmented(self.source, preprocessing["input_size"][1:], preprocessing["interpolation"], self.seed)
-        loader = iter(
-            DataLoader(
-                crops,
-                batch_sampler=share,
-                num_workers=self.task.config.workers,
-                collate_fn=_stacked,
-                pin_memory=accelerator.device.type == "cuda",
-            )
+        sampler = DistributedBatchSampler(
+            self.seed, self.images, self.batch, self.micro_batch, rank, processes, start * self.batch
         )
+        crops = Augmented(self.source, preprocessing["input_size"][1:], preprocessing["interpolation"], self.seed)
+        pinned = accelerator.device.type == "cuda"
+        loader = batches_of_all(crops, batch_sampler=sampler, num_workers=self.task.config.workers, pin_memory=pinned)
         checked = False
         while True:
             parts, labels = [], []
             for _ in range(self.batch // self.micro_batch // processes):
-                images, own, wrong = next(loader)
-                if wrong:
-                    raise UserError(f"{wrong}: mend or remove this image, a result has to be of all of them.")
+                images, own = next(loader)
                 parts.append(accelerator.gather(self._look(images)))
                 labels.append(accelerator.gather(own.to(accelerator.device)))
             features = torch.cat(parts)
@@ -106,14 +97,14 @@ class Live:
         accelerator = self.task.accelerator
         source = source if rows is None else taken(source, torch.from_numpy(rows))
         mine = range(accelerator.process_index, len(source), accelerator.num_processes)
-        loader = DataLoader(
+        batches = batches_of_all(
             Subset(Pictures(source, eval_transform(self.task.preprocessing)), mine),
-            self.task.config.heads.at_once,
+            collate_pictures,
+            batch_size=self.task.config.heads.at_once,
             num_workers=self.task.config.workers,
-            collate_fn=together,
             pin_memory=accelerator.device.type == "cuda",
         )
-        for indices, images, _ in whole(loader):
+        for indices, images, _ in batches:
             yield indices, self._views(self._look(images))
 
     def _look(self, images: torch.Tensor) -> torch.Tensor:
@@ -177,13 +168,6 @@ def places(feed: Stored, step: int) -> np.ndarray:
         for epoch in np.unique(epochs)
     ]
     return np.concatenate(found)
-
-
-def _stacked(items: list) -> tuple[torch.Tensor, torch.Tensor, str | None]:
-    images, labels, wrong = zip(*items, strict=True)
-    if line := next(filter(None, wrong), None):
-        return torch.zeros(0), torch.zeros(0), line
-    return torch.stack(images), torch.tensor(labels), None
 
 
 def _blank(size: tuple[int, ...], accelerator: Accelerator) -> torch.Tensor:

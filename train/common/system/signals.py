@@ -44,16 +44,18 @@ class Stop:
             os.kill(os.getpid(), number)
 
 
-def deaf(_worker: int) -> None:
-    """For loader workers: a signal to the whole job is the main process's, which needs them until its step is done."""
+def ignore_signals(_worker: int) -> None:
+    """`worker_init_fn` of loaders: only the main process reacts to a signal, and it needs its workers for its step."""
     for number in NUMBERS:
         signal.signal(number, signal.SIG_IGN)
 
 
 @atexit.register
 def _end_workers() -> None:
-    """Python ends a process's children by SIGTERM and waits for them, whatever still refers to them: for deaf ones, for
-    ever. This runs before, since it was registered later."""
+    """At exit Python sends SIGTERM to child processes and waits for them: for ever, for workers that ignore it.
+
+    This is registered later, so it runs first, and kills them.
+    """
     if hasattr(signal, "SIGCHLD"):
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch would take their end for an accident
     for child in multiprocessing.active_children():

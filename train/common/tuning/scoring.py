@@ -7,10 +7,10 @@ import torch
 from accelerate import Accelerator
 from timm.data import create_transform
 from torch import nn
-from torch.utils.data import DataLoader, Dataset, Subset
+from torch.utils.data import Dataset, Subset
 
 from ..data.source import Source
-from ..system.signals import deaf
+from ..data.unreadable import batches_of_all
 
 _BATCH = 128
 
@@ -41,9 +41,9 @@ def right_answers(
     mine = range(accelerator.process_index, len(source), accelerator.num_processes)
     pinned = accelerator.device.type == "cuda"
     own = Subset(Plain(source, data), mine)
-    loader = DataLoader(own, _BATCH, num_workers=workers, pin_memory=pinned, worker_init_fn=deaf)
+    batches = batches_of_all(own, batch_size=_BATCH, num_workers=workers, pin_memory=pinned)
     right = torch.zeros(len(source), device=accelerator.device)
-    for indices, images, labels in loader:
+    for indices, images, labels in batches:
         with accelerator.autocast():
             logits = model(images.to(accelerator.device, non_blocking=True))
         labels = labels.to(accelerator.device, non_blocking=True)

@@ -1,7 +1,8 @@
 """The images a run is watched on: the same ones from its start to its end, each process holding its share."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -9,11 +10,12 @@ from accelerate.utils import gather_object
 from torch.utils.data import DataLoader, Dataset, Subset
 from torchvision.transforms.v2 import CenterCrop, Compose, PILToTensor, Resize
 
-from timm_dseq import UserError
-
-from ...data.source import TRIES, Source, load, open_source, source_of, test_split
+from ...data.images import as_unreadable, decode
+from ...data.opening import test_split
+from ...data.source import Source, first_of_stream, open_source, renumbered
+from ...data.unreadable import first_readable, none_readable
 from ...system.screen import Screen
-from ...system.signals import deaf
+from ...system.signals import ignore_signals
 from ..settings import Config
 
 BATCH = 64
@@ -29,41 +31,47 @@ class Shared:
 
 
 class Centres(Dataset):
-    """`centres[place]`: the centre of an image as the evaluation sees it, (3, S, S) uint8; which one; what is broken.
+    """`centres[place]`: the centre of an image as the evaluation sees it, (3, S, S) uint8; its index; broken images.
 
     One that cannot be read is replaced by the next of `wanted` that can.
     """
 
     def __init__(self, source: Source, wanted: Sequence[int], size: int) -> None:
         self.source, self.wanted = source, wanted
-        self.show = Compose([Resize(round(size / 0.875), interpolation=3), CenterCrop(size), PILToTensor()])
+        self.transform = Compose([Resize(round(size / 0.875), interpolation=3), CenterCrop(size), PILToTensor()])
 
     def __len__(self) -> int:
         return len(self.wanted)
 
     def __getitem__(self, place: int) -> tuple[torch.Tensor, int, list[str]]:
-        broken = []
-        for step in range(min(TRIES, len(self))):
-            index = self.wanted[(place + step) % len(self)]
-            try:
-                return self.show(self.source.picture(index)), index, broken
-            except Exception as error:  # PIL's readers raise almost anything on damaged files
-                broken.append(f"{self.source.where(index)}: {type(error).__name__}: {error}")
-        return torch.zeros(0), 0, broken
+        indices = (self.wanted[(place + step) % len(self)] for step in range(len(self)))
+        image, index, broken = first_readable(indices, lambda at: self.source.read(at, self._centre))
+        return (torch.zeros(0) if image is None else image), index, broken
+
+    @as_unreadable()
+    def _centre(self, value: Any) -> torch.Tensor:
+        return self.transform(decode(value))
 
 
-def sources(config: Config) -> tuple[Source, Source, str | None]:
-    """What probes learn from, what they are tested on, and why there are none."""
+def sources(config: Config, train: Source | None) -> tuple[Source, Source, str | None]:
+    """What probes learn from, what they are tested on, and why there are none. train: None for a stream."""
     data = config.data
-    if data.streaming:
-        return _first_of_stream(config)
-    train = open_source(data)
-    split = data.probe_split or ("test" if data.path == "scenes" else test_split(data.path, data.config))
-    test = open_source(data, split) if split and split != data.split else train
-    off = None
+    if train is None:  # its first images are both: to get at others, it would have to be read on
+        probed = 2 * config.watch.probe_images if config.watch.probe_every else 0
+        train = test = first_of_stream(data, max(probed, config.watch.pictures, 1))
+    else:
+        split = data.probe_split or ("test" if data.path == "scenes" else test_split(data.path, data.config))
+        test = open_source(data, split) if split and split != data.split else train
     if train.label is None or test.label is None:
-        off = "the data set has no labels (data.label names their column)"
-    return train, test, off
+        return train, test, "the data set has no labels (data.label names their column)"
+    if not config.watch.probe_every:
+        return train, test, None
+    for source in (train, test):
+        if fault := source.label_fault():
+            return train, test, f"{fault}: does data.label name another column?"
+    if train.names and test.names and train.names != test.names:
+        test = replace(test, truth=renumbered(test.all_labels(), test.names, train.names))
+    return train, test, None
 
 
 def probe_images(
@@ -89,7 +97,7 @@ def picture_images(config: Config, source: Source) -> torch.Tensor:
     """The first images, in every process: (n, 3, S, S) uint8."""
     count = min(config.watch.pictures, len(source))
     centres = Centres(source, range(len(source)), config.model.img_size)
-    images, _, _ = _whole(centres[place] for place in range(count))
+    images, _, _ = _stacked(centres[place] for place in range(count))
     return images
 
 
@@ -100,7 +108,7 @@ def in_order(part: torch.Tensor, count: int, accelerator: Accelerator) -> torch.
 
 
 def _shared(centres: Centres, workers: int, accelerator: Accelerator, screen: Screen) -> Shared:
-    """All processes have to ask; each loads its share."""
+    """All processes have to call it; each loads its share."""
     count, processes = len(centres), accelerator.num_processes
     padded = -(-count // processes) * processes
     mine = [place % count for place in range(accelerator.process_index, padded, processes)]
@@ -109,13 +117,13 @@ def _shared(centres: Centres, workers: int, accelerator: Accelerator, screen: Sc
         BATCH,
         num_workers=min(workers, -(-len(mine) // BATCH)),
         collate_fn=list,
-        worker_init_fn=deaf,
+        worker_init_fn=ignore_signals,
     )
     items = []
     for some in loader:
         items += some
         screen.note(f"probing: {len(items)} of {len(mine)} images are loaded")
-    images, indices, broken = _whole(items)
+    images, indices, broken = _stacked(items)
     if lines := gather_object(broken):
         screen.say(
             f"an image that probes look at cannot be read and is replaced by another: {lines[0]}"
@@ -125,18 +133,10 @@ def _shared(centres: Centres, workers: int, accelerator: Accelerator, screen: Sc
     return Shared(images, count, centres.source.labels(indices) if accelerator.is_main_process else None)
 
 
-def _whole(items) -> tuple[torch.Tensor, torch.Tensor, list[str]]:
-    """Images (n, 3, S, S), which they are (n,), and what is broken."""
+def _stacked(items) -> tuple[torch.Tensor, torch.Tensor, list[str]]:
+    """Images (n, 3, S, S), their indices (n,), and what is broken."""
     images, indices, broken = zip(*items, strict=True)
     for image, lines in zip(images, broken, strict=True):
         if not image.numel():
-            raise UserError(f"{len(lines)} images in a row cannot be read, the first {lines[0]}: is data.image right?")
+            raise none_readable(len(lines), lines[0])
     return torch.stack(images), torch.tensor(indices), [line for lines in broken for line in lines]
-
-
-def _first_of_stream(config: Config) -> tuple[Source, Source, str | None]:
-    """The first images of a stream, as both: nothing else of it can be had without reading on."""
-    count = max(2 * config.watch.probe_images * bool(config.watch.probe_every), config.watch.pictures)
-    rows = load(config.data, config.data.split, streaming=True)
-    source = source_of(config.data, rows, list(rows.take(count)))
-    return source, source, None if source.label else "the data set has no labels (data.label names their column)"

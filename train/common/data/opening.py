@@ -1,0 +1,115 @@
+"""Opens a split of a data set, numbered or as a stream, and finds its columns; every mistake is one line."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pyarrow
+
+from timm_dseq import UserError
+
+from .settings import Data
+
+IMAGES = ("image", "img", "jpg", "png", "webp", "jpeg")
+LABELS = ("label", "labels", "cls", "class", "fine_label", "target")
+TEST_SPLITS = ("validation", "val", "valid", "test")
+
+
+@contextmanager
+def opening(name: str, mend: str = "check data.path.") -> Iterator[None]:
+    """Turn what `datasets`, its file readers and its network clients raise, which is almost anything, into one line."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        if "corresponds to no data" in str(error):
+            raise UserError(f"{name} is empty: check data.path and data.split.") from error
+        raise UserError(f"{name} cannot be opened ({one_line(error)}): {mend}") from error
+
+
+def one_line(error: Exception) -> str:
+    """An error of another library, short enough to be part of a line."""
+    return " ".join(f"{type(error).__name__}: {error}".split())[:200]
+
+
+def open_rows(
+    data: Data, split: str, others: Sequence[str] = (), streaming: bool = False, labels: bool = True
+) -> tuple[Any, str, str | None]:
+    """A split with its images still encoded, the column of the images, and that of the labels, if there is one.
+
+    others: columns to keep as well, where they exist. labels: whether to keep that of the labels.
+    """
+    with opening(f"{data.path}, split {split},"):
+        rows = datasets.load_dataset(**_location(data, split), split=split, streaming=streaming)
+        if rows.features is None:  # a stream that does not tell: its first row does
+            rows = rows._resolve_features()
+        if not streaming and not len(rows):
+            raise UserError(f"{data.path}, split {split}, is empty: check data.path and data.split.")
+        image, label = _image_column(rows.features, data), _label_column(rows.features, data)
+        wanted = (image, label if labels else None, *others)
+        kept = [column for column in rows.features if column in wanted]
+        return rows.cast_column(image, datasets.Image(decode=False)).select_columns(kept), image, label
+
+
+def test_split(path: str, config: str | None) -> str | None:
+    """The split that a data set is tested on, by its name, if there is one."""
+    if Path(path).is_file():
+        return None
+    with opening(path):
+        splits = datasets.get_dataset_split_names(path, config)
+    return next((split for split in TEST_SPLITS if split in splits), None)
+
+
+def _location(data: Data, split: str) -> dict[str, Any]:
+    """Where a split is, as arguments of `load_dataset`."""
+    path = Path(data.path)
+    if path.is_file() and path.suffix == ".parquet":
+        return {"path": "parquet", "data_files": {split: str(path)}}
+    if path.exists() and not path.is_dir():
+        raise UserError(f"{path} is no data set: give a folder, a .parquet file, or a name on the Hub.")
+    if (path / f"{split}.parquet").is_file():
+        return {"path": "parquet", "data_files": {split: str(path / f"{split}.parquet")}}
+    if (path / split).is_dir():  # `datasets` would guess from the names of other folders
+        return {"path": data.path, "name": data.config, "data_files": {split: f"{split}/**"}}
+    if path.is_dir() or not (path.is_absolute() or data.path.startswith(".") or path.suffix):
+        return {"path": data.path, "name": data.config}
+    raise UserError(f"{path} does not exist: check data.path.")
+
+
+def _image_column(features: datasets.Features, data: Data) -> str:
+    if data.image and data.image not in features:
+        raise UserError(f"{data.path} has no column {data.image!r}: data.image is one of {', '.join(features)}.")
+    if data.image:
+        if not _may_hold_images(features[data.image]):
+            raise UserError(f"{data.path}: column {data.image!r} holds no images: data.image names another.")
+        return data.image
+    images = [name for name, kind in features.items() if isinstance(kind, datasets.Image)]
+    images = images or [name for name in IMAGES if name in features and _may_hold_images(features[name])]
+    if not images:
+        raise UserError(f"{data.path} has no image column: name one with data.image, of {', '.join(features)}.")
+    return next((name for name in IMAGES if name in images), images[0])
+
+
+def _may_hold_images(kind: Any) -> bool:
+    """Whether `datasets` can take a column of this type for encoded images, or for their paths."""
+    storage = datasets.Features({"column": kind}).arrow_schema.field("column").type
+    try:
+        datasets.Image(decode=False).cast_storage(pyarrow.array([], storage))
+    except (pyarrow.ArrowException, TypeError, ValueError):
+        return False
+    return True
+
+
+def _label_column(features: datasets.Features, data: Data) -> str | None:
+    if data.label and data.label not in features:
+        raise UserError(f"{data.path} has no column {data.label!r}: data.label is one of {', '.join(features)}.")
+    name = data.label or next((name for name in LABELS if name in features), None)
+    kind = features[name] if name else None
+    if isinstance(kind, datasets.ClassLabel) or (isinstance(kind, datasets.Value) and "int" in kind.dtype):
+        return name
+    if data.label:
+        raise UserError(f"{data.path}: column {name!r} holds no classes: data.label has to name whole numbers.")
+    return None

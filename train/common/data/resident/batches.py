@@ -1,0 +1,120 @@
+"""Batches of random crops from pixels that were decoded once, a whole batch cropped at a time, on the device.
+
+The samples are those of data/decoded.py: the same order, the same boxes, the same image in the place of one that cannot
+be read.
+"""
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+
+import numpy as np
+import torch
+
+from timm_dseq.host import to_device
+
+from ..crops import box_draws, crop_boxes, cropped
+from ..images import UnreadableImage
+from ..order import DistributedBatchSampler, sample_seeds
+from ..source import Source
+from ..unreadable import TRIES, none_readable
+from .pixel_file import PixelFile
+
+_OF_DEVICE = 0.3  # share of the device's free memory that pixels may take
+
+
+class Resident:
+    """This process's endless micro-batches: crops (B, 3, S, S) uint8, (epoch, index) (B, 2), broken images.
+
+    Crops are made on the device. The pixels are there, too, or in the mapped file if they are too many.
+    """
+
+    def __init__(
+        self,
+        file: PixelFile,
+        source: Source,
+        size: int,
+        scale: tuple[float, float],
+        seed: int,
+        sampler: DistributedBatchSampler,
+        device: torch.device,
+    ) -> None:
+        """size: side of the crops. scale: least and greatest share of an image's area."""
+        self.source, self.size, self.scale, self.seed = source, size, scale, seed
+        self.device = device if device.type == "cuda" else torch.device("cpu")
+        images, self.sizes = file.read()
+        self.readable = _readable(self.sizes, source)
+        self.pixels = torch.from_numpy(images)
+        self.pixels_on_device = self.device.type == "cpu"
+        if not self.pixels_on_device and images.nbytes <= _OF_DEVICE * torch.cuda.mem_get_info(self.device)[0]:
+            self.pixels, self.pixels_on_device = _copied(self.pixels, self.device), True
+        self.reason = cache(self._reason)
+        self.batches = self._batches(sampler)
+
+    def describe(self) -> str:
+        where = "in the mapped file" if self.pixels.device.type == "cpu" else "on the device"
+        count, _, side, _ = self.pixels.shape
+        return f"resident: {count:,} images at {side} px, {self.pixels.nbytes / 2**30:.1f} GiB, {where}"
+
+    def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor, list[str]]]:
+        return self
+
+    def __next__(self) -> tuple[torch.Tensor, torch.Tensor, list[str]]:
+        samples, images = next(self.batches)
+        indices = samples[:, 1].numpy()
+        taken = self.readable[indices]
+        boxes = crop_boxes(box_draws(sample_seeds(self.seed, samples), self.scale), self.sizes[taken])
+        broken = [line for index in indices[taken != indices].tolist() for line in self._broken(index)]
+        return cropped(images, self.sizes[taken], boxes, self.size), samples, broken
+
+    def _batches(self, sampler: DistributedBatchSampler) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Samples (B, 2), and the pixels of their images (B, 3, W, W) on the device."""
+        if self.pixels_on_device:
+            for samples in sampler.tensors():
+                yield samples, self._rows(samples)
+        with ThreadPoolExecutor(1) as reader:  # one batch is read while the device works on the one before
+            next_batch = None
+            for samples in sampler.tensors():
+                batch, next_batch = next_batch, (samples, reader.submit(self._rows, samples))
+                if batch:
+                    yield batch[0], batch[1].result().to(self.device, non_blocking=True)
+
+    def _rows(self, samples: torch.Tensor) -> torch.Tensor:
+        indices = torch.from_numpy(self.readable[samples[:, 1].numpy()])
+        if self.pixels_on_device:
+            return self.pixels.index_select(0, to_device(indices, self.device))
+        rows = torch.empty(len(indices), *self.pixels.shape[1:], dtype=torch.uint8, pin_memory=True)
+        return torch.index_select(self.pixels, 0, indices, out=rows)
+
+    def _broken(self, index: int) -> list[str]:
+        """One line for each image from this one up to the next that can be read."""
+        steps = (int(self.readable[index]) - index) % len(self.source)
+        return [self.reason((index + step) % len(self.source)) for step in range(steps)]
+
+    def _reason(self, index: int) -> str:
+        try:
+            self.source.picture(index)
+        except UnreadableImage as error:
+            return str(error)
+        return f"{self.source.where(index)}: it could not be read when the file of pixels was built"
+
+
+def _readable(sizes: np.ndarray, source: Source) -> np.ndarray:
+    """For each image its index, or that of the next one that can be read: (N,) int64."""
+    (readable,) = sizes.all(1).nonzero()
+    if not len(readable):
+        raise none_readable(min(TRIES, len(sizes)), source.where(0))
+    indices = np.arange(len(sizes))
+    following = readable[np.searchsorted(readable, indices) % len(readable)]
+    lost = (following - indices) % len(sizes) >= TRIES
+    if lost.any():
+        raise none_readable(TRIES, source.where(int(lost.argmax())))
+    return following
+
+
+def _copied(pixels: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """A copy on the device, made in pieces: the mapped file is never in memory as a whole."""
+    copy = torch.empty(pixels.shape, dtype=torch.uint8, device=device)
+    for source, target in zip(pixels.split(4096), copy.split(4096), strict=True):
+        target.copy_(source)
+    return copy
