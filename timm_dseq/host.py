@@ -1,19 +1,19 @@
-"""The crossings between host and device: small tables go there, and once a step a few numbers come back."""
+"""Copies between host and device: small tables go to the device, and once a step a few numbers come back."""
 
 import torch
 
 
 def to_device(table: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """A host table on the device; nobody waits for the copy."""
+    """A host table on the device, copied from pinned memory, so that the host does not wait."""
     if device.type == "cuda" and table.device.type == "cpu":
         return table.pin_memory().to(device, non_blocking=True)
     return table.to(device)
 
 
 class Fetch:
-    """Tensors of one device on their way to the host, in one copy: asked for early, read when they are needed.
+    """Tensors of one device, copied to the host together: the copy starts at once, `read` waits for its end.
 
-    Between the two the device goes on with whatever it was given meanwhile.
+    In between the device works on whatever it is given.
     """
 
     def __init__(self, *tensors: torch.Tensor) -> None:
@@ -28,7 +28,7 @@ class Fetch:
             self._host = bits.cpu()
 
     def read(self) -> list[torch.Tensor]:
-        """The tensors, on the host."""
+        """The tensors on the host, in their order, shapes and types."""
         if self._copied is not None:
             self._copied.synchronize()
         parts = self._host.split([shape.numel() for shape, _ in self._like])
@@ -36,7 +36,7 @@ class Fetch:
 
 
 def _to_bits(tensor: torch.Tensor) -> torch.Tensor:
-    """Numbers of any kind as int64, so that they travel together."""
+    """Numbers of any type as int64, so that one copy takes them all."""
     if tensor.dtype == torch.float64:
         return tensor.view(torch.int64)
     if tensor.dtype == torch.float32:
@@ -45,6 +45,7 @@ def _to_bits(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _from_bits(bits: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """The inverse of `_to_bits`."""
     if dtype == torch.float64:
         return bits.view(torch.float64)
     if dtype == torch.float32:

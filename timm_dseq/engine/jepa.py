@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from ..errors import UserError
 from .curriculum import Choice
 from .loss import MEANS, batch_loss
-from .packing import attention_rule, chain, pack, scatter_to_slots, slots_of
+from .packing import pack_contexts
 from .plans import Plan
 from .predictor import Predictor
 from .regions import Regions, check_options, rank_regions
@@ -27,10 +27,11 @@ OBJECTIVES = ("dseq", "dseq_causal", "ijepa")
 class DSeqJEPA(nn.Module):
     """Everything one pretraining step needs.
 
-    encoder: the name of a timm ViT, or a model, which becomes the student itself. pretrained: keep the weights it has,
-    or load those that belong to the name; otherwise all start as I-JEPA's. Regions, their order and the saliency query
-    are those of `rank_regions` and `saliency_map`; `flat` predicts every region from R_1 alone. terms: losses to add,
-    name → factor; contrastive=True is short for terms={"contrastive": 1.0}.
+    encoder: the name of a timm ViT, or a model, which becomes the student itself. pretrained: keep the model's weights,
+    or load those that belong to the name; otherwise it is initialised as I-JEPA's. query and block are those of
+    `saliency_map`, num_regions to stop_after those of `rank_regions`; flat=True predicts every region from R_1 alone.
+    loss: the mean over target tokens ("token"), or over predictions of the mean over each one's tokens ("step").
+    terms: losses to add, name → factor; contrastive=True is short for terms={"contrastive": 1.0}.
     """
 
     def __init__(
@@ -61,7 +62,9 @@ class DSeqJEPA(nn.Module):
             raise UserError(f"loss={loss!r} is unknown: choose 'token' or 'step'")
         if flat and objective == "dseq_causal":
             raise UserError("flat=True and objective='dseq_causal' exclude each other: use objective='dseq'")
-        check_options(num_regions, min_area, order, regions, stop_after)
+        self.region_options = {"num_regions": num_regions, "min_area": min_area, "order": order}
+        self.region_options |= {"regions": regions, "stop_after": stop_after}
+        check_options(**self.region_options)
         terms = {**({"contrastive": 1.0} if contrastive else {}), **(terms or {})}
         check_terms(terms)
         if isinstance(encoder, str):
@@ -76,13 +79,6 @@ class DSeqJEPA(nn.Module):
                 raise UserError(f"query={query!r} is for analysis: pretrain with one of {', '.join(TRAINING_QUERIES)}")
         self.objective, self.loss, self.flat = objective, loss, flat
         self.query, self.saliency_block = query, block_index(encoder, block)
-        self.region_options = {
-            "num_regions": num_regions,
-            "min_area": min_area,
-            "order": order,
-            "regions": regions,
-            "stop_after": stop_after,
-        }
         prepare_encoder(encoder, keep_weights=pretrained)
         self.student = encoder
         self.target = deepcopy(encoder).requires_grad_(False).eval()
@@ -90,7 +86,7 @@ class DSeqJEPA(nn.Module):
         heads = encoder.blocks[0].attn.num_heads
         self.predictor = Predictor(encoder.patch_embed.grid_size, encoder.embed_dim, heads, predictor_width, depth)
         self.terms = terms
-        for name in terms:  # each a module of its own name, as checkpoints have it
+        for name in terms:  # a module of this name, as it is in checkpoints
             self.add_module(name, TERMS[name](encoder.embed_dim))
         self.varlen = False  # of the student's pass; see Predictor.varlen
 
@@ -121,24 +117,25 @@ class DSeqJEPA(nn.Module):
         use_regions: torch.Tensor | None = None,
         blocks: Blocks | None = None,
         plan: Plan | None = None,
-        look: bool = False,
+        target_only: bool = False,
         fetch: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, int, dict] | tuple[torch.Tensor, torch.Tensor] | torch.Tensor:
-        """The loss of a batch summed over its target tokens, (); how many these are; and facts about the batch.
+        """The loss of a batch as a sum, (); the number of target tokens, or predictions, in it; facts about the batch.
 
-        The mean is loss / count; sums and counts of several batches or processes add up. With loss="step" they are the
-        sum over predictions, each the mean over its tokens, and the number of predictions.
+        The mean is loss / count. Sums and counts of several batches or processes add up.
 
         use_regions (B,) bool: the curriculum's coin of each image (None: regions for all). blocks: the target blocks
-        that an image without regions, or whose coin says so, is trained on. fetch: numbers on the device that the
-        caller wants on the host: they come as facts["fetched"] in the step's one copy.
+        for images whose coin is False, or whose map has no region. fetch: numbers on the device that the caller wants
+        on the host; they come as facts["fetched"], in the step's only copy from the device.
 
-        Given a plan, the student's predictions for it (see `predict`); with look, see `look`.
+        With a plan it returns `predict`, with target_only `features_and_saliency`: whatever wraps a model of several
+        processes knows no other call.
         """
         if plan is not None:
             return self._predictions(images, plan)[0]
-        if look:
-            return self._features(images)
+        if target_only:
+            tokens = self._begin_target(images)
+            return self._end_target(tokens), self._saliency(images, tokens)
         if blocks is None or len(blocks) != len(images):
             raise UserError("blocks are missing: give one for each image, by block_masks(grid, seeds)")
         tokens = self._begin_target(images)
@@ -156,9 +153,9 @@ class DSeqJEPA(nn.Module):
         """The student's differentiable predictions, in the order of `plan.targets.nonzero()`: (T, D)."""
         return self(images, plan=plan)
 
-    def look(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """What the target makes of images: patch features behind the final norm (B, N, D), and saliency (B, h, w)."""
-        return self(images, look=True)
+    def features_and_saliency(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The target encoder's patch features after the final norm (B, N, D), and saliency (B, h, w)."""
+        return self(images, target_only=True)
 
     @torch.no_grad()
     def update_target(self, momentum: float) -> None:
@@ -167,26 +164,23 @@ class DSeqJEPA(nn.Module):
 
     @torch.no_grad()
     def _begin_target(self, images: torch.Tensor) -> torch.Tensor:
-        """The target's pass up to the block that saliency is read from: its tokens (B, prefix + N, D)."""
+        """The target's pass up to the transformer block that saliency is read from: its tokens (B, prefix + N, D)."""
         return run_blocks(self.target.blocks[: self.saliency_block + 1], embed(self.target, images))
 
     @torch.no_grad()
     def _end_target(self, tokens: torch.Tensor) -> torch.Tensor:
-        """The rest of the pass: patch features behind the final norm (B, N, D)."""
+        """The rest of the pass: patch features after the final norm (B, N, D)."""
         tokens = run_blocks(self.target.blocks[self.saliency_block + 1 :], tokens)
         return final_norm(self.target)(tokens)[:, self.target.num_prefix_tokens :]
 
     def _latents(self, tokens: torch.Tensor) -> torch.Tensor:
-        """What is to be predicted (B, N, D): the target's features, normed without parameters."""
+        """What is to be predicted (B, N, D): the target's features, layer-normed without parameters."""
         features = self._end_target(tokens)
         with torch.autocast(tokens.device.type, enabled=False):
             return F.layer_norm(full_precision(features), features.shape[-1:])
 
-    def _features(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        tokens = self._begin_target(images)
-        return self._end_target(tokens), self._saliency(images, tokens)
-
     def _saliency(self, images: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+        """Saliency of images (B, C, H, W) from the target's tokens (B, prefix + N, D): (B, h, w)."""
         return saliency_from_tokens(self.target, tokens, self.query, grid=grid_of(self.target, images))
 
     def _regions(self, images: torch.Tensor, tokens: torch.Tensor, blocks: Blocks) -> Regions | None:
@@ -196,22 +190,10 @@ class DSeqJEPA(nn.Module):
         return rank_regions(self._saliency(images, tokens), seeds=blocks.seeds, **self.region_options)
 
     def _predictions(self, images: torch.Tensor, plan: Plan) -> tuple[torch.Tensor, dict]:
-        """Predictions (T, D) in the order of `plan.targets.nonzero()`, and what the two transformers computed."""
+        """Predictions (T, D) in the order of `plan.targets.nonzero()`, and how much the two transformers computed."""
         model = self.student
-        tokens = embed(model, images)  # (B, prefix + N, D)
-        length, dim = tokens.shape[1:]
-        prefix = model.num_prefix_tokens
-        sizes = prefix + plan.sizes[0]
-        varlen = self.varlen and plan.context_rank is None  # its kernel knows no ranks
-        layout = chain(sizes) if varlen else pack(sizes, length, dim)
-        slots = slots_of(layout, F.pad(plan.contexts, (prefix, 0), value=True))  # (E, prefix + N)
-        source = plan.context_image[:, None] * length + torch.arange(length, device=slots.device)
-        source = scatter_to_slots(layout, slots, source, empty=0)
-        rank = None
-        if plan.context_rank is not None:
-            rank = scatter_to_slots(layout, slots, F.pad(plan.context_rank, (prefix, 0)), empty=0)
-        rows = tokens.flatten(0, 1).index_select(0, source).view(layout.rows, layout.length, dim)
-        rows = run_blocks(model.blocks, rows, attention_rule(layout, slots, rank), model.grad_checkpointing)
+        rows, rule, slots, layout = pack_contexts(embed(model, images), plan, model.num_prefix_tokens, self.varlen)
+        rows = run_blocks(model.blocks, rows, rule, model.grad_checkpointing)
         encoded = final_norm(model)(rows).flatten(0, 1)
-        predictions, predictor_layout = self.predictor(encoded, slots[:, prefix:], plan)
+        predictions, predictor_layout = self.predictor(encoded, slots, plan)
         return predictions, {**layout.facts("encoder"), **predictor_layout.facts("predictor")}

@@ -1,6 +1,6 @@
-"""IN ORDER: regions or blocks → a Plan, which says which patches are seen together and which are predicted from them.
+"""IN ORDER: regions or target blocks → a Plan, which says which patches are predicted from which.
 
-Nothing after this step knows which method made the plan.
+The steps that follow do not know which method made the plan.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from functools import cached_property
 
 import torch
 
+from ..errors import UserError
 from ..host import to_device
 from .regions import Regions
 from .target_blocks import Blocks
@@ -28,10 +29,10 @@ class Plan:
     context_image: torch.Tensor  # (E,)
     targets: torch.Tensor  # (P, N) bool
     target_context: torch.Tensor  # (P,)
-    step: torch.Tensor  # (P,) place in the image's sequence, from 1
+    step: torch.Tensor  # (P,) number of the prediction in its image's sequence, from 1
     context_rank: torch.Tensor | None = None  # (E, N) int64, 0 where there is no context; None: 0 everywhere
     target_rank: torch.Tensor | None = None  # (P,) int64; None: 1 everywhere
-    known_sizes: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = None  # what `sizes` gives, if it is known
+    known_sizes: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = None  # `sizes`, where the maker knows them
 
     def visible(self) -> torch.Tensor:
         """The patches that each prediction may see: (P, N) bool."""
@@ -41,13 +42,19 @@ class Plan:
         ranks = self.context_rank.index_select(0, self.target_context)
         return contexts & (ranks < self.target_rank[:, None])
 
+    def ranks(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """The ranks of context patches (E, N), 0 outside, and of predictions (P,)."""
+        if self.context_rank is None:
+            return torch.zeros_like(self.contexts, dtype=torch.long), torch.ones_like(self.step)
+        return self.context_rank, self.target_rank
+
     def target_image(self) -> torch.Tensor:
         """The image of each prediction: (P,)."""
         return self.context_image.index_select(0, self.target_context)
 
     @cached_property
     def sizes(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Patches of each context (E,), of each prediction's view (P,), and of its target (P,), on the host."""
+        """On the host: patches of each context (E,), visible to each prediction (P,), and of its target (P,)."""
         if self.known_sizes is not None:
             return self.known_sizes
         counts = torch.cat([self.contexts.sum(1), self.visible().sum(1), self.targets.sum(1)]).cpu()
@@ -56,24 +63,14 @@ class Plan:
 
     @staticmethod
     def cat(plans: Sequence[Plan]) -> Plan:
-        """One plan that holds several, in their order; images keep their numbers."""
+        """Several plans as one, in their order; images keep their numbers."""
         starts = [sum(len(plan.contexts) for plan in plans[:i]) for i in range(len(plans))]
         names = ("contexts", "context_image", "targets", "step")
         joined = {name: torch.cat([getattr(plan, name) for plan in plans]) for name in names}
         joined["target_context"] = torch.cat([p.target_context + start for p, start in zip(plans, starts, strict=True)])
         if any(plan.context_rank is not None for plan in plans):
-            plain = [plan.context_rank is None for plan in plans]
-            joined["context_rank"] = torch.cat(
-                [
-                    p.contexts.long() * 0 if is_plain else p.context_rank
-                    for p, is_plain in zip(plans, plain, strict=True)
-                ]
-            )
-            joined["target_rank"] = torch.cat(
-                [
-                    torch.ones_like(p.step) if is_plain else p.target_rank
-                    for p, is_plain in zip(plans, plain, strict=True)
-                ]
+            joined["context_rank"], joined["target_rank"] = (
+                torch.cat(ranks) for ranks in zip(*(plan.ranks() for plan in plans), strict=True)
             )
         sizes = None
         if all(plan.known_sizes is not None for plan in plans):
@@ -89,29 +86,30 @@ def plan_regions(
     images: torch.Tensor | None = None,
     area: torch.Tensor | None = None,
 ) -> Plan:
-    """Predict R_2 from R_1, R_3 from R_1 ∪ R_2, and so on, for the images given (default: all that have such a step).
+    """Predict R_2 from R_1, R_3 from R_1 ∪ R_2, and so on, for the images given (default: all with two regions).
 
     flat: every region from R_1 alone. causal: one context R_1 … R_{N-1} in which a token sees its own region and those
-    before. images (I,) and area (B, N), both on the host, spare a copy where `regions.area` is already there.
+    before. images (I,) and area (B, N), `regions.area`, are on the host; with them nothing is copied from the device.
     """
     if flat and causal:
-        raise ValueError("flat and causal exclude each other: with flat, nothing follows R_1")
+        raise UserError("flat=True and causal=True exclude each other: with flat no context follows R_1. Leave one out")
     area = regions.area.cpu() if area is None else area
     images = torch.arange(len(area)) if images is None else images
     present = area[images] > 0  # (I, N)
     images, present = images[present.sum(1) > 1], present[present.sum(1) > 1]
     area, n_regions = area[images], area.shape[1]
-    place = present.cumsum(1) - 1  # of a region in its image's sequence
-    seen = area.cumsum(1) - area  # patches before each region
-    i, target = (present & (place > 0)).nonzero().unbind(1)
-    step, target_sizes, views = place[i, target], area[i, target], seen[i, target]
+    number = present.cumsum(1) - 1  # (I, N): of a region in its image's sequence, 0 for R_1
+    before = area.cumsum(1) - area  # (I, N): patches in the regions before it
+    i, target = (present & (number > 0)).nonzero().unbind(1)
+    step, target_sizes, views = number[i, target], area[i, target], before[i, target]
     if flat or causal:
-        # the last region of the context: R_1, or the last but one
-        last = (place == (0 if flat else place[:, -1:] - 1)).int().argmax(1)
+        # the context ends with R_1, or with the last region but one
+        last = (number == (0 if flat else number[:, -1:] - 1)).int().argmax(1)
         context, target_context, sizes = torch.arange(len(images)), i, area.cumsum(1).gather(1, last[:, None])[:, 0]
         views = sizes[i] if flat else views
     else:
-        context, target_context, sizes, last = i, torch.arange(len(i)), views, target - 1  # all before the target
+        # the context ends before the target
+        context, target_context, sizes, last = i, torch.arange(len(i)), views, target - 1
     device = regions.masks.device
     image, union_row = to_device(torch.stack([images[context], images[context] * n_regions + last]), device)
     target_row, target_context, step = to_device(
@@ -130,9 +128,10 @@ def plan_regions(
 
 @torch.no_grad()
 def plan_blocks(blocks: Blocks, images: torch.Tensor | None = None, area: torch.Tensor | None = None) -> Plan:
-    """Predict each target block from the one context, for the images given (default: all that have such a step).
+    """Predict each target block from the one context block, for the images given (default: all that have a target).
 
-    images (I,) and area (B, 1 + targets), both on the host, spare a copy where `block_area(blocks)` is already there.
+    images (I,) and area (B, 1 + targets), `block_area(blocks)`, are on the host; with them nothing is copied from the
+    device.
     """
     area = block_area(blocks).cpu() if area is None else area
     images = torch.arange(len(area)) if images is None else images
@@ -149,5 +148,5 @@ def plan_blocks(blocks: Blocks, images: torch.Tensor | None = None, area: torch.
 
 
 def block_area(blocks: Blocks) -> torch.Tensor:
-    """Patches of the context and of each target: (B, 1 + targets)."""
+    """Patches of the context block and of each target block: (B, 1 + targets)."""
     return torch.cat([blocks.context.sum((1, 2))[:, None], blocks.targets.sum((2, 3))], dim=1)

@@ -1,6 +1,6 @@
 """Random numbers that are pure functions of a seed: seeds (B,) → uniform numbers (B, count).
 
-A counter hashed with the seed by integer arithmetic, so a sample draws the same numbers on every device and in every
+A counter is hashed with the seed by integer arithmetic, so a sample draws the same numbers on every device and in every
 batch.
 """
 
@@ -28,7 +28,7 @@ def uniform(seeds: torch.Tensor, count: int, stream: int = 0) -> torch.Tensor:
 
 
 def hashed(columns: torch.Tensor) -> torch.Tensor:
-    """Rows of integers (B, n) → 63 bits that depend on all of a row, in their order: (B,) int64."""
+    """Rows of integers (B, n) → 63 bits that depend on all numbers of the row and on their order: (B,) int64."""
     low = torch.full_like(columns[:, 0], 0x510E527F)
     high = torch.full_like(low, 0x1F83D9AB)
     for column in columns.long().unbind(1):

@@ -1,7 +1,7 @@
 """WHICH: saliency maps (B, h, w) → ranked regions, masks (B, N, h, w).
 
-Otsu's threshold, 8-connected components of the foreground, small ones dropped, the best N − 1 ranked by mean saliency,
-the last region all that is left. Batched on the device, with nothing copied to the host.
+Otsu's threshold, 8-connected components of the foreground, small ones dropped, the best N − 1 ranked by mean saliency;
+the last region is the remainder. Batched on the device; nothing is copied to the host.
 """
 
 import math
@@ -19,10 +19,10 @@ ORDERS = ("saliency", "inverse", "random", "spatial")
 
 @dataclass(frozen=True)
 class Regions:
-    """The regions R_1 … R_N of B images: found ones first, in their order, then empty ones, the remainder last."""
+    """The regions R_1 … R_N of B images: those that exist in their order, then empty ones, the remainder last."""
 
     masks: torch.Tensor  # (B, N, h, w) bool
-    count: torch.Tensor  # (B,) regions found, the remainder not among them
+    count: torch.Tensor  # (B,) regions that are not empty, without the remainder
     area: torch.Tensor  # (B, N) patches
     score: torch.Tensor  # (B, N) mean saliency, 0 for an empty region
 
@@ -37,12 +37,12 @@ def rank_regions(
     regions: str = "components",
     stop_after: int | None = None,
 ) -> Regions:
-    """Regions of saliency maps (B, h, w), at most `num_regions` with the remainder.
+    """The regions of saliency maps (B, h, w), at most `num_regions` with the remainder.
 
-    order: `saliency`, `inverse`, `random` (a pure function of `seeds` (B,)) or `spatial` (first patch first); the same
-    regions each time. regions: `components` of the foreground, or `uniform` for near-equal rectangles. stop_after=k:
-    the sequence ends with R_k, later regions and the remainder are left empty. A constant map, or one that is not
-    finite, has only the remainder.
+    order: `saliency`, `inverse`, `random` (a pure function of `seeds` (B,)) or `spatial` (by the first patch); it does
+    not change which regions there are. regions: `components` of the foreground, or `uniform` for near-equal rectangles.
+    stop_after=k: the sequence ends with R_k, later regions and the remainder are empty. A constant map, or one that is
+    not finite, has only the remainder.
     """
     check_options(num_regions, min_area, order, regions, stop_after)
     if order == "random" and seeds is None:
@@ -68,7 +68,7 @@ def rank_regions(
 
 
 def check_options(num_regions: int, min_area: float, order: str, regions: str, stop_after: int | None) -> None:
-    """One line for an option that makes no regions."""
+    """One line for an option that is unknown or leaves no sequence of regions."""
     if num_regions < 2:
         raise UserError(f"num_regions={num_regions}: a sequence needs at least 2, one to see and one to predict")
     if not 0 <= min_area < 1:
@@ -84,9 +84,9 @@ def check_options(num_regions: int, min_area: float, order: str, regions: str, s
 
 
 def otsu_foreground(flat: torch.Tensor) -> torch.Tensor:
-    """Patches above Otsu's threshold of maps in [0, 1] rounded to 8 bits: (B, n) → (B, n) bool.
+    """Patches above Otsu's threshold of maps in [0, 1], rounded to 8 bits: (B, n) → (B, n) bool.
 
-    The variance between classes is compared in integers, which is exact up to 128×128 patches and needs no float64.
+    The variance between the two classes is compared in integers: exact up to 128×128 patches, and without float64.
     """
     n = flat.shape[1]
     if n > 128 * 128:
@@ -99,8 +99,8 @@ def otsu_foreground(flat: torch.Tensor) -> torch.Tensor:
     # weight · (difference of the class means), exact; squared over weight it is n² times the variance between classes
     gap = (n * partial[:, :-1] - below * partial[:, -1:]).abs()
     product = gap * (gap % weight)
-    whole = gap * (gap // weight) + product // weight
-    variance = whole * 2**20 + (product % weight) * 2**20 // weight
+    quotient = gap * (gap // weight) + product // weight
+    variance = quotient * 2**20 + (product % weight) * 2**20 // weight
     is_edge = ordered[:, 1:] > ordered[:, :-1]
     best = torch.where(is_edge, variance, -1).argmax(1, keepdim=True) if n > 1 else ordered.new_zeros(len(flat), 1)
     return levels > ordered.gather(1, best)
@@ -110,9 +110,9 @@ def connected_components(foreground: torch.Tensor) -> torch.Tensor:
     """8-connected components of (B, h, w) bool: (B, h, w) int64, 0 for background, else 1 + the component's last patch.
 
     Each round joins every tree of patches to the greatest label that touches it, then shortens all paths to their
-    roots. Trees left after the first round are local maxima, at most one in each 2×2 patches. From then on each tree
-    joins another at the latest every second round (the neighbour it outranks has joined something greater), so their
-    number halves and the rounds needed are known: nothing has to ask the device whether it is done.
+    roots. Round 1 leaves local maxima alone, at most one tree in each 2×2 patches. After that each tree joins another
+    at least every second round, since the neighbour that it outranks has joined a greater one: the number of trees
+    halves. So a fixed number of rounds is enough, and the host need not ask the device whether more are needed.
     """
     b, h, w = foreground.shape
     n = h * w
@@ -122,7 +122,7 @@ def connected_components(foreground: torch.Tensor) -> torch.Tensor:
     trees, spare = n, False
     while trees > 1:
         near = torch.nn.functional.max_pool2d(label.view(b, 1, h, w).float(), 3, 1, 1).flatten(1) * inside
-        # float32 holds every label exactly, and pooling integers is missing on some devices
+        # pooled as float32, which holds every label exactly: some devices cannot pool integers
         parent = first.float().scatter_reduce(1, label, near, "amax").long()
         for _ in range(math.ceil(math.log2(trees))):
             parent = parent.gather(1, parent)
@@ -138,7 +138,7 @@ def connected_components(foreground: torch.Tensor) -> torch.Tensor:
 
 
 def _large_components(foreground: torch.Tensor, min_patches: float) -> torch.Tensor:
-    """Masks (B, K, n) of the components with at least so many patches; the rest of the K are empty."""
+    """Masks (B, K, n) of the components with at least `min_patches` patches; the rest of the K are empty."""
     b, h, w = foreground.shape
     label = connected_components(foreground).flatten(1)
     n = h * w
@@ -148,12 +148,12 @@ def _large_components(foreground: torch.Tensor, min_patches: float) -> torch.Ten
     if min_patches > 1:
         at_most = min(at_most, int(n / min_patches))
     size, which = sizes.topk(at_most, dim=1)  # (B, K)
-    kept = (size >= min_patches) & (size > 0)
-    return (label[:, None] == which[:, :, None]) & kept[:, :, None]
+    large = (size >= min_patches) & (size > 0)
+    return (label[:, None] == which[:, :, None]) & large[:, :, None]
 
 
 def _rectangles(h: int, w: int, count: int, device: torch.device) -> torch.Tensor:
-    """A grid cut into near-equal rectangles, in bands as even as they come: (1, count, n) bool."""
+    """The grid in `count` near-equal rectangles, cut into bands of rows: (1, count, n) bool."""
     bands = min(h, max(1, round(math.sqrt(count * h / w))))
     masks = torch.zeros(count, h, w, dtype=torch.bool, device=device)
     start = 0
@@ -171,13 +171,13 @@ def _rectangles(h: int, w: int, count: int, device: torch.device) -> torch.Tenso
 def _rank(
     candidates: torch.Tensor, flat: torch.Tensor, keep: int, order: str, seeds: torch.Tensor | None
 ) -> torch.Tensor:
-    """The `keep` candidates (B, K, n) of the highest mean saliency, in the order asked for: (B, keep, n) bool."""
+    """The `keep` candidates (B, K, n) of the highest mean saliency, in the given order: (B, keep, n) bool."""
     b, k, n = candidates.shape
     area = candidates.sum(2)
     score = torch.where(area > 0, (candidates * flat[:, None]).sum(2) / area.clamp(min=1), -1.0)
-    place = torch.arange(n, device=flat.device)
-    first_patch = torch.where(candidates, place, n).amin(2)
-    # the least important key first: stable sorts keep it where the next ones tie
+    patch = torch.arange(n, device=flat.device)
+    first_patch = torch.where(candidates, patch, n).amin(2)
+    # sorted by the least important key first: a stable sort keeps its order where the next keys tie
     ranking = torch.arange(k, device=flat.device).expand(b, -1)
     for key, descending in ((first_patch, False), (area, True), (score, True)):
         ranking = ranking.gather(1, key.gather(1, ranking).argsort(dim=1, descending=descending, stable=True))
@@ -188,13 +188,13 @@ def _rank(
         ranking = torch.cat([ranking, ranking.new_full((b, keep - k), k)], 1)
     chosen = candidates.gather(1, ranking[:, :, None].expand(-1, -1, n))
     if order != "saliency":
-        found = chosen.any(2)
+        present = chosen.any(2)
         if order == "inverse":
             key = -torch.arange(keep, device=flat.device).expand(b, -1).float()
         elif order == "spatial":
-            key = torch.where(chosen, place, n).amin(2).float()
+            key = torch.where(chosen, patch, n).amin(2).float()
         else:
             key = uniform(seeds.to(flat.device), keep)
-        key = torch.where(found, key, float("inf"))
+        key = torch.where(present, key, float("inf"))
         chosen = chosen.gather(1, key.argsort(dim=1, stable=True)[:, :, None].expand(-1, -1, n))
     return chosen

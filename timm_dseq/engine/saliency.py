@@ -1,6 +1,6 @@
-"""WHERE: the tokens of a ViT at one block (B, prefix + h·w, D) → saliency maps (B, h, w) in [0, 1].
+"""WHERE: the tokens of a ViT after one transformer block (B, prefix + h·w, D) → saliency maps (B, h, w) in [0, 1].
 
-The similarity of a query to every patch, min-max normalised per image.
+Saliency is the similarity of a query to every patch, min-max normalised per image.
 """
 
 import torch
@@ -28,7 +28,7 @@ def check_query(model: VisionTransformer, query: str) -> None:
 def saliency_map(
     model: VisionTransformer, images: torch.Tensor, query: str = "cls_param", block: int | float = 11 / 12
 ) -> torch.Tensor:
-    """Saliency of images (B, C, H, W) by one pass up to the block: (B, h, w)."""
+    """Saliency of images (B, C, H, W), by one pass up to the transformer block `block`: (B, h, w)."""
     check_query(model, query)
     index = block_index(model, block)
     tokens = embed(model, images)
@@ -45,9 +45,9 @@ def saliency_from_tokens(
     block: int | float = 11 / 12,
     grid: tuple[int, int] | None = None,
 ) -> torch.Tensor:
-    """Saliency from what the block gave (`attention`: from what the block receives): (B, h, w).
+    """Saliency from the tokens that a transformer block returned (for `attention`: that it receives): (B, h, w).
 
-    tokens (B, prefix + h·w, D) are those before the final norm. `grid` defaults to the one the model was built at.
+    tokens (B, prefix + h·w, D): without the final norm. grid (h, w): by default that of the model's own image size.
     """
     check_query(model, query)
     with torch.autocast(tokens.device.type, enabled=False):
@@ -64,12 +64,13 @@ def saliency_from_tokens(
 
 
 def min_max(saliency: torch.Tensor) -> torch.Tensor:
-    """Each map of (B, n) stretched to [0, 1]; a constant map becomes 0 everywhere."""
+    """Each map (B, n) stretched to [0, 1]: (B, n). A constant map becomes 0 everywhere."""
     low, high = saliency.aminmax(dim=1, keepdim=True)
     return (saliency - low) / torch.where(high == low, torch.ones_like(low), high - low)
 
 
 def _normed(model: VisionTransformer, tokens: torch.Tensor) -> torch.Tensor:
+    """Tokens (B, L, D) after the model's final norm, in full precision."""
     norm = final_norm(model)
     dtype = next((p.dtype for p in norm.parameters()), full_precision(tokens).dtype)
     return full_precision(norm(tokens.to(dtype)))
@@ -79,12 +80,12 @@ def _similarity(model: VisionTransformer, tokens: torch.Tensor, query: str) -> t
     """Class token · patches / √D, on the normed tokens: (B, n)."""
     normed = _normed(model, tokens)
     patches = normed[:, model.num_prefix_tokens :]
-    asked = normed[:, 0] if query == "cls_out" else model.cls_token[:, 0].to(normed.dtype).expand(len(normed), -1)
-    return torch.einsum("bnd,bd->bn", patches, asked) / tokens.shape[-1] ** 0.5
+    token = normed[:, 0] if query == "cls_out" else model.cls_token[:, 0].to(normed.dtype).expand(len(normed), -1)
+    return torch.einsum("bnd,bd->bn", patches, token) / tokens.shape[-1] ** 0.5
 
 
 def _class_attention(model: VisionTransformer, tokens: torch.Tensor, index: int) -> torch.Tensor:
-    """How much the class token attends to each patch in one block, mean over heads: (B, n)."""
+    """How much the class token attends to each patch in one transformer block, mean over heads: (B, n)."""
     block = model.blocks[index]
     attn = getattr(block, "attn", None)
     if not isinstance(attn, Attention):
@@ -97,9 +98,9 @@ def _class_attention(model: VisionTransformer, tokens: torch.Tensor, index: int)
 
 
 def _second_eigenvector(patches: torch.Tensor, threshold: float = 0.2, weak: float = 1e-5) -> torch.Tensor:
-    """TokenCut: second-smallest solution of (D − A) x = λ D x, the strongest patch positive: (B, n, D) → (B, n).
+    """TokenCut: the second-smallest solution of (D − A) x = λ D x, its strongest patch positive: (B, n, D) → (B, n).
 
-    Edges A are 1 where the cosine of two patches exceeds the threshold, and weak elsewhere. For analysis only: it is
+    Edges A are 1 where the cosine of two patches exceeds the threshold, and `weak` elsewhere. For analysis only: it is
     solved on the CPU in float64.
     """
     unit = torch.nn.functional.normalize(patches.cpu().double(), dim=-1)

@@ -1,6 +1,6 @@
-"""I-JEPA's random blocks: seeds (B,) → one context block and four target blocks for each sample.
+"""I-JEPA's random blocks of patches: seeds (B,) → one context block and four target blocks for each sample.
 
-Each sample is a pure function of its seed, cut to nobody else's size.
+The blocks of a sample are a pure function of its seed. They are not cut to the sizes of others in the batch.
 """
 
 from dataclasses import dataclass
@@ -15,9 +15,9 @@ ATTEMPTS = 21  # the first, and at most 20 more
 
 @dataclass(frozen=True)
 class Blocks:
-    """Blocks of B images on one grid; a target that was dropped is empty."""
+    """Context and target blocks of B images on one grid; a target that was dropped is empty."""
 
-    context: torch.Tensor  # (B, h, w) bool, the targets already taken out
+    context: torch.Tensor  # (B, h, w) bool, without the targets' patches
     targets: torch.Tensor  # (B, 4, h, w) bool
     seeds: torch.Tensor  # (B,)
 
@@ -41,11 +41,11 @@ def block_masks(
     num_targets: int = 4,
     min_context: int = 10,
 ) -> Blocks:
-    """Draw the blocks of each seed.
+    """Draw the context block and the target blocks of each seed (B,), on a grid (h, w).
 
-    Scales are shares of the grid, aspects are height / width in patches; the context has the grid's own. Where fewer
-    than `min_context` patches are left to see, all blocks are drawn again, at most 20 times; then targets are dropped,
-    the last first.
+    Scales are shares of the grid, aspects are height / width in patches; the context has the grid's aspect. Where fewer
+    than `min_context` patches of it are left outside the targets, all blocks are drawn again, at most 20 times; after
+    that, targets are dropped, the last first.
     """
     h, w = grid
     b, blocks = len(seeds), num_targets + 1
@@ -74,7 +74,7 @@ def block_masks(
 
 
 def _span(draw: torch.Tensor, length: torch.Tensor, size: int) -> torch.Tensor:
-    """Cells of an interval of this length at a drawn place, every place equally likely: (…, size) bool."""
+    """The cells of an interval of this length, at a random start, all equally likely: (…, size) bool."""
     free = size - length
     start = torch.minimum((draw * (free + 1)).floor(), free)[..., None]
     cell = torch.arange(size, device=draw.device)

@@ -1,6 +1,6 @@
-"""The pieces of a timm ViT that the engine calls one by one: images (B, C, H, W) → tokens (B, prefix + h·w, D).
+"""The parts of a timm ViT that the engine calls one by one: images (B, C, H, W) → tokens (B, prefix + h·w, D).
 
-Prefix tokens (class, registers) come first, patches follow row by row.
+Prefix tokens (class, registers) come first, patches follow row by row. "Block" here is a transformer block.
 """
 
 import inspect
@@ -18,37 +18,40 @@ from .attention import Boundaries
 
 
 def embed(model: VisionTransformer, images: torch.Tensor) -> torch.Tensor:
-    """Patches with their positions behind the prefix tokens, ready for the first block: (B, prefix + h·w, D)."""
+    """Prefix tokens, then patches, with their positions, as the first block takes them: (B, prefix + h·w, D)."""
     return model.norm_pre(model._pos_embed(model.patch_embed(images)))
 
 
 def grid_of(model: VisionTransformer, images: torch.Tensor) -> tuple[int, int]:
-    """Rows and columns of patches that the model makes of such images."""
+    """Rows and columns of patches that the model cuts such images into: (h, w)."""
     return model.patch_embed.dynamic_feat_size((images.shape[-2], images.shape[-1]))
 
 
 def final_norm(model: VisionTransformer) -> nn.Module:
-    """The norm behind the last block; a ViT made with `fc_norm=True` keeps it behind the pooling."""
+    """The norm after the last block; a ViT made with `fc_norm=True` has it after the pooling."""
     return model.norm if any(True for _ in model.norm.parameters()) else model.fc_norm
 
 
 def run_blocks(
     blocks: Iterable[nn.Module], tokens: torch.Tensor, rule: torch.Tensor | None = None, checkpointing: bool = False
 ) -> torch.Tensor:
-    """Rows of tokens (R, L, D) through blocks. rule: (R, 1, L, L) bool, or `Boundaries`; None: all see all."""
-    mask = _additive(rule, tokens)  # once, where each block would do it again
+    """Rows of tokens (R, L, D) through blocks: (R, L, D).
+
+    rule: which key each query sees, (R, 1, L, L) bool, or `Boundaries`; None: all see all.
+    """
+    mask = _additive(rule, tokens)  # once, instead of in each block
     for block in blocks:
         if block._compiled_call_impl is not None:
-            _free_sizes(tokens, mask)
+            _mark_dynamic(tokens, mask)
         if checkpointing:
-            tokens = checkpoint(block, tokens, mask, use_reentrant=False, preserve_rng_state=False)  # nothing is drawn
+            tokens = checkpoint(block, tokens, mask, use_reentrant=False, preserve_rng_state=False)  # no dropout
         else:
             tokens = block(tokens, attn_mask=mask)
     return tokens
 
 
 def _additive(rule: torch.Tensor | None, tokens: torch.Tensor) -> torch.Tensor | None:
-    """The rule as numbers to add to the scores, in the precision the scores will have."""
+    """The rule as numbers to add to the attention scores, 0 or −inf, in the scores' precision."""
     if rule is None or isinstance(rule, Boundaries):
         return rule
     kind = tokens.device.type
@@ -56,20 +59,20 @@ def _additive(rule: torch.Tensor | None, tokens: torch.Tensor) -> torch.Tensor |
     return torch.zeros(rule.shape, dtype=dtype, device=rule.device).masked_fill_(~rule, float("-inf"))
 
 
-def _free_sizes(tokens: torch.Tensor, mask: torch.Tensor | None) -> None:
-    """Tell compilers which sizes change from batch to batch; else they take those of the first for constants."""
-    free = {tokens: (0,)}  # whole images: their number alone
+def _mark_dynamic(tokens: torch.Tensor, mask: torch.Tensor | None) -> None:
+    """Tell compilers which sizes change from batch to batch: they would take those of the first batch as constants."""
+    dynamic = {tokens: (0,)}  # unpacked images differ in their number alone
     if isinstance(mask, Boundaries):
-        free = {tokens: (1,), mask: (0,), mask.ends: (0,)}
+        dynamic = {tokens: (1,), mask: (0,), mask.ends: (0,)}
     elif mask is not None:
-        free = {tokens: (0, 1), mask: (0, 2, 3)}
-    for tensor, dims in free.items():
+        dynamic = {tokens: (0, 1), mask: (0, 2, 3)}
+    for tensor, dims in dynamic.items():
         for dim in dims:
             torch._dynamo.maybe_mark_dynamic(tensor, dim)
 
 
 def block_index(model: VisionTransformer, block: int | float) -> int:
-    """An integer is a 0-based index; a float is a share of the depth: 11/12 → 10 of 12, 21 of 24, 28 of 32."""
+    """The index of a transformer block: an integer is the index, a float a share of the depth (11/12 → 10 of 12)."""
     depth = len(model.blocks)
     index = round(block * depth) - 1 if isinstance(block, float) else block
     if not 0 <= index < depth:
@@ -90,7 +93,7 @@ def check_plain(model: nn.Module) -> None:
 
 
 def check_packable(model: nn.Module) -> None:
-    """Refuse, by name, an encoder whose blocks cannot run rows of several token sets."""
+    """Refuse, by name, an encoder that cannot run rows of several token sets."""
     name = type(model).__name__
     if not isinstance(model, VisionTransformer):
         raise UserError(f"{name} cannot be packed: pretraining needs one of timm's plain VisionTransformers")
@@ -109,7 +112,10 @@ def check_packable(model: nn.Module) -> None:
 
 
 def prepare_encoder(encoder: VisionTransformer, keep_weights: bool = False) -> None:
-    """Frozen sin-cos positions, I-JEPA's first weights, no head, and nothing trainable that pretraining leaves out."""
+    """Make a ViT I-JEPA's encoder: fixed sin-cos positions, its initialisation, no head.
+
+    Parameters that pretraining does not use are frozen.
+    """
     encoder.reset_classifier(0)
     for unused in (encoder.attn_pool, encoder.fc_norm if final_norm(encoder) is encoder.norm else None):
         if unused is not None:
@@ -121,14 +127,17 @@ def prepare_encoder(encoder: VisionTransformer, keep_weights: bool = False) -> N
                 trunc_normal_(token, std=0.02)
     positions = sincos_positions(encoder.patch_embed.grid_size, encoder.embed_dim)
     with torch.no_grad():
-        encoder.pos_embed.zero_()  # prefix tokens have no place
+        encoder.pos_embed.zero_()  # prefix tokens get no position
         encoder.pos_embed[:, encoder.pos_embed.shape[1] - len(positions) :] = positions
     encoder.pos_embed.requires_grad_(False)
 
 
 @torch.no_grad()
 def init_weights(model: nn.Module, blocks: nn.ModuleList) -> None:
-    """I-JEPA's start: truncated normal .02, zero biases, what each block adds divided by √(2·its number)."""
+    """I-JEPA's initialisation: truncated normal .02, zero biases.
+
+    The last layers of the k-th block's attention and MLP are divided by √(2k).
+    """
     for module in model.modules():
         if isinstance(module, (nn.Linear, nn.Conv2d)):
             trunc_normal_(module.weight, std=0.02)

@@ -4,6 +4,7 @@ import json
 import math
 import os
 import re
+import socket
 import subprocess
 import sys
 from dataclasses import replace
@@ -25,6 +26,7 @@ from timm_dseq import UserError
 from timm_dseq.hub.cards import blanks
 
 from ..data.test_source import parquet_of
+from ..run.test_export import leaks
 from ..runs import log_of, options, train
 
 
@@ -113,6 +115,17 @@ def test_a_run_is_watched_and_reported(tmp_path):
 
 
 @pytest.mark.xdist_group("runs")
+def test_a_run_without_regions_says_nothing_of_them(tmp_path):
+    code, said = train(tmp_path / "run", model__objective="ijepa", watch__probe_every=0, max_steps=3)
+    assert code == 0, said
+    assert "lambda" not in said and "region" not in said
+    for line in log_of(tmp_path / "run"):
+        assert line["lambda"] is line["region_share"] is line["regions_found"] is None and line["region_counts"] == []
+    page = (tmp_path / "run" / "report.html").read_text().partition("<h2>Settings")[0]
+    assert "lambda" not in page and "egions" not in page
+
+
+@pytest.mark.xdist_group("runs")
 def test_without_labels_probes_are_off_and_say_why(tmp_path):
     path = parquet_of(tmp_path / "x.parquet", count=16)
     code, said = train(tmp_path / "run", data__path=path, optim__epochs=2)
@@ -148,7 +161,8 @@ def test_the_card_tells_what_was_done_to_images_and_in_which_precision(tmp_path)
     assert code == 0, said
     card = (tmp_path / "run" / "export" / "README.md").read_text()
     assert "; flip 0.5, colour 0.25 |" in card and "| precision | bf16 autocast |" in card
-    assert "labels unused; kept as squares of 55 px |" in card
+    assert "| images | images, split train; labels unused; kept as squares of 55 px |" in card
+    assert not leaks(tmp_path / "run" / "export", tmp_path, tmp_path.parent.name, socket.gethostname(), Path.home())
 
 
 @pytest.mark.xdist_group("runs")
@@ -224,7 +238,7 @@ def test_probes_run_in_the_runs_precision_whoever_wraps_the_model(name, dtype):
     seen = []
 
     class Model(torch.nn.Module):
-        def forward(self, images, look):
+        def forward(self, images, target_only):
             seen.append(torch.nn.functional.linear(images.flatten(1), torch.ones(4, images[0].numel())).dtype)
             return images.flatten(2), None
 

@@ -80,7 +80,7 @@ def _gain_on_a_cpu(model: DSeqJEPA, img_size: int) -> float:
         model.explicit_attention(name == "bf16")
         begun = time.perf_counter()
         with Precision(name, images.device).autocast(), torch.no_grad():
-            model.look(images)
+            model.features_and_saliency(images)
         with Precision(name, images.device).autocast():
             predictions = model.predict(images, plan)
         predictions.float().square().mean().backward()

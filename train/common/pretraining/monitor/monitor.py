@@ -93,7 +93,7 @@ class Monitor:
         """The target's patch tokens (n, N, D) and saliency (n, h, w)."""
         images = normalised(images.to(self.accelerator.device), self.precision.dtype)
         with self.precision.autocast():  # FSDP's wrapper does not switch it on, DDP's does
-            return self.model(images, look=True)
+            return self.model(images, target_only=True)
 
     def _draw(self, step: int) -> None:
         """The sheet of this step. All processes compute, as FSDP needs it; the main one writes."""
