@@ -14,7 +14,7 @@ from common.data.digests import data_digest, weights_digest
 from common.probing.answers import key_of
 from common.probing.features import Frozen
 from common.probing.knn import knn
-from common.labels.labelled import open_whole, rows_of
+from common.labels.labelled import open_full, subset_rows
 from common.probing.train_heads import VTAB, trained, vtab
 from common.probing.logistic import logistic
 from common.probing.settings import Probe, parse
@@ -42,8 +42,8 @@ def run(config: Probe) -> int:
     """Everything that can be wrong is looked for first; then the protocol, then its results."""
     results.check(config.results)
     accelerator = launch.accelerator(mixed_precision="bf16" if config.precision == "bf16" else "no")
-    data = open_whole(config.data)
-    rows = {seed: rows_of(data, config.data, seed) for seed in config.seeds}
+    data = open_full(config.data)
+    rows = {seed: subset_rows(data, config.data, seed) for seed in config.seeds}
     model, name = load_backbone(config.model, config.img_size, random=config.random, seed=0, **config.args)
     preprocessing = data_config(model)
     frozen = Frozen(model, preprocessing["mean"], preprocessing["std"]).to(accelerator.device)

@@ -8,7 +8,9 @@ import pytest
 import torch
 from common.labels.aliases import ALIASES
 from common.labels.clevr import label_of
-from common.labels.labelled import Labels, held_out, open_labelled
+from common.labels.labelled import open_labelled
+from common.labels.settings import Labels
+from common.labels.subsets import holdout_mask
 from PIL import Image
 
 from timm_dseq import UserError
@@ -265,6 +267,6 @@ def test_clevrs_own_archive(tmp_path):
 
 def test_images_held_out_are_a_share_of_each_class():
     truth = torch.tensor([0] * 50 + [1] * 20 + [2])
-    aside = held_out(truth, 0.1, 0)
+    aside = holdout_mask(truth, 0.1, 0)
     assert truth[aside].bincount(minlength=3).tolist() == [5, 2, 0]
-    assert torch.equal(aside, held_out(truth, 0.1, 0)) and not torch.equal(aside, held_out(truth, 0.1, 1))
+    assert torch.equal(aside, holdout_mask(truth, 0.1, 0)) and not torch.equal(aside, holdout_mask(truth, 0.1, 1))

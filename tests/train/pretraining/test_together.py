@@ -9,7 +9,8 @@ import torch
 import torch.distributed as dist
 from accelerate import Accelerator
 from common.data.digests import Pictures, digests_of
-from common.labels.labelled import Labels, open_labelled
+from common.labels.labelled import open_labelled
+from common.labels.settings import Labels
 from common.pretraining.model import build
 from common.pretraining.settings import parse
 from safetensors.torch import load_file

@@ -8,7 +8,8 @@ import timm
 import torch
 from accelerate import Accelerator
 from common.data.digests import digests_of, duplicates, weights_digest
-from common.labels.labelled import Labels, open_labelled
+from common.labels.labelled import open_labelled
+from common.labels.settings import Labels
 from common.probing import extract as extracting
 from common.probing.extract import extract
 from common.probing.features import Frozen

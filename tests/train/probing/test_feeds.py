@@ -8,7 +8,8 @@ import pytest
 import torch
 from accelerate import Accelerator
 from common.data.order import order, sample_seed
-from common.labels.labelled import Labels, open_labelled
+from common.labels.labelled import open_labelled
+from common.labels.settings import Labels
 from common.probing.features import Frozen
 from common.probing.feeds import Augmented, Live
 from common.probing.heads import RECIPES, TOKENS, Grid

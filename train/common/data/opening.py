@@ -54,11 +54,11 @@ def open_rows(
         return rows.cast_column(image, datasets.Image(decode=False)).select_columns(kept), image, label
 
 
-def test_split(path: str, config: str | None) -> str | None:
-    """The split that a data set is tested on, by its name, if there is one."""
+def test_split(path: str, config: str | None, mend: str = "check data.path.") -> str | None:
+    """The split that a data set is tested on, by its name, if there is one. mend: what to do if it cannot be opened."""
     if Path(path).is_file():
         return None
-    with opening(path):
+    with opening(path, mend):
         splits = datasets.get_dataset_split_names(path, config)
     return next((split for split in TEST_SPLITS if split in splits), None)
 

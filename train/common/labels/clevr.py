@@ -10,6 +10,7 @@ from timm_dseq import UserError
 TASKS = {"count": 8, "distance": 6}  # and their classes
 FEWEST = 3  # objects in a scene
 NEAREST = (8.0, 8.5, 9.0, 9.5, 10.0)  # edges of the bins of the nearest object's depth
+_MALFORMED = (ValueError, TypeError, KeyError, IndexError, AttributeError)
 
 
 def label_of(objects: list[dict[str, Any]], task: str) -> int:
@@ -19,14 +20,14 @@ def label_of(objects: list[dict[str, Any]], task: str) -> int:
     return bisect.bisect_left(NEAREST, min(thing["pixel_coords"][2] for thing in objects))
 
 
-def labels_of(scenes: list[str], task: str) -> list[int]:
-    """Of a column that holds each scene as JSON, a list of objects or {"objects": […]}."""
+def labels_of(scenes: list[Any], task: str) -> list[int]:
+    """Of scenes that are lists of objects or {"objects": […]}, as JSON or as it was read."""
     labels = []
-    for row, text in enumerate(scenes):
+    for row, scene in enumerate(scenes):
         try:
-            scene = json.loads(text) if isinstance(text, str) else text
+            scene = json.loads(scene) if isinstance(scene, str) else scene
             labels.append(label_of(scene["objects"] if isinstance(scene, dict) else scene, task))
-        except (ValueError, TypeError, KeyError, IndexError) as error:
+        except _MALFORMED as error:
             raise UserError(
                 f"row {row} holds no scene of CLEVR ({type(error).__name__}): check data.scenes."
             ) from error
@@ -40,8 +41,10 @@ def scene_file(folder: Path, split: str) -> Path:
 
 def official(folder: Path, split: str, task: str) -> tuple[list[dict[str, Any]], list[int]]:
     """Rows and labels of a split of the official archive, unpacked."""
-    scenes = json.loads(scene_file(folder, split).read_text())["scenes"]
-    rows = [
-        {"image": {"bytes": None, "path": str(folder / "images" / split / scene["image_filename"])}} for scene in scenes
-    ]
-    return rows, labels_of(scenes, task)
+    path = scene_file(folder, split)
+    try:
+        scenes = json.loads(path.read_text(encoding="utf-8"))["scenes"]
+        files = [str(folder / "images" / split / scene["image_filename"]) for scene in scenes]
+    except (OSError, *_MALFORMED) as error:
+        raise UserError(f"{path} holds no scenes of CLEVR ({type(error).__name__}): unpack it again.") from error
+    return [{"image": {"bytes": None, "path": file}} for file in files], labels_of(scenes, task)

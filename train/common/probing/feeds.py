@@ -22,7 +22,7 @@ from ..data.digests import Pictures, collate_pictures
 from ..data.order import DistributedBatchSampler, order, sample_seed, seeded
 from ..data.source import Source
 from ..data.unreadable import batches_of_all
-from ..labels.labelled import taken
+from ..labels.subsets import select_rows
 from .extract import Extracted, eval_transform
 from .features import Frozen
 from .heads import TOKENS
@@ -95,7 +95,7 @@ class Live:
     def judged(self, source: Source, rows: np.ndarray | None = None) -> Iterator[tuple[np.ndarray, Views]]:
         """This process's share of these rows (None: all) of a split, without augmentation: places, features by view."""
         accelerator = self.task.accelerator
-        source = source if rows is None else taken(source, torch.from_numpy(rows))
+        source = source if rows is None else select_rows(source, torch.from_numpy(rows))
         mine = range(accelerator.process_index, len(source), accelerator.num_processes)
         batches = batches_of_all(
             Subset(Pictures(source, eval_transform(self.task.preprocessing)), mine),

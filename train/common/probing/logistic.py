@@ -3,7 +3,7 @@
 import numpy as np
 
 from ..classifiers import Regression
-from ..labels.labelled import held_out
+from ..labels.subsets import holdout_mask
 from ..run.results import Measured
 from .extract import read
 from .task import Task
@@ -23,7 +23,7 @@ def logistic(task: Task) -> list[Measured]:
         for seed in task.config.seeds:
             rows = task.learnt(seed)
             x, labels = read(train.rows, rows, train.layout, view, device), train.labels[rows]
-            aside = held_out(labels, HELD_OUT, seed).to(device)
+            aside = holdout_mask(labels, HELD_OUT, seed).to(device)
             labels = labels.to(device)
             part = Regression(x[~aside], labels[~aside], classes, task.accelerator)
             screen, scores = task.screen(len(CS), "C"), []

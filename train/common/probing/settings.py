@@ -12,7 +12,7 @@ from jsonargparse.typing import NonNegativeInt, PositiveFloat, PositiveInt
 
 from timm_dseq import UserError
 
-from ..labels.labelled import Labels, shortened
+from ..labels.settings import Labels, shortened
 from ..system import machine
 from ..system.command_line import Parser
 

@@ -10,7 +10,8 @@ from accelerate import Accelerator
 from timm_dseq import UserError
 
 from ..data.digests import digests_of, duplicates
-from ..labels.labelled import Labelled, taken
+from ..labels.labelled import Labelled
+from ..labels.subsets import select_rows
 from ..system.screen import Screen
 from .extract import Extracted, extract
 from .features import Frozen, Layout
@@ -70,7 +71,7 @@ class Task:
         else:
             learnt, tested = (
                 digests_of(source, self.config.workers, self.config.cache.folder, self.accelerator)
-                for source in (taken(self.data.train, torch.from_numpy(used)), self.data.test)
+                for source in (select_rows(self.data.train, torch.from_numpy(used)), self.data.test)
             )
         return {"train_test": duplicates(learnt, tested), "test_test": len(tested) - len(np.unique(tested, axis=0))}
 

@@ -15,7 +15,7 @@ from timm_dseq import UserError
 
 from ..data.digests import data_digest
 from ..data.order import Draw, sample_seed
-from ..labels.labelled import held_out, taken
+from ..labels.subsets import holdout_mask, select_rows
 from ..run import checkpoints
 from ..run.results import Measured
 from ..run.state import collect, restore
@@ -38,7 +38,7 @@ def trained(task: Task) -> list[Measured]:
     answers = []
     for seed in task.config.seeds:
         rows = task.learnt(seed)
-        aside = held_out(task.data.train.truth[rows], HELD_OUT, seed).numpy()
+        aside = holdout_mask(task.data.train.truth[rows], HELD_OUT, seed).numpy()
         part = Rows(rows, None) if on_test else Rows(rows[~aside], rows[aside])
         answers.append(answers_of(task, recipe, views, part, seed))
     where = "test" if on_test else f"{HELD_OUT:.0%} of train"
@@ -88,7 +88,7 @@ def _trained_answers(
         feed = Stored(train, rows.train, views, seed, batch, task.accelerator.device)
     else:
         train, test = task.data.train, task.data.test
-        feed = Live(task, taken(train, torch.from_numpy(rows.train)), views, seed, batch)
+        feed = Live(task, select_rows(train, torch.from_numpy(rows.train)), views, seed, batch)
     grid = fit(task, recipe, feed, steps, seed, checkpoint)
     correct = judge(task, grid, feed.judged(test), task.data.test.truth)
     if rows.validation is None:
