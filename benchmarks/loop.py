@@ -172,7 +172,7 @@ def beside(loop: Loop, step: float) -> dict:
     size = sum(file.stat().st_size for file in saved.newest().iterdir()) / 2**20
     found = {"checkpoint_seconds": saving, "checkpoint_mib": size}
     found["checkpoint_share"] = saving / (config.checkpoint.every * step)
-    monitor = Monitor(config, loop.source, loop.accelerator, loop.training.whole, loop.precision, loop.screen)
+    monitor = Monitor(config, loop.source, loop.accelerator, loop.training.wrapped, loop.precision, loop.screen)
     begun = time.perf_counter()
     monitor.measure(1)
     if every := config.watch.probe_every or config.watch.pictures_every:

@@ -115,7 +115,7 @@ class Bench:
             with self.precision.autocast():
                 loss = loss_of()
             loss.backward()
-            update(self.training.whole.parameters(), self.training.optimizer, 1.0, None)
+            update(self.training.wrapped.parameters(), self.training.optimizer, 1.0, None)
             self.model.update_target(NOW.momentum)
 
         return Contender(run, loss_of, images, work)

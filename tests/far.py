@@ -1,8 +1,8 @@
-"""A device that is far away, on a machine without one: it counts what crosses back to the host.
+"""A pretended GPU, on a machine without one, that notes each time the host would wait for it.
 
-Tensors that are put on it, and all that is made of them, say that they lie on "cuda", and compute on the CPU. Whatever
-brings their numbers to the host is noted: a copy, a number, a truth value, a size that depends on them. So is what the
-host sends and has to wait for: whatever does not lie in pinned memory.
+Tensors that are put on it, and all that is computed from them, report the device "cuda" and compute on the CPU. Noted
+is whatever brings their numbers to the host: a copy, a number, a truth value, a size that depends on them; and whatever
+the host sends from memory that is not pinned.
 """
 
 import traceback
@@ -12,7 +12,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakIdKeyDictionary
 
 CUDA, CPU = torch.device("cuda"), torch.device("cpu")
-# their result tells the host something about the numbers themselves
+# functions whose result tells the host something about the numbers in a tensor
 READS = ("tolist", "item", "__bool__", "__int__", "__float__", "__index__", "numpy", "__array__", "equal", "nonzero")
 READS += (
     "allclose",
@@ -39,7 +39,7 @@ PLAIN = (
 
 
 class FarDevice(TorchFunctionMode):
-    """`crossings`: what came back to the host, one line each. `waits`: what went there and was waited for."""
+    """`crossings`: copies to the host, one line each. `waits`: copies to the device that the host waits for."""
 
     def __init__(self) -> None:
         super().__init__()

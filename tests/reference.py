@@ -1,4 +1,4 @@
-"""The paper's definitions, said slowly: one image, one prediction, one token set at a time; nothing packed.
+"""The paper's definitions, as plainly as they can be written: one image, one prediction, one token set at a time.
 
 It shares the parameters of a `DSeqJEPA` and timm's blocks with the engine, and none of the engine's own code.
 """

@@ -16,7 +16,7 @@ SHAPES = {"square": (48, 48), "wide": (40, 72)}  # images of 6×6 and 5×9 patch
 
 
 def lines_run(work) -> int:
-    """How many lines of this project's Python something runs."""
+    """How many lines of this project's Python are run by `work()`."""
     counted = 0
 
     def line(frame, event, _):
@@ -64,7 +64,7 @@ def jepa(objective="dseq", img_size=(48, 48), dtype=torch.float32, seed=0, encod
 
 
 def batch(count=3, img_size=(48, 48), dtype=torch.float32, seed=0, patch=8):
-    """Images, the curriculum's coins (both kinds), and blocks."""
+    """Images (B, 3, H, W), the curriculum's coins (B,), some True and some False, and target blocks."""
     generator = torch.Generator().manual_seed(seed)
     images = torch.randn(count, 3, *img_size, generator=generator, dtype=dtype)
     coins = torch.arange(count) % 3 != 2

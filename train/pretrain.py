@@ -70,7 +70,7 @@ def run(config: Config, text: str) -> int:
         return 0
     if progress.step >= last:
         screen.say(f"nothing is left to train up to step {last}: what step {progress.step} holds is exported")
-    monitor = Monitor(config, source, accelerator, training.whole, precision, screen)
+    monitor = Monitor(config, source, accelerator, training.wrapped, precision, screen)
     log = PretrainingLog(config, accelerator, model, precision, progress, screen)
     before = monitor.measure(0) if progress.step == 0 else {}
 

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from timm_dseq.engine.plans import Plan, plan_blocks, plan_regions
 from timm_dseq.engine.regions import rank_regions
 from timm_dseq.engine.target_blocks import block_masks
+from timm_dseq.errors import UserError
 
 from ..tiny import PLANS, islands, plan
 
@@ -75,6 +76,11 @@ def test_flat_plans_see_the_first_region_only():
     image = flat.context_image[flat.target_context]
     assert torch.equal(flat.visible(), regions.masks[:, 0].flatten(1)[image])
     assert torch.equal(flat.targets, full.targets) and torch.equal(flat.step, full.step)
+
+
+def test_a_plan_that_is_flat_and_causal_is_refused():
+    with pytest.raises(UserError, match="flat=True and causal=True exclude each other"):
+        plan_regions(rank_regions(maps_of(2, 6, 6, 0)), flat=True, causal=True)
 
 
 @pytest.mark.parametrize("kind", PLANS)

@@ -50,11 +50,11 @@ def check_same(ours, theirs, device):
 def _say_whole(arguments, environment, file):
     """What the model is wrapped in, in a group of processes."""
     os.environ |= environment
-    from common.pretraining.training import spread
+    from common.pretraining.training import wrap
     from common.system import launch
 
     config, _ = parse(arguments)
-    file.write_text(type(spread(build(config), config, launch.accelerator())).__name__)
+    file.write_text(type(wrap(build(config), config, launch.accelerator())).__name__)
 
 
 @pytest.mark.parametrize(("fsdp", "kind"), [("false", "DistributedDataParallel"), ("true", "FSDPDSeqJEPA")])

@@ -33,7 +33,7 @@ def steps(tmp_path, count, spoil=lambda model: model, **settings):
     accelerator = Accelerator(cpu=True)
     model = build(config)
     training = Training(model, config, Precision("no", accelerator.device), accelerator)
-    training.whole, optimizer = spoil(model), training.optimizer
+    training.wrapped, optimizer = spoil(model), training.optimizer
     draw = torch.Generator().manual_seed(0)
     seen = []
     for step in range(count):

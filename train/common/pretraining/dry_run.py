@@ -58,7 +58,7 @@ def largest(training: Training, images: int) -> float:
     height, width = model.student.patch_embed.img_size
     pixels = torch.zeros(images, 3, height, width, dtype=training.precision.dtype)
     with training.precision.autocast():
-        predictions = training.whole(pixels.to(device), plan=plan_regions(regions))
+        predictions = training.wrapped(pixels.to(device), plan=plan_regions(regions))
         predictions.float().square().mean().backward()
     model.zero_grad(set_to_none=True)
     return memory()

@@ -1,4 +1,4 @@
-"""The settings' model and optimiser, with fresh weights, given ones, or those of a run to continue."""
+"""The model and the optimiser that the settings describe; new weights, given ones, or those of a run to continue."""
 
 from pathlib import Path
 
@@ -8,6 +8,7 @@ from timm.optim import param_groups_weight_decay
 from torch import nn
 
 from timm_dseq import DSeqJEPA, UserError, block_masks
+from timm_dseq.errors import similar
 from timm_dseq.hub.weights import Weights, encoder_weights, misfits, parse, read
 
 from .settings import Config, Model, Optim
@@ -18,8 +19,8 @@ def build(config: Config) -> DSeqJEPA:
     torch.manual_seed(config.seed)
     settings = config.model
     if not timm.is_model(settings.name):
-        near = timm.list_models(f"*{settings.name.split('.')[0][-8:]}*")[:3]
-        raise UserError(f"model.name={settings.name} is no model of timm{f', maybe {near[0]}' if near else ''}.")
+        hint = similar(settings.name.partition(".")[0], timm.list_models())
+        raise UserError(f"model.name={settings.name} is no model of timm{hint}.")
     try:
         encoder = timm.create_model(settings.name, num_classes=0, img_size=settings.img_size, **settings.args)
     except (TypeError, AssertionError, RuntimeError) as error:
@@ -38,7 +39,7 @@ def build(config: Config) -> DSeqJEPA:
         loss=settings.loss,
         contrastive=settings.contrastive,
         terms=settings.terms,
-        predictor_width=int(settings.predictor_width),  # compilers stumble over the parser's kind of number
+        predictor_width=int(settings.predictor_width),  # the parser's own integer type breaks torch.compile
         predictor_depth=settings.predictor_depth,
     )
     rows, columns = model.student.patch_embed.grid_size
@@ -56,7 +57,7 @@ def build(config: Config) -> DSeqJEPA:
 
 
 def initialise(model: DSeqJEPA, settings: Model) -> None:
-    """Take over weights: an encoder's for student and target, or all three of an exported folder."""
+    """Load the weights of model.init: an encoder's for student and target, or all three parts of an exported folder."""
     path = Path(settings.init)
     file = path / "model.safetensors" if path.is_dir() else path
     target = encoder_weights(read(file))
@@ -69,12 +70,12 @@ def initialise(model: DSeqJEPA, settings: Model) -> None:
 
 
 def _fill(part: nn.Module, weights: Weights, source: str) -> None:
-    """Every weight has its place; the positions are the model's own, and heads have none."""
+    """Load all weights of one part of the model, but for its fixed positions, and a head, which it does not have."""
     weights = {name: tensor for name, tensor in weights.items() if not name.startswith("head.")}
-    own = part.state_dict()
-    if "pos_embed" in own:
-        weights["pos_embed"] = own["pos_embed"]
-    missing, unused, reshaped = misfits(weights, own)
+    current = part.state_dict()
+    if "pos_embed" in current:
+        weights["pos_embed"] = current["pos_embed"]
+    missing, unused, reshaped = misfits(weights, current)
     for name in [*missing, *unused, *(name for name, *_ in reshaped)][:1]:
         raise UserError(
             f"model.init={source} does not fit model.name: {name} differs. Check model.name and model.args."

@@ -1,4 +1,4 @@
-"""The model while it is pretrained: over all processes, in the run's precision, one optimiser step at a time."""
+"""One optimiser step of pretraining, over all processes and accumulation rounds, in the run's precision."""
 
 import os
 from collections.abc import Iterator
@@ -25,11 +25,12 @@ from .precision import Precision
 from .schedule import Now
 from .settings import Config
 
-Batch = tuple[torch.Tensor, torch.Tensor, list[str]]  # images (B, 3, S, S) uint8, (epoch, index) (B, 2), what is broken
+# images (B, 3, S, S) uint8, samples (B, 2) as (epoch, index), messages about images that cannot be read
+Batch = tuple[torch.Tensor, torch.Tensor, list[str]]
 
 
 class Training:
-    """`model` is what learns; `whole` is the same as all processes call it."""
+    """The model and its optimiser. `model` is the DSeqJEPA itself, `wrapped` the same in DDP or FSDP2, to be called."""
 
     def __init__(self, model: DSeqJEPA, config: Config, precision: Precision, accelerator: Accelerator) -> None:
         self.config, self.precision, self.accelerator, self.model = config, precision, accelerator, model
@@ -39,16 +40,16 @@ class Training:
         self.attention = choose_attention(model, precision, micro_batch)
         if config.system.compile is True or (config.system.compile == "auto" and accelerator.device.type == "cuda"):
             model.compile()
-        self.whole = spread(model, config, accelerator)
+        self.wrapped = wrap(model, config, accelerator)
         self.optimizer = optimizer_of(model, config.optim)
 
     def step(self, batches: Iterator[Batch], now: Now, fetch: torch.Tensor | None = None) -> Figures:
-        """One optimiser step over all processes and accumulation rounds; the host waits for the device once.
+        """One optimiser step; the host waits for the device once, for the numbers that a plan needs.
 
-        fetch: numbers on the device that come to the host with that one copy, as the figures' `fetched`.
+        The backward pass runs on sums, and gradients are divided once, by the number of target tokens in the batch of
+        all processes and rounds. So how the batch is dealt to them changes nothing.
 
-        The backward runs on sums, and gradients are divided once by the number of target tokens of the whole batch:
-        how it is dealt to processes and rounds changes nothing.
+        fetch: numbers on the device that the same copy brings to the host, as the figures' `fetched`.
         """
         config, accelerator, device, figures = self.config, self.accelerator, self.accelerator.device, Figures()
         for last_round in [False] * (config.optim.accumulation - 1) + [True]:
@@ -58,25 +59,24 @@ class Training:
             images = augmented(images.to(device, non_blocking=True), seeds, config.data.flip, config.data.color_jitter)
             inputs = normalised(images, self.precision.dtype)
             blocks = block_masks(self.model.student.patch_embed.grid_size, seeds)
-            with gathering(self.whole, last_round), self.precision.autocast():
-                loss, count, facts = self.whole(inputs, coins, blocks, fetch=fetch)
+            with gradient_sync(self.wrapped, last_round), self.precision.autocast():
+                loss, count, facts = self.wrapped(inputs, coins, blocks, fetch=fetch)
                 loss.backward()
             figures.add(loss, count, facts, samples, broken)
-            fetch = None  # it came in the first round
+            fetch = None  # the first round has brought it
 
         for group in self.optimizer.param_groups:
             group["lr"] = now.lr
             group["weight_decay"] = now.weight_decay if group["decays"] else 0.0
         figures.total = accelerator.reduce(torch.full_like(figures.loss, figures.count), "sum")
-        # processes have averaged their gradients
-        divisor = figures.total / accelerator.num_processes
-        figures.gradient_norm = update(self.whole.parameters(), self.optimizer, divisor, config.optim.clip)
+        divisor = figures.total / accelerator.num_processes  # DDP and FSDP2 have averaged the gradients of processes
+        figures.gradient_norm = update(self.wrapped.parameters(), self.optimizer, divisor, config.optim.clip)
         self.model.update_target(now.momentum)
         return figures
 
 
-def spread(model: DSeqJEPA, config: Config, accelerator: Accelerator) -> torch.nn.Module:
-    """The model over all processes: whole in each (DDP), or sharded (FSDP2), in a group of one, too."""
+def wrap(model: DSeqJEPA, config: Config, accelerator: Accelerator) -> torch.nn.Module:
+    """The model for all processes: a copy in each (DDP) or sharded (FSDP2), also where the only process is a group."""
     if os.environ.get("ACCELERATE_USE_FSDP", "false") == "true":
         raise UserError("FSDP is a setting of this script: launch without --use_fsdp, and give --system.fsdp=true.")
     if not config.system.fsdp or not dist.is_initialized():
@@ -89,12 +89,12 @@ def spread(model: DSeqJEPA, config: Config, accelerator: Accelerator) -> torch.n
 
 
 @contextmanager
-def gathering(whole: torch.nn.Module, now: bool) -> Iterator[None]:
-    """Gradients meet over the processes in the last round of a step only."""
-    if isinstance(whole, FSDPModule):
-        whole.set_requires_gradient_sync(now)
-    elif isinstance(whole, DistributedDataParallel) and not now:
-        with whole.no_sync():
+def gradient_sync(wrapped: torch.nn.Module, on: bool) -> Iterator[None]:
+    """Whether this backward pass averages gradients over processes: it does in the last round of a step."""
+    if isinstance(wrapped, FSDPModule):
+        wrapped.set_requires_gradient_sync(on)
+    elif isinstance(wrapped, DistributedDataParallel) and not on:
+        with wrapped.no_sync():
             yield
         return
     yield

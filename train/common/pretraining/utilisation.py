@@ -1,7 +1,7 @@
-"""How much of the device's arithmetic the model uses: FLOPs of the tokens that were computed, and what the device can.
+"""How much of the device's peak the model uses (MFU): FLOPs of the tokens that were computed, and the device's FLOP/s.
 
 Products with weights and those of attention count, forward and backward. Padding, pairs of tokens that a mask keeps
-apart and recomputed activations do not: they are the device's work, not the model's.
+apart and recomputed activations do not count: the device computes them, but the model does not need them.
 """
 
 import time
@@ -13,36 +13,36 @@ from timm_dseq import DSeqJEPA
 
 from ..system.launch import wait
 
-# what a step's facts say of it: tokens computed, and pairs of tokens that may attend to each other
+# the facts of a batch that FLOPs follow from: tokens computed, and pairs of tokens that may attend to each other
 WORK = ("encoder_tokens", "predictor_tokens", "target_tokens", "encoder_pairs", "predictor_pairs")
 
 
 class Utilisation:
-    """FLOPs of one model's steps."""
+    """FLOPs of a model's optimiser steps."""
 
     def __init__(self, model: DSeqJEPA) -> None:
         patches = model.student.patch_embed
         self.length = patches.num_patches + model.target.num_prefix_tokens
-        self.embedding = 2 * _weights(patches) * patches.num_patches  # of an image
+        self.embedding = 2 * _weights(patches) * patches.num_patches  # FLOPs of an image
         self.encoder, self.predictor = _of_a_token(model.student.blocks), _of_a_token(model.predictor.blocks)
         self.narrowing, self.widening = (2 * _weights(m) for m in (model.predictor.embed, model.predictor.project))
 
     def flops(self, images: float, work: dict[str, float]) -> float:
-        """Of a step: one pass of the target over whole images; forward and backward of student and predictor."""
+        """FLOPs of a step: one pass of the target over all patches; forward and backward of student and predictor."""
         token, pair = self.encoder
         target = images * (self.embedding + token * self.length + pair * self.length**2)
         student = token * work["encoder_tokens"] + pair * work["encoder_pairs"]
         token, pair = self.predictor
         predictor = token * work["predictor_tokens"] + pair * work["predictor_pairs"]
         predictor += self.narrowing * work["encoder_tokens"] + self.widening * work["target_tokens"]
-        # the images need no gradient
+        # images have no gradient, so the backward of the patch embedding is one product
         return target + 2 * images * self.embedding + 3 * (student + predictor)
 
 
 def matrix_rate(device: torch.device, dtype: torch.dtype, tries: int = 5) -> float:
-    """FLOPs a second of a large matrix product on this device: the best of some tries, after it has warmed up.
+    """FLOP/s of a large matrix product on this device: the best of `tries`, after as many for warming up.
 
-    The numbers are random: of equal ones a GPU makes less heat, and runs faster than it ever does in earnest.
+    The numbers are random: with constants a GPU draws less power and runs faster than it does in training.
     """
     side = 8192 if device.type == "cuda" else 768
     a, b = torch.randn(2, side, side, generator=torch.Generator().manual_seed(0)).to(device, dtype)
@@ -58,7 +58,7 @@ def matrix_rate(device: torch.device, dtype: torch.dtype, tries: int = 5) -> flo
 
 
 def _of_a_token(blocks: nn.ModuleList) -> tuple[int, int]:
-    """FLOPs of one token in these blocks, and of one pair of them: its score, and its value's part."""
+    """Forward FLOPs of one token in these transformer blocks, and of one pair of tokens: score and weighted value."""
     return 2 * _weights(blocks), sum(4 * block.attn.attn_dim for block in blocks)
 
 
