@@ -297,7 +297,7 @@ def test_unpublished_weights_are_one_line_with_the_mend_before_anything_is_built
 
 
 class TestPretrained:
-    """Loading weights, here from a file: the download is tested in test_hub.py."""
+    """Loading weights, here from a file: the download is tested in hub/test_download.py."""
 
     NAME = "dseq_jepa_vit_ti16"
 

@@ -1,9 +1,11 @@
 """Pictures show what the regions and the plan say."""
 
 import pytest
+import timm
 import torch
 from PIL import Image
 
+from timm_dseq import UserError
 from timm_dseq.engine.plans import plan_regions
 from timm_dseq.engine.regions import rank_regions
 from timm_dseq.engine.saliency import saliency_map
@@ -66,3 +68,9 @@ def test_the_salient_part_is_the_bright_one():
     saliency[:3] = 1
     picture = draw_saliency(Image.new("RGB", (60, 60), (128, 128, 128)), saliency).convert("L")
     assert picture.getpixel((30, 5)) > picture.getpixel((30, 55)) + 60
+
+
+def test_what_is_no_plain_vit_is_one_line():
+    with pytest.raises(UserError, match="ResNet is no plain ViT") as error:
+        explain(timm.create_model("test_resnet"), photo())
+    assert "\n" not in str(error.value)

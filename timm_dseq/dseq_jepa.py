@@ -52,7 +52,7 @@ PUBLISHED: dict[str, str] = {}
 
 
 def namespace() -> str:
-    """The organisation that TIMM_DSEQ_NAMESPACE names, "" without one, or the line that says it can be none."""
+    """The organisation that TIMM_DSEQ_NAMESPACE names, "" if it is not set; UserError if it cannot be one."""
     name = os.environ.get("TIMM_DSEQ_NAMESPACE", "")
     if name and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
         raise UserError(f"TIMM_DSEQ_NAMESPACE={name!r} is no organisation or user of the Hub: give its bare name.")
@@ -60,10 +60,10 @@ def namespace() -> str:
 
 
 def _hub_id(model_tag: str) -> str | None:
-    """Where the weights of `model.tag` are: in the namespace the environment names, else in PUBLISHED."""
+    """The repository of the weights of `model.tag`: in the namespace from the environment, else that in PUBLISHED."""
     try:
         owner = namespace()
-    except UserError:  # an import must not fail: _locate_weights says it when weights are asked for
+    except UserError:  # an import must not fail: _locate_weights raises it when weights are asked for
         return None
     return f"{owner}/{model_tag}" if owner else PUBLISHED.get(model_tag)
 
@@ -100,46 +100,46 @@ TAGS = {
 
 default_cfgs = generate_default_cfgs(
     {
-        f"{architecture}.{tag}": _cfg(f"{architecture}.{tag}", 448 if architecture.endswith("448") else 224, **own)
+        f"{architecture}.{tag}": _cfg(f"{architecture}.{tag}", 448 if architecture.endswith("448") else 224, **settings)
         for architecture in ARCHITECTURES
-        for tag, own in TAGS.items()
+        for tag, settings in TAGS.items()
     }
 )
 
 
 class DSeqVisionTransformer(VisionTransformer):
-    """timm's ViT; only the weights it starts from differ: I-JEPA's, with sin-cos positions of the grid it is built at.
+    """timm's ViT with another initialisation: I-JEPA's, and sin-cos positions for the grid it is built at.
 
-    Positions stay trainable, as everywhere in timm; pretraining freezes them.
+    Positions stay trainable, as in all of timm; pretraining freezes them.
     """
 
     def init_weights(self, mode: str = "", needs_reset: bool = True) -> None:
         super().init_weights(mode, needs_reset)
-        if (mode or self.weight_init_mode) not in ("", "reset"):  # the caller asked for one of timm's own schemes
+        if (mode or self.weight_init_mode) not in ("", "reset"):  # the caller asked for one of timm's schemes
             return
         if self.pos_embed is not None:
             positions = sincos_positions(self.patch_embed.grid_size, self.embed_dim, self.pos_embed.device)
-            with torch.no_grad():  # prefix tokens that have a position keep timm's
+            with torch.no_grad():  # a position of a prefix token stays timm's
                 self.pos_embed[:, self.pos_embed.shape[1] - len(positions) :] = positions.to(self.pos_embed.dtype)
         if self.cls_token is not None:
             trunc_normal_(self.cls_token, std=0.02)
         trunc_normal_(self.patch_embed.proj.weight, std=0.02)
         if self.patch_embed.proj.bias is not None:
             nn.init.zeros_(self.patch_embed.proj.bias)
-        if not self.fix_init:  # else timm has already divided
+        if not self.fix_init:  # else timm has already rescaled the blocks
             self.fix_init_weight()
 
 
 def is_size(value: Any) -> bool:
-    """Whether this counts or measures something: a whole number from 1."""
+    """Whether a value is a whole number from 1."""
     return isinstance(value, int) and not isinstance(value, bool) and value > 0
 
 
 def _check_arguments(variant: str, arguments: dict[str, Any]) -> None:
-    """Refuse, in one line, what would fail late, load nothing, or be another model."""
+    """Refuse, in one line, arguments that would fail late, that no weights fit, or that make it another model."""
     if not arguments.get("class_token", True):
         raise UserError(
-            f"{variant} always has a class token (it asks where to look): leave class_token out, or take timm's "
+            f"{variant} always has a class token (saliency needs it): leave class_token out, or take timm's "
             f"{STOCK[variant]} with class_token=False."
         )
     if arguments.get("reg_tokens"):
@@ -171,7 +171,7 @@ def _check_arguments(variant: str, arguments: dict[str, Any]) -> None:
 
 
 def _locate_weights(variant: str, cfg: dict[str, Any], cache_dir: str | os.PathLike | None) -> str | None:
-    """The file to load, downloaded and checked; None where timm has the weights already or finds them itself."""
+    """The file of the weights, downloaded and checked; None if timm has the weights already or locates them itself."""
     name = f"{variant}.{cfg['tag']}" if cfg.get("tag") else variant
     if cfg.get("state_dict") or cfg.get("source"):
         return None
@@ -184,7 +184,7 @@ def _locate_weights(variant: str, cfg: dict[str, Any], cache_dir: str | os.PathL
         return download(cfg["hf_hub_id"], cfg.get("hf_hub_filename") or "model.safetensors", cache_dir)
     if cfg.get("url"):
         return None
-    namespace()  # a wrong one would be why there is nothing to load
+    namespace()  # a wrong one is the reason
     raise UserError(
         f"No weights of {name} are published: convert a checkpoint (timm-dseq convert CHECKPOINT --output DIR, then "
         f'timm.create_model("local-dir:DIR", pretrained=True)), or set TIMM_DSEQ_NAMESPACE to the organisation that '
@@ -193,9 +193,10 @@ def _locate_weights(variant: str, cfg: dict[str, Any], cache_dir: str | os.PathL
 
 
 def _filter_weights(state_dict: dict[str, Any], model: VisionTransformer) -> dict[str, torch.Tensor]:
-    """A checkpoint, of whatever kind, → exactly the model's parameters, or an error that names the first that fails.
+    """A checkpoint of any known kind → exactly the model's parameters, or an error that names the first difference.
 
-    A head or attention pool the checkpoint lacks stays fresh, with a warning; all else must be there and fit.
+    A head or attention pool that the checkpoint lacks stays at its initial weights, with a warning. Everything else
+    has to be there and to fit.
     """
     weights = checkpoint_filter_fn(encoder_weights(state_dict), model)
     parameters = model.state_dict()
@@ -206,18 +207,18 @@ def _filter_weights(state_dict: dict[str, Any], model: VisionTransformer) -> dic
 
     missing, unused, reshaped = misfits(weights, parameters)
     fresh = [name for name in missing if name.startswith(("head.", "attn_pool."))]
-    lost = [name for name in missing if name not in fresh]
-    if lost or unused:
-        which = f"have no {lost[0]}" if lost else f"also hold {unused[0]}"
+    missing = [name for name in missing if name not in fresh]
+    if missing or unused:
+        which = f"have no {missing[0]}" if missing else f"also hold {unused[0]}"
         raise UserError(
             f"The weights {which}: they are not of this architecture. Leave out the arguments that change the "
             "backbone, or build it with pretrained=False."
         )
-    for name, wanted, found in reshaped:
-        if name == "patch_embed.proj.weight" and wanted[:1] + wanted[2:] == found[:1] + found[2:]:
+    for name, wanted, given in reshaped:
+        if name == "patch_embed.proj.weight" and wanted[:1] + wanted[2:] == given[:1] + given[2:]:
             continue  # timm adapts the input channels
         raise UserError(
-            f"The weights do not fit: {name} is {found} in the file and {wanted} in the model. Check the model's name "
+            f"The weights do not fit: {name} is {given} in the file and {wanted} in the model. Check the model's name "
             "and its arguments."
         )
     if fresh:
@@ -247,11 +248,11 @@ def _create_dseq_jepa(variant: str, pretrained: bool = False, **kwargs: Any) -> 
         pretrained_cfg=source[0],
         pretrained_cfg_overlay=overlay,
         pretrained_filter_fn=_filter_weights,
-        pretrained_strict=False,  # _filter_weights is stricter, and knows which parameters may be fresh
+        pretrained_strict=False,  # _filter_weights checks more, and knows which parameters may be missing
         feature_cfg={"out_indices": arguments.pop("out_indices", 3), "feature_cls": "getter"},
         **arguments,
     )
-    if file and not source[1].get("file"):  # where the cache lies is nothing the model should remember
+    if file and not source[1].get("file"):  # a path in the cache does not belong in the model's configuration
         model.pretrained_cfg.pop("file", None)
     return model
 

@@ -1,6 +1,6 @@
-"""Pictures of the method for one photo: where it looks, which regions it finds, in what order it predicts.
+"""Pictures of the method for one photo: the saliency map, the ranked regions, the order in which it predicts them.
 
-PIL draws them; images come in as PIL images, pictures go out as PIL images.
+Photos and pictures are PIL images.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from timm.models import VisionTransformer
 
 from .engine.plans import Plan, plan_regions
 from .engine.regions import Regions, rank_regions
-from .engine.saliency import saliency_map
+from .engine.saliency import check_query, saliency_map
 from .engine.vit import block_index, embed, final_norm, full_precision, grid_of
 from .errors import UserError
 
-# Five hues that the common kinds of colour blindness keep apart, then the remainder's grey.
+# Of the regions, by rank: hues that the common kinds of colour blindness keep apart. REST: of the remainder.
 COLOURS = [(230, 97, 0), (26, 133, 255), (0, 158, 115), (204, 61, 143), (240, 228, 66), (93, 58, 155)]
 REST = (120, 124, 134)
 PAPER, INK, SOFT = (255, 255, 255), (24, 26, 32), (110, 114, 124)
@@ -35,23 +35,24 @@ def explain(
     cell: int = 336,
 ) -> Image.Image:
     """One sheet for one photo: photo, saliency, ranked regions and patch features above; the sequence below."""
+    check_query(model, query)
     x = to_tensor(model, image)
     model = model.eval()
     h, w = grid_of(model, x)
     saliency = saliency_map(model, x, query, block)
     regions = rank_regions(saliency, num_regions, min_area)
     photo = crop_like(model, image).resize((cell, round(cell * h / w)), Image.Resampling.BICUBIC)
-    found = int(regions.count[0])
+    count = int(regions.count[0])
     plan = plan_regions(regions)
     top = [
         (photo, "photo"),
         (draw_saliency(photo, saliency[0]), f"saliency ({query}, block {block_index(model, block)})"),
-        (draw_regions(photo, regions), f"{found} region{'s' * (found != 1)} and the remainder"),
+        (draw_regions(photo, regions), f"{count} region{'s' * (count != 1)} and the remainder"),
         (draw_features(model, x, photo.size), "patch features, 3 principal components"),
     ]
     sheet = _sheet([top, draw_sequence(photo, plan)], photo.size)
     legend = (
-        "visible: the photo · target: stripes · hidden: blank" if found else "no region stands out: nothing to predict"
+        "visible: the photo · target: stripes · hidden: blank" if count else "no region stands out: nothing to predict"
     )
     ImageDraw.Draw(sheet).text((sheet.width - 18, sheet.height - 26), legend, fill=SOFT, font=_font(15), anchor="ra")
     return sheet
@@ -69,7 +70,7 @@ def to_tensor(model: VisionTransformer, image: Image.Image) -> torch.Tensor:
 
 
 def crop_like(model: VisionTransformer, image: Image.Image) -> Image.Image:
-    """The largest centred part of the photo with the shape the model takes, at its size."""
+    """The largest centred part of the photo in the model's aspect ratio, resized to the model's image size."""
     height, width = model.patch_embed.img_size
     scale = max(width / image.width, height / image.height)
     box_w, box_h = width / scale, height / scale
@@ -79,7 +80,7 @@ def crop_like(model: VisionTransformer, image: Image.Image) -> Image.Image:
 
 
 def draw_saliency(photo: Image.Image, saliency: torch.Tensor, strength: float = 0.62) -> Image.Image:
-    """The map (h, w) in [0, 1] over the photo, smoothly."""
+    """The map (h, w) in [0, 1] as colours over the grey photo, interpolated between patches."""
     grey = Image.fromarray((saliency.cpu() * 255).round().to(torch.uint8).numpy())
     smooth = torch.frombuffer(bytearray(grey.resize(photo.size, Image.Resampling.BICUBIC).tobytes()), dtype=torch.uint8)
     at = smooth.float() / 255 * (len(_HEAT) - 1)
@@ -93,41 +94,37 @@ def draw_regions(photo: Image.Image, regions: Regions, index: int = 0) -> Image.
     """The ranked regions of one image, tinted, outlined and numbered; the remainder stays grey."""
     masks = regions.masks[index].cpu()
     picture = _tint(photo.convert("L").convert("RGB"), masks[-1], REST, 0.25)
-    colour_photo = photo
-    for rank, mask in enumerate(masks[:-1]):
-        if mask.any():
-            picture.paste(_tint(colour_photo, mask, _colour(rank), 0.42), (0, 0), _stencil(mask, photo.size))
+    ranked = [(rank, mask) for rank, mask in enumerate(masks[:-1]) if mask.any()]
+    for rank, mask in ranked:
+        picture.paste(_tint(photo, mask, _colour(rank), 0.42), (0, 0), _stencil(mask, photo.size))
     draw = ImageDraw.Draw(picture)
-    for rank, mask in enumerate(masks[:-1]):
-        if mask.any():
-            _outline(draw, mask, photo.size, _colour(rank))
-    present = int((masks[:-1].flatten(1).any(1)).sum())
-    for rank, mask in enumerate(masks[:-1]):
-        if mask.any():
-            _badge(draw, mask, photo.size, str(rank + 1), _colour(rank))
-    if masks[-1].any() and present:
-        _badge(draw, masks[-1], photo.size, str(present + 1), REST)
+    for rank, mask in ranked:
+        _outline(draw, mask, photo.size, _colour(rank))
+    for rank, mask in ranked:
+        _badge(draw, mask, photo.size, str(rank + 1), _colour(rank))
+    if masks[-1].any() and ranked:
+        _badge(draw, masks[-1], photo.size, str(len(ranked) + 1), REST)
     return picture
 
 
 def draw_sequence(photo: Image.Image, plan: Plan, image: int = 0) -> list[tuple[Image.Image, str]]:
-    """One picture a step: visible patches in colour, the target striped, the rest hidden."""
-    own = plan.context_image[plan.target_context] == image
-    visible, targets = plan.visible()[own].cpu(), plan.targets[own].cpu()
-    step = plan.step[own].tolist()
-    h, w = _grid_for(visible.shape[1], photo.size)
+    """One captioned picture for each step: visible patches as in the photo, the target striped, the rest blank."""
+    of_image = plan.context_image[plan.target_context] == image
+    contexts, targets = plan.visible()[of_image].cpu(), plan.targets[of_image].cpu()
+    step = plan.step[of_image].tolist()
+    h, w = _grid_for(contexts.shape[1], photo.size)
     pictures = []
-    for k, seen, target in zip(step, visible.view(-1, h, w), targets.view(-1, h, w), strict=True):
-        hidden = Image.new("RGB", photo.size, (232, 233, 237))
-        hidden.paste(photo, (0, 0), _stencil(seen, photo.size))
+    for k, visible, target in zip(step, contexts.view(-1, h, w), targets.view(-1, h, w), strict=True):
+        picture = Image.new("RGB", photo.size, (232, 233, 237))
+        picture.paste(photo, (0, 0), _stencil(visible, photo.size))
         last = k == max(step)
         colour = REST if last else _colour(k)
-        hidden.paste(_stripes(photo.size, colour), (0, 0), _stencil(target, photo.size))
-        draw = ImageDraw.Draw(hidden)
+        picture.paste(_stripes(photo.size, colour), (0, 0), _stencil(target, photo.size))
+        draw = ImageDraw.Draw(picture)
         _outline(draw, target, photo.size, colour)
         _badge(draw, target, photo.size, str(k + 1), colour)
         before = " + ".join(str(i) for i in range(1, k + 1))
-        pictures.append((hidden, f"step {k}: from {before} predict {k + 1}{' (remainder)' * last}"))
+        pictures.append((picture, f"step {k}: from {before} predict {k + 1}{' (remainder)' * last}"))
     return pictures
 
 
@@ -144,7 +141,7 @@ def draw_features(model: VisionTransformer, x: torch.Tensor, size: tuple[int, in
     centred = patches - patches.mean(0)
     u, s, _ = torch.linalg.svd(centred.cpu(), full_matrices=False)
     parts = u[:, :3] * s[:3]
-    # the sign of a component is free: most of the border dark, so that what differs from it is bright
+    # the sign of a component is arbitrary: make the border dark on average, so that what differs from it is bright
     border = torch.ones(h, w, dtype=torch.bool)
     border[1:-1, 1:-1] = False
     parts = parts * torch.where(parts[border.flatten()].mean(0) > 0, -1.0, 1.0)
@@ -216,7 +213,7 @@ def _badge(
         depth = depth + inside
     depth = depth[0, 0, 1:-1, 1:-1]
     rows, columns = torch.arange(h)[:, None] / h - 0.5, torch.arange(w)[None] / w - 0.5
-    at = (depth - 0.1 * (rows.square() + columns.square())).argmax().item()  # the middle decides between equals
+    at = (depth - 0.1 * (rows.square() + columns.square())).argmax().item()  # of equals, the nearest to the centre
     x, y = size[0] * (at % w + 0.5) / w, size[1] * (at // w + 0.5) / h
     radius = max(11, min(size) // 22)
     draw.ellipse([x - radius, y - radius, x + radius, y + radius], fill=colour, outline=PAPER, width=2)

@@ -1,4 +1,4 @@
-"""A Hub-ready folder → a repository of the Hub, in one commit, checked by loading it back."""
+"""A folder ready for the Hub → a repository of the Hub, in one commit, checked by loading it back."""
 
 import os
 import tempfile
@@ -12,6 +12,7 @@ from ..errors import UserError
 from . import cards
 from .download import clear_hub_errors, hub_access, snapshot
 from .verify import read_folder, verify
+from .weights import sha256
 
 FILES = ("README.md", "config.json", "model.safetensors", "pretraining.safetensors")
 
@@ -24,15 +25,15 @@ def push(
     revision: str | None = None,
     dry_run: bool = False,
 ) -> dict:
-    """Create or update the repository with the folder's files; returns what went where, and the checks after it.
+    """Create or update the repository with the folder's files; returns what was sent, and the checks after it.
 
-    repository: ORGANISATION/NAME; without it, the folder's model.tag in TIMM_DSEQ_NAMESPACE. revision: a branch, made
-    if it does not exist. dry_run: only say what would go.
+    repository: ORGANISATION/NAME (default: the folder's model.tag in TIMM_DSEQ_NAMESPACE). revision: a branch, created
+    if it does not exist. dry_run: only return what would be sent.
     """
     folder = Path(folder)
     config, stock, card, _ = read_folder(folder)
     name = f"{stock.dseq_name or stock.architecture}.{config['pretrained_cfg'].get('tag', 'converted')}"
-    repository = repository or _own_repository(name)
+    repository = repository or _default_repository(name)
     with clear_hub_errors(repository):
         validate_repo_id(repository)
     if "/" not in repository:
@@ -69,17 +70,17 @@ def push(
             commit_message=f"Upload {name}",
             revision=revision,
         )
-    with tempfile.TemporaryDirectory() as fresh:
-        arrived = snapshot(f"{repository}@{commit.oid}", cache_dir=fresh)
-        checks = verify(arrived)
+    with tempfile.TemporaryDirectory() as empty_cache:
+        downloaded = Path(snapshot(f"{repository}@{commit.oid}", cache_dir=empty_cache))
+        checks = verify(downloaded)
         checks["arrived"] = {
-            "ok": (Path(arrived) / "model.safetensors").read_bytes() == (folder / "model.safetensors").read_bytes(),
+            "ok": sha256(downloaded / "model.safetensors") == sha256(folder / "model.safetensors"),
             "seen": f"commit {commit.oid}",
         }
     return {**plan, "commit": commit.oid, "url": commit.commit_url, "checks": checks}
 
 
-def _own_repository(name: str) -> str:
+def _default_repository(name: str) -> str:
     owner = namespace()
     if not owner:
         raise UserError("Name the repository: timm-dseq push DIR ORGANISATION/NAME, or set TIMM_DSEQ_NAMESPACE.")

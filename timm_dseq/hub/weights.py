@@ -1,4 +1,4 @@
-"""What lies in a file of weights: opened safely, its kind recognised, student, target and predictor told apart."""
+"""Files of weights: opened safely, their kind recognised, split into student, target and predictor."""
 
 import argparse
 import hashlib
@@ -18,13 +18,13 @@ from ..errors import UserError
 
 Weights = dict[str, torch.Tensor]
 
-# torch.load(weights_only=True) can be made to run foreign code before this release (CVE-2025-32434, CVE-2026-24747).
+# Before this release, a file can make torch.load(weights_only=True) run code (CVE-2025-32434, CVE-2026-24747).
 SAFE_TORCH = (2, 10)
 
 
 @dataclass
 class Checkpoint:
-    """Weights by their role, names without wrappers' prefixes. Roles that a file lacks are empty.
+    """Weights by role, under names without the prefixes of DDP and torch.compile. Roles that a file lacks are empty.
 
     kind: "dseq_jepa" (our training), "dseq_official" (the authors'), "ijepa" (Meta's), "timm" (a bare ViT).
     """
@@ -33,7 +33,7 @@ class Checkpoint:
     target: Weights = field(default_factory=dict)
     student: Weights = field(default_factory=dict)
     predictor: Weights = field(default_factory=dict)
-    left_out: list[str] = field(default_factory=list)  # top-level entries that hold no weights of the three
+    left_out: list[str] = field(default_factory=list)  # top-level entries of the file that are in none of these
 
     def encoder(self, which: str = "target") -> Weights:
         """The weights of the "target" encoder (of a file with one encoder: that one) or of the "student"."""
@@ -45,20 +45,20 @@ class Checkpoint:
 
 
 def check_safetensors(path: str | PathLike) -> None:
-    """Refuse a weights file that is missing, truncated or corrupt; files of other kinds are left to their reader."""
+    """Refuse a safetensors file that is missing, truncated or corrupt; files with other names are not opened."""
     path = _existing(path)
     if path.suffix != ".safetensors":
         return
     if not _holds_safetensors(path):
         raise UserError(f"{path} is a torch file named .safetensors: make it one with timm-dseq convert.")
-    _check_whole(path)
+    _check_complete(path)
 
 
 def read(path: str | PathLike) -> dict[str, Any]:
-    """Everything a safetensors or torch file holds, whatever its name. Nothing in the file is ever executed."""
+    """The content of a safetensors or torch file, whatever its name. Nothing in the file is ever executed."""
     path = _existing(path)
     if _holds_safetensors(path):
-        _check_whole(path)
+        _check_complete(path)
         return load_file(path)
     if tuple(map(int, re.findall(r"\d+", torch.__version__)[:2])) < SAFE_TORCH:
         raise UserError(
@@ -66,8 +66,8 @@ def read(path: str | PathLike) -> dict[str, Any]:
             f"pip install 'torch>={'.'.join(map(str, SAFE_TORCH))}'."
         )
     try:
-        # timm keeps its arguments in a Namespace: plain data. What torch warns of, the errors below say in one line.
-        # An open file, since newer torch would choose its reader by the name.
+        # timm's checkpoints hold an argparse.Namespace, which is plain data. torch warns of what the errors below say
+        # in one line. It gets an open file, since newer versions choose the reader by the file's name.
         with (
             path.open("rb") as file,
             torch.serialization.safe_globals([argparse.Namespace]),
@@ -76,8 +76,8 @@ def read(path: str | PathLike) -> dict[str, Any]:
             warnings.simplefilter("ignore")
             state = torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        wanted = re.search(r"(?:GLOBAL|class|global) ([\w.]+\.\w+)", str(error))
-        what = f"needs {wanted[1]}" if wanted else "is no plain file of tensors"
+        needed = re.search(r"(?:GLOBAL|class|global) ([\w.]+\.\w+)", str(error))
+        what = f"needs {needed[1]}" if needed else "is no plain file of tensors"
         raise UserError(
             f"{path} {what}, and opening it could run foreign code: save its tensors alone, as "
             "safetensors.torch.save_file(state_dict, FILE), where you trust it."
@@ -95,12 +95,12 @@ def read(path: str | PathLike) -> dict[str, Any]:
 
 
 def parse(state: dict[str, Any]) -> Checkpoint:
-    """A state dictionary of any known kind → its weights by role; every one of them is a plain tensor with a name."""
+    """A state dictionary of any known kind → its weights by role, all of them dense tensors."""
     _check_names(state)
     if any(name.startswith(("target.", "student.")) for name in state):
         roles = {role: _below(state, role) for role in ("target", "student", "predictor")}
-        rest = [name for name in state if not name.startswith(tuple(f"{role}." for role in roles))]
-        return Checkpoint("dseq_jepa", **roles, left_out=rest)
+        others = [name for name in state if not name.startswith(tuple(f"{role}." for role in roles))]
+        return Checkpoint("dseq_jepa", **roles, left_out=others)
     if any(isinstance(state.get(key), dict) for key in ("encoder", "target_encoder")):
         names = {"target": "target_encoder", "student": "encoder", "predictor": "predictor"}
         roles = {role: _unwrapped(state[name]) for role, name in names.items() if isinstance(state.get(name), dict)}
@@ -116,19 +116,19 @@ def parse(state: dict[str, Any]) -> Checkpoint:
 
 
 def encoder_weights(state: dict[str, Any], which: str = "target") -> Weights:
-    """The encoder's weights in a state dictionary of any known kind; the target's, unless the student is asked for."""
+    """The weights of the "target" encoder or the "student" in a state dictionary of any known kind."""
     return parse(state).encoder(which)
 
 
 def misfits(
     weights: Weights, parameters: Weights
 ) -> tuple[list[str], list[str], list[tuple[str, tuple[int, ...], tuple[int, ...]]]]:
-    """Names that the weights lack, names they have beyond the parameters, and (name, wanted, found) of other shapes."""
+    """How weights differ from parameters: names missing, names unused, (name, parameter's shape, weight's shape)."""
     missing = [name for name in parameters if name not in weights]
     unused = [name for name in weights if name not in parameters]
     shared = [name for name in parameters if name in weights]
     shapes = [(name, tuple(parameters[name].shape), tuple(weights[name].shape)) for name in shared]
-    return missing, unused, [(name, wanted, found) for name, wanted, found in shapes if wanted != found]
+    return missing, unused, [(name, wanted, given) for name, wanted, given in shapes if wanted != given]
 
 
 def sha256(path: Path) -> str:
@@ -148,18 +148,18 @@ def _existing(path: str | PathLike) -> Path:
 
 
 def _holds_safetensors(path: Path) -> bool:
-    """By the content, since names lie; by the name where the content is of neither kind, to say what it should be."""
+    """Decided by the content, since names can be wrong; by the name if the content is neither safetensors nor torch."""
     try:
         with path.open("rb") as file:
             head = file.read(9)
     except OSError as error:
         raise UserError(f"{path} cannot be opened ({error.strerror or error}): check its rights.") from error
-    if head[8:] == b"{" and int.from_bytes(head[:8], "little") <= 100_000_000:  # the header's length, then its JSON
+    if head[8:] == b"{" and int.from_bytes(head[:8], "little") <= 100_000_000:  # the length of a header, then its JSON
         return True
     return path.suffix == ".safetensors" and not head.startswith((b"PK\x03\x04", b"\x80"))  # zip, pickle
 
 
-def _check_whole(path: Path) -> None:
+def _check_complete(path: Path) -> None:
     try:
         with safe_open(path, framework="pt"):
             pass
@@ -173,7 +173,7 @@ def _below(state: dict[str, Any], role: str) -> Weights:
 
 
 def _unwrapped(weights: dict[str, Any]) -> Weights:
-    """Without the prefixes that DDP and torch.compile put before every name."""
+    """The weights without the prefixes that DDP and torch.compile put before every name."""
     _check_names(weights)
     plain = {re.sub(r"^((module|_orig_mod)\.)+", "", name): value for name, value in weights.items()}
     for name, value in plain.items():
@@ -185,6 +185,6 @@ def _unwrapped(weights: dict[str, Any]) -> Weights:
 
 
 def _check_names(state: dict[Any, Any]) -> None:
-    odd = next((name for name in state if not isinstance(name, str)), None)
-    if odd is not None:
-        raise UserError(f"There is an entry named {odd!r}, which is no name of a weight: save model.state_dict().")
+    unnamed = next((name for name in state if not isinstance(name, str)), None)
+    if unnamed is not None:
+        raise UserError(f"There is an entry named {unnamed!r}, which is no name of a weight: save model.state_dict().")
