@@ -174,6 +174,10 @@ def test_what_is_gated_or_missing_says_how_to_get_it(path, says, hub):
         ({"train": [1, 1], "test": [1]}, {}, "holds one class only"),
         ({"train": [0, 1], "test": [0, 1]}, {"classes": 3}, "has 2 classes and data.classes=3"),
         ({"train": [0, 1], "test": [-1, -1]}, {}, "split test: 2 images have no label"),
+        ({"train": [0, None, 1], "test": [0, 1]}, {}, "split train: 1 images have no label"),
+        ({"train": [None, None], "test": [0, 1]}, {}, "split train: 2 images have no label"),
+        ({"train": [0, 10**9], "test": [0]}, {}, "split train: a label is 1000000000, and classes are numbered from 0"),
+        ({"train": [0, 1], "test": [10**9]}, {}, "split test: a label is 1000000000, and classes are numbered from 0"),
         ({"train": [0, 1]}, {}, "no split to test on"),
         ({"train": [0, 1, 1], "test": [0, 1]}, {"subset": "2-per-class"}, "class '0' has 1 images only: take fewer"),
         ({"train": [0, 1], "test": [0]}, {"subset": "some"}, "neither a share"),
@@ -216,8 +220,10 @@ def test_a_file_names_rows_or_images(tmp_path):
         ("x.png\n", "1 images are not in the split, the first is x.png"),
         ("", "is empty"),
         ("0\n1", "class 'bee' is in val but not in what is learnt from"),
+        ("²\n", "1 images are not in the split, the first is ²"),
+        ("\udcff\udcfe", r"cannot be read \(UnicodeDecodeError\): give a text file"),
     ):
-        chosen.write_text(content)
+        chosen.write_bytes(content.encode(errors="surrogateescape"))
         with pytest.raises(UserError, match=says):
             open_labelled(Labels(path=path, subset=str(chosen)))
 
@@ -263,6 +269,19 @@ def test_clevrs_own_archive(tmp_path):
     found = open_labelled(Labels(path=f"clevr-count:{tmp_path}", test="val"))
     assert (found.train.truth.tolist(), found.test.truth.tolist()) == ([0, 2, 1], [1, 0])
     assert found.train.picture(2).getpixel((0, 0)) == (2, 0, 0)
+    path = tmp_path / "scenes" / "CLEVR_val_scenes.json"
+    crowd = [{"image_filename": "x.png", "objects": [{"pixel_coords": [0, 0, 8]}] * 12}]
+    for content, says in (
+        ("{", "CLEVR_val_scenes.json holds no scenes of CLEVR"),
+        ("[]", "CLEVR_val_scenes.json holds no scenes of CLEVR"),
+        ('{"scenes": [7]}', "CLEVR_val_scenes.json holds no scenes of CLEVR"),
+        ('{"scenes": []}', "split val: it has no images"),
+        (json.dumps({"scenes": crowd}), "split val: a label is 9, and classes are numbered from 0 to 7 at most"),
+        (json.dumps({"scenes": [{**crowd[0], "objects": []}]}), "split val: 1 images have no label"),
+    ):
+        path.write_text(content)
+        with pytest.raises(UserError, match=says):
+            open_labelled(Labels(path=f"clevr-count:{tmp_path}", test="val"))
 
 
 def test_images_held_out_are_a_share_of_each_class():

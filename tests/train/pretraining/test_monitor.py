@@ -115,7 +115,7 @@ def test_a_run_is_watched_and_reported(tmp_path):
 
 
 @pytest.mark.xdist_group("runs")
-def test_a_run_without_regions_says_nothing_of_them(tmp_path):
+def test_ijepa_reports_nothing_that_it_does_not_use(tmp_path):
     code, said = train(tmp_path / "run", model__objective="ijepa", watch__probe_every=0, max_steps=3)
     assert code == 0, said
     assert "lambda" not in said and "region" not in said
@@ -247,6 +247,38 @@ def test_probes_run_in_the_runs_precision_whoever_wraps_the_model(name, dtype):
     watching.precision = Precision(name, torch.device("cpu"))
     features = watching._features(torch.zeros(70, 3, 2, 2, dtype=torch.uint8))
     assert seen == [dtype, dtype] and features.dtype == torch.float32
+
+
+@pytest.mark.xdist_group("runs")
+@pytest.mark.parametrize(
+    ("label", "why"),
+    [(None, "1 images have no label"), (-1, "1 images have no label"), (10**9, "a label is 1000000000")],
+)
+def test_labels_of_no_use_switch_probes_off_and_the_run_goes_on(label, why, tmp_path):
+    path = parquet_of(tmp_path / "x.parquet", count=16, label=[*range(15), label])
+    code, said = train(tmp_path / "run", data__path=path, optim__epochs=2)
+    assert code == 0 and "Traceback" not in said, said
+    assert f"probes: off, {why}" in said
+
+
+def test_probes_number_the_classes_of_both_splits_alike(tmp_path):
+    """A class folder that one of them lacks would shift all labels behind it."""
+    for split, names in {"train": "abc", "val": "bcd"}.items():
+        for name in names:
+            (tmp_path / "photos" / split / name).mkdir(parents=True)
+            Image.new("RGB", (40, 40), (ord(name), 0, 0)).save(tmp_path / "photos" / split / name / "0.png")
+    config, _ = parse([f"--data.path={tmp_path / 'photos'}", "--data.probe_split=val"])
+    learned, tested, why_off = images.sources(config, open_source(config.data))
+    assert why_off is None
+    assert learned.labels(range(3)).tolist() == [0, 1, 2]  # a, b, c
+    assert tested.labels(range(3)).tolist() == [1, 2, -1]  # b, c, and d, which nobody can know
+
+
+def test_the_data_set_of_a_run_is_opened_once(tmp_path, monkeypatch):
+    config, _ = parse([f"--data.path={parquet_of(tmp_path / 'x.parquet', label=[0, 1] * 6)}"])
+    source = open_source(config.data)
+    monkeypatch.setattr(images, "open_source", lambda *_: pytest.fail("it is open"))
+    assert images.sources(config, source) == (source, source, None)
 
 
 def spoilt(path, broken, workers):

@@ -78,6 +78,8 @@ class Source:
     def label_fault(self) -> str | None:
         """Why nothing can be learnt from the labels, if so."""
         labels, limit = self.all_labels(), min(self.classes, MOST_CLASSES)
+        if not len(labels):
+            return "it has no images"
         if missing := int((labels < 0).sum()):
             return f"{missing} images have no label (null or -1)"
         if (largest := int(labels.max())) >= limit:

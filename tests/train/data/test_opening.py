@@ -1,0 +1,152 @@
+"""Whatever cannot be opened as a data set of images is one line, before any long work."""
+
+import pickle
+import tarfile
+
+import datasets
+import numpy as np
+import pytest
+from common.data.opening import opening
+from common.data.opening import test_split as split_to_test
+from common.data.settings import Data
+from common.data.source import first_of_stream, open_source
+from common.data.stream import Stream
+from pyarrow import ArrowNotImplementedError
+from yaml.constructor import ConstructorError
+
+from timm_dseq import UserError
+
+from .test_source import parquet_of
+
+
+def no_archive(folder):
+    (folder / "data").mkdir()
+    (folder / "data" / "train-0.tar").write_bytes(b"hello")
+    return Data(path=str(folder / "data"))
+
+
+def unpicklable(folder):
+    """A shard with a member that `datasets` loads by torch."""
+    (folder / "shards").mkdir()
+    (folder / "0.pth").write_bytes(b"hello")
+    with tarfile.open(folder / "shards" / "train-0.tar", "w") as tar:
+        tar.add(folder / "0.pth", "0.pth")
+    return Data(path=str(folder / "shards"))
+
+
+def card_with_a_tag(folder):
+    (folder / "data").mkdir()
+    parquet_of(folder / "data" / "train-0.parquet")
+    (folder / "data" / "README.md").write_text("---\nconfigs: !!python/object:os.system {}\n---\n")
+    return Data(path=str(folder / "data"))
+
+
+def numbers_as_images(folder):
+    return Data(path=parquet_of(folder / "x.parquet", size=list(range(12))), image="size")
+
+
+def numbers_called_image(folder):
+    datasets.Dataset.from_dict({"image": [1, 2]}).to_parquet(folder / "x.parquet")
+    return Data(path=str(folder / "x.parquet"))
+
+
+WRONG = {
+    "a .tar that is none": no_archive,
+    "a shard with a damaged pickle": unpicklable,
+    "a card with a tag of YAML": card_with_a_tag,
+    "no path": lambda folder: Data(path=""),
+    "numbers as images": numbers_as_images,
+    "numbers in a column called image": numbers_called_image,
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+@pytest.mark.parametrize(
+    "door",
+    [open_source, lambda data: first_of_stream(data, 4), lambda data: next(Stream(data, 32, 0, 0, 1, 4))],
+    ids=["numbered", "first of a stream", "stream"],
+)
+def test_a_data_set_that_cannot_be_opened_is_one_line(wrong, door, tmp_path):
+    data = WRONG[wrong](tmp_path)
+    data.workers = 0
+    with pytest.raises(UserError) as error:
+        door(data)
+    assert "\n" not in str(error.value) and "data" in str(error.value)
+
+
+@pytest.mark.parametrize("wrong", ["a .tar that is none", "a card with a tag of YAML"])
+def test_looking_for_a_test_split_is_one_line_too(wrong, tmp_path, monkeypatch):
+    data = WRONG[wrong](tmp_path)
+    monkeypatch.setattr(datasets, "get_dataset_split_names", _raising(tarfile.ReadError("not a gzip file")))
+    with pytest.raises(UserError, match=r"cannot be opened \(ReadError: not a gzip file\): check data\.path") as error:
+        split_to_test(data.path, None)
+    assert "\n" not in str(error.value)
+
+
+class NetworkError(Exception):
+    """As those of httpx: no OSError, no ValueError."""
+
+
+def _raising(error):
+    def function(*_, **__):
+        raise error
+
+    return function
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        tarfile.ReadError("not a tar"),
+        ConstructorError(None, None, "could not\ndetermine a constructor"),
+        pickle.UnpicklingError("invalid load key"),
+        IndexError("list index out of range"),
+        NetworkError("Request URL is missing a protocol"),
+        ArrowNotImplementedError("Unsupported cast"),
+        KeyError("splits"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_whatever_datasets_raises_is_one_line_with_its_kind(error, monkeypatch):
+    monkeypatch.setattr(datasets, "load_dataset", _raising(error))
+    with pytest.raises(
+        UserError, match=rf"^lab/photos, split train, cannot be opened \({type(error).__name__}: "
+    ) as one:
+        open_source(Data(path="lab/photos"))
+    assert "\n" not in str(one.value)
+
+
+def test_an_end_that_is_asked_for_is_no_error_of_the_data():
+    for ending in (KeyboardInterrupt, SystemExit):
+        with pytest.raises(ending), opening("some data"):
+            raise ending
+    with pytest.raises(UserError, match="as it was"), opening("some data"):
+        raise UserError("as it was")
+
+
+@pytest.mark.parametrize("labels", [[0, None, 2], [0, -1, 2], [None, None, None]])
+def test_images_without_a_label_are_counted_and_cost_no_more(labels, tmp_path):
+    source = open_source(Data(path=parquet_of(tmp_path / "x.parquet", count=3, label=labels)))
+    assert source.labels(range(3)).tolist() == [-1 if label is None else label for label in labels]
+    missing = sum(label in (None, -1) for label in labels)
+    assert source.label_fault() == f"{missing} images have no label (null or -1)"
+
+
+@pytest.mark.parametrize("largest", [10**9, 2**62])
+def test_a_label_far_beyond_any_number_of_classes_is_a_fault(largest, tmp_path):
+    source = open_source(Data(path=parquet_of(tmp_path / "x.parquet", count=3, label=[0, 1, largest])))
+    assert source.label_fault() == f"a label is {largest}, and classes are numbered from 0 to 99999 at most"
+
+
+def test_a_label_that_its_names_do_not_cover_is_a_fault(tmp_path):
+    source = open_source(Data(path=parquet_of(tmp_path / "x.parquet", count=3, label=[0, 1, 1])))
+    assert source.label_fault() is None
+    rows = source.rows.cast_column("label", datasets.ClassLabel(names=["a", "b"]))
+    assert np.array_equal(open_source_of(rows, tmp_path).labels([0, 2]), [0, 1])
+
+
+def open_source_of(rows, folder):
+    rows.to_parquet(folder / "y.parquet")
+    source = open_source(Data(path=str(folder / "y.parquet")))
+    assert source.names == ("a", "b") and source.classes == 2 and source.label_fault() is None
+    return source
