@@ -1,8 +1,8 @@
 """The plan of one batch: regions for the images whose coin and map allow it, random target blocks for the others.
 
 The host needs a few numbers for it: the areas of regions and blocks, and the coins. Their copy starts when the regions
-are ranked and is read when the rest of the target's pass is queued, so the device never idles. It is the only copy from
-the device in a step.
+are ranked and is read when the rest of the target's pass is queued, so the device has work meanwhile. It is the only
+copy from the device in a step.
 """
 
 import torch

@@ -91,12 +91,13 @@ class DSeqJEPA(nn.Module):
         self.varlen = False  # of the student's pass; see Predictor.varlen
 
     def train(self, mode: bool = True) -> "DSeqJEPA":
+        """As of any module, but the target stays in evaluation mode."""
         super().train(mode)
         self.target.eval()
         return self
 
     def compile(self, **options) -> None:
-        """torch.compile the blocks of the three transformers, in place.
+        """torch.compile the transformer blocks of student, target and predictor, in place.
 
         They are nearly all of the work, and the same few graphs serve every batch. The rest follows the sizes of each
         batch's regions and is not compiled.
@@ -128,8 +129,7 @@ class DSeqJEPA(nn.Module):
         for images whose coin is False, or whose map has no region. fetch: numbers on the device that the caller wants
         on the host; they come as facts["fetched"], in the step's only copy from the device.
 
-        With a plan it returns `predict`, with target_only `features_and_saliency`: whatever wraps a model of several
-        processes knows no other call.
+        With a plan it returns `predict`, with target_only `features_and_saliency`: DDP and FSDP2 wrap no other method.
         """
         if plan is not None:
             return self._predictions(images, plan)[0]

@@ -1,6 +1,6 @@
-"""The loss: predictions (T, D) and the target encoder's latents (B, N, D) → a sum over target tokens, its count, facts.
+"""The loss: predictions (T, D) and the target encoder's latents (B, N, D) → a sum, what it is summed over, and facts.
 
-It is smooth L1, plus terms. Sums and counts of batches, rounds and processes add up; who trains divides once.
+It is smooth L1, plus terms. Sums and counts of several batches or processes add up, so training divides only once.
 """
 
 from collections.abc import Mapping
@@ -20,10 +20,10 @@ Terms = Mapping[str, tuple[float, nn.Module]]  # name → factor and module; see
 def batch_loss(
     predictions: torch.Tensor, latents: torch.Tensor, plan: Plan, steps: int, mean: str, terms: Terms
 ) -> tuple[torch.Tensor, int, dict]:
-    """The loss of predictions (T, D), in the order of `plan.targets.nonzero()`, to latents (B, N, D): (), its count.
+    """The loss of predictions (T, D), in the order of `plan.targets.nonzero()`, to latents (B, N, D).
 
-    steps: K, the most that an image can have. mean: "token" sums over target tokens, "step" over predictions, of which
-    each is the mean over its tokens.
+    Returns a sum, (), its count, and facts. mean: with "token" the sum is over target tokens, with "step" over
+    predictions, each the mean over its tokens. steps: K, the most that an image can have.
     """
     sizes = to_device(plan.sizes[2], latents.device)  # (P,)
     owner, targets = target_tokens(latents, plan)

@@ -22,7 +22,7 @@ class Regions:
     """The regions R_1 … R_N of B images: those that exist in their order, then empty ones, the remainder last."""
 
     masks: torch.Tensor  # (B, N, h, w) bool
-    count: torch.Tensor  # (B,) regions that are not empty, without the remainder
+    count: torch.Tensor  # (B,) regions found, without the remainder
     area: torch.Tensor  # (B, N) patches
     score: torch.Tensor  # (B, N) mean saliency, 0 for an empty region
 

@@ -22,6 +22,7 @@ class Blocks:
     seeds: torch.Tensor  # (B,)
 
     def to(self, device: torch.device | str) -> "Blocks":
+        """The same blocks on a device, copied without making the host wait."""
         device = torch.device(device) if isinstance(device, str) else device
         return Blocks(*(to_device(part, device) for part in (self.context, self.targets, self.seeds)))
 
