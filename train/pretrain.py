@@ -11,7 +11,7 @@ import sys
 
 from common.system import launch
 from common.pretraining import schedule
-from common.pretraining.settings import AUTOMATIC, FREE, Config, parse
+from common.pretraining.settings import ADDED, AUTOMATIC, FREE, Config, parse
 from common.data.source import open_source
 from common.pretraining.dry_run import dry_run
 from common.pretraining.export import check_exportable, export
@@ -49,7 +49,7 @@ def run(config: Config, text: str) -> int:
     accelerator = launch.accelerator(
         log_with=available(config.watch.trackers), project_dir=f"{config.output_dir}/trackers"
     )
-    checkpoints = RunCheckpoints(config, text, accelerator, FREE, AUTOMATIC)
+    checkpoints = RunCheckpoints(config, text, accelerator, FREE, AUTOMATIC, ADDED)
     progress = checkpoints.find()
     source = None if config.data.streaming else open_source(config.data)
     images = images_in(config.data) if source is None else len(source)

@@ -27,14 +27,15 @@ class Clock:
         self.now += 100.0 if warming else (2.0 if now.regions < 0.5 else 4.0)
 
 
-def test_warming_up_is_not_counted_and_both_ends_are_measured(monkeypatch):
+def dry_run_of(monkeypatch, objective):
+    """A dry run in which nothing is computed: its clock, and what it said."""
     clock, said = Clock(), []
     optim = SimpleNamespace(
         **{"warmup_epochs": 1, "lr_start": 0.1, "lr": 1.0, "lr_end": 0.0, "weight_decay": 0, "weight_decay_end": 0},
         **{"momentum": 0.9, "momentum_end": 1.0, "regions": 0.0, "regions_end": 1.0},
     )
     training = SimpleNamespace(
-        config=SimpleNamespace(optim=optim),
+        config=SimpleNamespace(optim=optim, model=SimpleNamespace(objective=objective)),
         accelerator=SimpleNamespace(device=torch.device("cpu")),
         model=SimpleNamespace(region_options={"num_regions": 5}),
         step=clock.step,
@@ -42,10 +43,21 @@ def test_warming_up_is_not_counted_and_both_ends_are_measured(monkeypatch):
     monkeypatch.setattr(module.time, "perf_counter", lambda: clock.now)
     monkeypatch.setattr(module, "largest", lambda *_: 3 * 2**10)
     dry_run(training, None, 800, Length(1200, 8, 8), SimpleNamespace(say=said.append))
+    return clock, said
+
+
+def test_warming_up_is_not_counted_and_both_ends_are_measured(monkeypatch):
+    clock, said = dry_run_of(monkeypatch, "dseq")
     assert clock.lambdas[0] == 0 and clock.lambdas[-1] > 0.99
     assert "start of the run (lambda 0.00): 2 s a step, 4 images/s" in said[0]
     assert "end of the run (lambda 1.00): 4 s a step, 2 images/s" in said[1]
     assert "3.0 GiB" in said[2] and "1200 steps would take about 60 min" in said[2]
+
+
+def test_without_regions_nothing_is_said_of_them(monkeypatch):
+    _, said = dry_run_of(monkeypatch, "ijepa")
+    assert not any(word in line for line in said for word in ("lambda", "region"))
+    assert "start of the run: 2 s a step" in said[0] and "1200 steps would take about" in said[-1]
 
 
 def test_the_largest_plan_has_every_region_in_every_image():
@@ -58,7 +70,7 @@ def test_the_largest_plan_has_every_region_in_every_image():
 
 @pytest.mark.xdist_group("runs")
 def test_a_dry_run_tells_speed_memory_and_time_and_writes_nothing(tmp_path):
-    code, said = train(tmp_path / "run", dry_run="true")
+    code, said = train(tmp_path / "run", dry_run="true", max_steps=3)
     assert code == 0, said
     assert (
         len(re.findall(r"dry run, (?:start|end) of the run .* s a step, \d+ images/s, [\d.]+ GiB at most", said)) == 2

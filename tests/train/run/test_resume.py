@@ -1,5 +1,6 @@
 """Going on from a checkpoint: what may change, what may not, and what is said."""
 
+import hashlib
 import json
 import shutil
 import subprocess
@@ -10,6 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from ..data.test_source import parquet_of
 from ..runs import log_of, tensors_of, train
+from .test_export import leaks
 
 pytestmark = pytest.mark.xdist_group("runs")
 
@@ -106,18 +108,41 @@ def test_another_data_set_is_refused(tmp_path):
     assert "holds other images than when" in said
 
 
+def rewritten(file):
+    """The checkpoint's manifest is to know a file that a test has changed."""
+    manifest = json.loads((file.parent / "manifest.json").read_text())
+    content = file.read_bytes()
+    manifest[file.name] = {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    (file.parent / "manifest.json").write_text(json.dumps(manifest))
+
+
 def spoil(own, value):
     """A checkpoint whose student has one weight that is not finite."""
-    import hashlib
-
-    folder = own / "checkpoints" / "step-00000006"
-    weights = load_file(folder / "model.safetensors")
+    file = own / "checkpoints" / "step-00000006" / "model.safetensors"
+    weights = load_file(file)
     weights["student.blocks.0.mlp.fc1.weight"][0, 0] = value
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    manifest = json.loads((folder / "manifest.json").read_text())
-    content = (folder / "model.safetensors").read_bytes()
-    manifest["model.safetensors"] = {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-    (folder / "manifest.json").write_text(json.dumps(manifest))
+    save_file(weights, file, metadata={"format": "pt"})
+    rewritten(file)
+
+
+def without(own, section, name):
+    """A checkpoint that was written before there was this setting."""
+    file = own / "checkpoints" / "step-00000006" / "state.json"
+    state = json.loads(file.read_text())
+    del state["config"][section][name]
+    file.write_text(json.dumps(state))
+    rewritten(file)
+
+
+def test_a_checkpoint_of_before_a_setting_goes_on_with_what_runs_did_then(own):
+    without(own, "model", "terms")
+    code, said = train(own, max_steps=7)
+    assert code == 0, said
+    code, said = train(own, max_steps=8, model__terms='{"contrastive": 1}', resume=own / "checkpoints/step-00000006")
+    assert code == 1 and "model.terms was {} in" in said and "is {'contrastive': 1.0} now" in said, said
+    without(own, "model", "min_area")
+    code, said = train(own, max_steps=8, resume=own / "checkpoints/step-00000006")
+    assert code == 1 and "another version of this program, which had no model.min_area" in said, said
 
 
 def test_steps_that_are_not_finite_are_left_out_counted_and_end_the_run(own):
@@ -137,6 +162,8 @@ def test_steps_that_are_not_finite_are_left_out_counted_and_end_the_run(own):
 def test_an_exported_folder_is_a_start_for_another_run(half, tmp_path):
     code, said = train(tmp_path / "next", model__init=half / "export", max_steps=1, optim__lr_start=1e-12)
     assert code == 0, said
+    assert "| start | weights of export |" in (tmp_path / "next" / "export" / "README.md").read_text()
+    assert not leaks(tmp_path / "next" / "export", half.parent.name, tmp_path)
     ours, theirs = tensors_of(tmp_path / "next"), tensors_of(half)
     for name in theirs:
         if name.startswith("model: predictor."):

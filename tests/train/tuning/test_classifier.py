@@ -2,6 +2,8 @@
 
 import json
 import re
+import socket
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,6 +18,7 @@ from timm_dseq.hub.cards import blanks
 from timm_dseq.hub.load import load_backbone
 from timm_dseq.hub.verify import verify
 
+from ..run.test_export import leaks
 from ..runs import tensors_of
 from ..tunings import NAMES, colours, tune
 
@@ -105,6 +108,10 @@ def test_the_cards_stock_timm_gives_the_right_names_and_scores(export, picture, 
     assert run.returncode == 0, run.stderr
     assert json.loads(run.stdout.splitlines()[-1]) == pytest.approx(expected, abs=1e-5)
     assert run.stdout.splitlines()[-2] == max(expected, key=expected.get)
+
+
+def test_the_folder_tells_nothing_of_this_machine(data, two_seeds, export):
+    assert not leaks(export, data.parent, two_seeds[0].parent, socket.gethostname(), Path.home())
 
 
 def test_the_card_says_what_was_measured_and_of_which_seed(two_seeds, export):

@@ -17,22 +17,25 @@ from .training import Batch, Training
 
 
 def dry_run(training: Training, batches: Iterator[Batch], images: int, length: Length, screen: Screen) -> None:
-    """Measure and say it. images: in an epoch. Nothing is written; the weights are spoilt."""
-    spent = []
-    for name, samples in (("start", 0), ("end", length.samples - 1)):
+    """Measure, and say what was measured. images: in an epoch. Nothing is written; the weights are spoilt."""
+    spent, with_regions = [], training.config.model.objective != "ijepa"
+    for end, samples in (("start", 0), ("end", length.samples - 1)):
         now = schedule.at(training.config, samples, images, length.samples)
         seconds, most = measured(training, batches, now)
         spent.append(seconds)
+        curriculum = f" (lambda {now.regions:.2f})" if with_regions else ""
         screen.say(
-            f"dry run, {name} of the run (lambda {now.regions:.2f}): {seconds:.3g} s a step, "
-            f"{length.batch / seconds:.0f} images/s, {most / 2**10:.1f} GiB at most"
+            f"dry run, {end} of the run{curriculum}: {seconds:.3g} s a step, {length.batch / seconds:.0f} images/s, "
+            f"{most / 2**10:.1f} GiB at most"
         )
-    most = largest(training, length.micro_batch)
-    whole = duration(length.steps * sum(spent) / len(spent))
-    screen.say(
-        f"dry run: with {training.model.region_options['num_regions']} equal regions in all images it would take "
-        f"{most / 2**10:.1f} GiB; the whole run of {length.steps} steps would take about {whole}"
-    )
+    largest_plan = ""
+    if with_regions:
+        largest_plan = (
+            f"with {training.model.region_options['num_regions']} equal regions in all images it would take "
+            f"{largest(training, length.micro_batch) / 2**10:.1f} GiB; "
+        )
+    total = duration(length.steps * sum(spent) / len(spent))
+    screen.say(f"dry run: {largest_plan}the whole run of {length.steps} steps would take about {total}")
 
 
 def measured(training: Training, batches: Iterator[Batch], now: schedule.Now) -> tuple[float, float]:

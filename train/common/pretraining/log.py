@@ -38,6 +38,7 @@ class PretrainingLog(StepLog):
     ) -> None:
         self.utilisation = Utilisation(model)
         self.rate = matrix_rate(accelerator.device, precision.product_dtype) * accelerator.num_processes
+        self.with_regions = config.model.objective != "ijepa"
         self._warned = False  # of an image that cannot be read
         if config.watch.trackers:
             settings = {name: str(value) for name, value in flat(asdict(config)).items()}
@@ -64,6 +65,7 @@ class PretrainingLog(StepLog):
         losses, tokens = by_step[: len(by_step) // 2], by_step[len(by_step) // 2 :]
         regions = [counts[f"with {i} regions"] for i in range(len(figures.regions))]
         work = {name: counts[name] for name in WORK}
+        found = sum(i * count for i, count in enumerate(regions)) / max(1.0, sum(regions))
         self.progress.broken += int(counts["broken"])
         return {
             "loss": loss / counts["tokens"],
@@ -71,10 +73,10 @@ class PretrainingLog(StepLog):
             "lr": now.lr,
             "weight_decay": now.weight_decay,
             "momentum": now.momentum,
-            "lambda": now.regions,
-            "region_share": counts["on_regions"] / images,
+            "lambda": now.regions if self.with_regions else None,
+            "region_share": counts["on_regions"] / images if self.with_regions else None,
             "region_counts": [int(count) for count in regions],
-            "regions_found": sum(i * count for i, count in enumerate(regions)) / max(1.0, sum(regions)),
+            "regions_found": found if self.with_regions else None,
             "broken": self.progress.broken,
             "encoder_fill": sum(fill for fill, _ in figures.fill) / len(figures.fill),
             "predictor_fill": sum(fill for _, fill in figures.fill) / len(figures.fill),

@@ -28,6 +28,8 @@ FREE = (
     *("system.compile", "system.checkpointing", "system.fsdp"),
     *("checkpoint.", "watch.", "hub.", "output_dir", "resume", "max_steps", "dry_run"),
 )
+# Settings that came after the first checkpoints, and what runs did before they had them.
+ADDED = {"model.terms": {}}
 AUTOMATIC = ("system.precision", "data.resident")  # what `auto` becomes is chosen once for the whole run
 DEMO = Path(__file__).parents[2] / "configs" / "demo.yaml"
 
@@ -182,7 +184,8 @@ class Config:
         resume: auto (from the newest whole checkpoint), never, or the path of a checkpoint
         seed: of everything random
         max_steps: stop after so many steps; the schedules stay those of the whole run
-        dry_run: build everything, run some steps of both ends of the run, print memory, speed and time, write nothing
+        dry_run: build everything, run some steps of both ends of the schedules (not max_steps), print memory, speed and
+            time of the whole run, write nothing
     """
 
     data: Data = field(default_factory=Data)
@@ -242,5 +245,3 @@ def check(config: Config) -> None:
         raise UserError("hub.push_to needs hub.license, which the model card states: apache-2.0 or another.")
     if config.data.streaming and config.data.resident is True:
         raise UserError("data.resident=true decodes numbered images once: leave it or data.streaming out.")
-    if config.max_steps is not None and config.dry_run:
-        raise UserError("dry_run has steps of its own: leave max_steps out.")

@@ -188,5 +188,3 @@ def check(config: Tuning) -> None:
         )
     if not config.seeds or len(set(config.seeds)) < len(config.seeds):
         raise UserError(f"seeds={config.seeds}: give one or more, each once.")
-    if config.max_steps is not None and config.dry_run:
-        raise UserError("dry_run has steps of its own: leave max_steps out.")

@@ -67,13 +67,13 @@ def write_report(output: Path) -> Path:
         if collapsed
         else ""
     )
+    regions = _histogram(lines) + _pictures(output)
     page = _PAGE.format(
         name=html.escape(output.name),
         summary=summary,
         warning=warning,
-        counts=_histogram(lines),
+        regions=f"<h2>Regions</h2>{regions}" if regions else "",
         charts=drawn,
-        pictures=_pictures(output),
         settings=settings,
     )
     path = output / "report.html"
@@ -173,8 +173,7 @@ th:first-child {{ text-align: left; font-weight: 500 }} .bad {{ color: #b00020; 
 </style>
 <h1>{name}</h1><p>{summary}</p>{warning}
 <div class="charts">{charts}</div>
-<h2>Regions</h2>{counts}
-{pictures}
+{regions}
 <h2>Settings</h2><pre>{settings}</pre>
 </html>
 """

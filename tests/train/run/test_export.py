@@ -1,0 +1,54 @@
+"""What leaves the machine tells nothing of it, and a folder is complete or not there."""
+
+import re
+from pathlib import Path
+
+import pytest
+from common.run.export import public_name, replacing
+
+
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [
+        ("ILSVRC/imagenet-1k", "ILSVRC/imagenet-1k"),
+        ("scenes", "scenes"),
+        ("{here}", "birds"),
+        ("{here}/", "birds"),
+        (".", "birds"),
+        ("./", "birds"),
+        ("../birds", "birds"),
+        ("{here}/train.parquet", "train.parquet"),
+        ("{here}/gone", "gone"),
+        ("~/gone", "gone"),
+    ],
+)
+def test_a_card_names_the_folder_and_not_the_way_there(path, name, tmp_path, monkeypatch):
+    here = tmp_path / "birds"
+    here.mkdir()
+    (here / "train.parquet").write_text("")
+    monkeypatch.chdir(here)
+    assert public_name(path.format(here=here)) == name
+
+
+def test_a_folder_takes_its_place_when_it_is_complete(tmp_path):
+    for content in ("first", "second"):
+        with replacing(tmp_path / "export") as fresh:
+            fresh.mkdir()
+            (fresh / "file").write_text(content)
+    assert [path.name for path in tmp_path.iterdir()] == ["export"]
+    with pytest.raises(ZeroDivisionError), replacing(tmp_path / "export") as fresh:
+        fresh.mkdir()
+        raise ZeroDivisionError
+    assert (tmp_path / "export" / "file").read_text() == "second"
+
+
+def leaks(folder: Path, *secrets: object) -> list[str]:
+    """Files of a folder that hold one of these words, in their text or their header."""
+    wanted = re.compile("|".join(rf"(?<!\w){re.escape(str(secret))}(?!\w)" for secret in secrets).encode())
+    return [path.name for path in folder.iterdir() if wanted.search(readable(path))]
+
+
+def readable(path: Path) -> bytes:
+    """All of a file but tensors."""
+    content = path.read_bytes()
+    return content[8:][: int.from_bytes(content[:8], "little")] if path.suffix == ".safetensors" else content
