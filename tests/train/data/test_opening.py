@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from common.data.opening import opening
 from common.data.opening import test_split as split_to_test
+from common.data.scenes import Scenes
 from common.data.settings import Data
 from common.data.source import first_of_stream, open_source
 from common.data.stream import Stream
@@ -130,6 +131,11 @@ def test_images_without_a_label_are_counted_and_cost_no_more(labels, tmp_path):
     assert source.labels(range(3)).tolist() == [-1 if label is None else label for label in labels]
     missing = sum(label in (None, -1) for label in labels)
     assert source.label_fault() == f"{missing} images have no label (null or -1)"
+
+
+def test_scenes_are_not_drawn_to_check_their_labels(monkeypatch):
+    monkeypatch.setattr(Scenes, "__getitem__", lambda *_: pytest.fail("drawn"))
+    assert open_source(Data(path="scenes")).label_fault() is None
 
 
 @pytest.mark.parametrize("largest", [10**9, 2**62])

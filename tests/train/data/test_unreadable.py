@@ -254,5 +254,6 @@ def test_a_folder_whose_first_image_is_broken_is_trained_on(streaming, tmp_path)
     code, said = runs.train(tmp_path / "run", **settings)
     assert code == 0 and "Traceback" not in said, said
     assert f"an image that probes look at cannot be read and is replaced by another: {first}" in said
+    assert f"an image that pictures show cannot be read and is replaced by another: {first}" in said
     assert str(first) in (tmp_path / "run" / "unreadable.txt").read_text()
     assert (tmp_path / "run" / "pictures" / "step-00000000.png").is_file()

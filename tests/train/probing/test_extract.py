@@ -142,6 +142,18 @@ def test_duplicates_are_equal_pixels_whatever_the_file(train, tmp_path):
     assert len(np.unique(learnt, axis=0)) == 64
 
 
+@pytest.mark.parametrize("damage", [b"", b"no numbers", None], ids=["empty", "text", "of fewer images"])
+def test_a_damaged_file_of_digests_is_made_again(train, tmp_path, damage):
+    digests = digests_of(train, 0, str(tmp_path), Accelerator())
+    (path,) = tmp_path.glob("digests-*.npy")
+    if damage is None:
+        np.save(path, digests[:9])
+    else:
+        path.write_bytes(damage)
+    assert np.array_equal(digests_of(train, 0, str(tmp_path), Accelerator()), digests)
+    assert np.array_equal(np.load(path), digests)
+
+
 def test_the_digest_of_weights_tells_every_bit():
     model = small()
     before = weights_digest(model)

@@ -62,7 +62,7 @@ def digests_of(source: Source, workers: int, folder: str, accelerator: Accelerat
     All processes have to call it; each reads its share of the images.
     """
     path = Path(folder) / f"digests-{data_digest(source)}-{source.name.replace('/', '_')}.npy"
-    known = [np.load(path) if accelerator.is_main_process and path.is_file() else None]
+    known = [_stored(path, len(source)) if accelerator.is_main_process else None]
     broadcast_object_list(known)
     if known[0] is not None:
         return known[0]
@@ -84,6 +84,15 @@ def digests_of(source: Source, workers: int, folder: str, accelerator: Accelerat
             np.save(file, digests)
         path.with_suffix(".new").replace(path)
     return digests
+
+
+def _stored(path: Path, count: int) -> np.ndarray | None:
+    """The digests in a file, if it is there and not damaged."""
+    try:
+        digests = np.load(path)
+    except (OSError, ValueError, EOFError):
+        return None
+    return digests if digests.shape == (count, DIGEST) else None
 
 
 def duplicates(train: np.ndarray, test: np.ndarray) -> int:

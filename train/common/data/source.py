@@ -77,6 +77,8 @@ class Source:
 
     def label_fault(self) -> str | None:
         """Why nothing can be learnt from the labels, if so."""
+        if isinstance(self.rows, Scenes):
+            return None  # each of them would have to be drawn
         labels, limit = self.all_labels(), min(self.classes, MOST_CLASSES)
         if not len(labels):
             return "it has no images"

@@ -93,11 +93,12 @@ def probe_images(
     return learned, tested
 
 
-def picture_images(config: Config, source: Source) -> torch.Tensor:
+def picture_images(config: Config, source: Source, screen: Screen) -> torch.Tensor:
     """The first images, in every process: (n, 3, S, S) uint8."""
     count = min(config.watch.pictures, len(source))
     centres = Centres(source, range(len(source)), config.model.img_size)
-    images, _, _ = _stacked(centres[place] for place in range(count))
+    images, _, broken = _stacked(centres[place] for place in range(count))
+    _name_broken("pictures show", broken, screen)
     return images
 
 
@@ -124,13 +125,15 @@ def _shared(centres: Centres, workers: int, accelerator: Accelerator, screen: Sc
         items += some
         screen.note(f"probing: {len(items)} of {len(mine)} images are loaded")
     images, indices, broken = _stacked(items)
-    if lines := gather_object(broken):
-        screen.say(
-            f"an image that probes look at cannot be read and is replaced by another: {lines[0]}"
-            + f" ({len(lines)} such lines in all)" * (len(lines) > 1)
-        )
+    _name_broken("probes look at", gather_object(broken), screen)
     indices = in_order(indices, count, accelerator).tolist()
     return Shared(images, count, centres.source.labels(indices) if accelerator.is_main_process else None)
+
+
+def _name_broken(what_for: str, broken: list[str], screen: Screen) -> None:
+    if broken:
+        more = f" ({len(broken)} such lines in all)" if len(broken) > 1 else ""
+        screen.say(f"an image that {what_for} cannot be read and is replaced by another: {broken[0]}{more}")
 
 
 def _stacked(items) -> tuple[torch.Tensor, torch.Tensor, list[str]]:

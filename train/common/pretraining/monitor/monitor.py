@@ -40,7 +40,7 @@ class Monitor:
         if why_off:
             screen.say(f"probes: off, {why_off}")
         if config.watch.pictures_every:
-            self.pictures = picture_images(config, test)
+            self.pictures = picture_images(config, test, screen)
         if config.watch.probe_every and not why_off:
             self.train, self.test = probe_images(config, train, test, accelerator, screen)
 
