@@ -20,10 +20,11 @@ from ..runs import environments, launch, log_of, options, said_of, train, train_
 from ..tunings import colours
 
 
-def odd_runs(output, port, odd, processes=2, **settings):
-    """Runs of tests/train/odd.py: exit codes, and what they said."""
-    arguments = options(Path(output.name) if "APART" in odd else output, **settings)
-    runs = [launch("tests.train.odd", arguments, output, {**own, **odd}) for own in environments(port, processes)]
+def runs_under(conditions, output, port, processes=2, **settings):
+    """A run of several processes under tests/train/conditions.py: exit codes, and what they said."""
+    arguments = options(Path(output.name) if "NODES" in conditions else output, **settings)
+    script = "tests.train.conditions"
+    runs = [launch(script, arguments, output, {**own, **conditions}) for own in environments(port, processes)]
     for run in runs:
         run.join(300)
     return [run.exitcode for run in runs], said_of(output).read_text()
@@ -59,8 +60,8 @@ def test_each_process_reads_its_share_of_the_images_for_duplicates(tmp_path, unu
 @pytest.mark.xdist_group("runs")
 def test_a_hand_over_may_take_longer_than_processes_wait_for_each_other(tmp_path, unused_port):
     output = tmp_path / "run"
-    odd = {"HASTY": "10", "SLOW": "15"}
-    codes, said = odd_runs(output, unused_port, odd, max_steps=1, watch__probe_every=0)
+    conditions = {"LONGEST_WAIT": "10", "EXPORT_TAKES": "15"}
+    codes, said = runs_under(conditions, output, unused_port, max_steps=1, watch__probe_every=0)
     assert codes == [0, 0], said
     assert (output / "export" / "model.safetensors").is_file() and "timm-dseq verify" in said
 
@@ -128,7 +129,7 @@ def test_a_disk_that_is_not_shared_is_named_by_all_and_nobody_hangs(begun, tmp_p
     if begun:
         code, said = train(output, watch__probe_every=0, max_steps=2)
         assert code == 0, said
-    codes, said = odd_runs(output, unused_port, {"APART": str(tmp_path)}, watch__probe_every=0, max_steps=3)
+    codes, said = runs_under({"NODES": str(tmp_path)}, output, unused_port, watch__probe_every=0, max_steps=3)
     assert codes == [1, 1], said
     lines = [line for line in said.splitlines() if line.startswith("pretrain.py: ")]
     assert len(lines) == 2 and "Traceback" not in said

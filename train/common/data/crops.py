@@ -1,7 +1,8 @@
 """Random crops, flips and colours: seeds (B,) → boxes (B, 4), and batches of pixels, uint8 in and out.
 
-Boxes are drawn on the host, in both data paths, so a sample has the same one everywhere. A whole batch is cropped at
-once, by products of whole numbers that float32 holds exactly: the same pixels on every device and in every batch.
+Boxes are drawn on the host, for decoded and for resident images alike, so a sample's box is the same in both. A batch
+is cropped at once by matrix products of integers small enough to be exact in float32: pixels depend neither on the
+device nor on the rest of the batch.
 """
 
 import math
@@ -18,14 +19,15 @@ from timm_dseq.host import to_device
 
 from .order import RandomStream
 
-_RATIO = (3 / 4, 4 / 3)  # least and greatest aspect of a box
-_ATTEMPTS = 10  # to find one inside the image, as torchvision's RandomResizedCrop
-_FINE = 2.0**16  # weights are whole numbers of 1 / _FINE: 128 * _FINE * sum |weight| stays below 2**24
-_AT_ONCE = 2**28  # bytes of a batch's pixels in float32 that are cropped together
+_RATIO = (3 / 4, 4 / 3)  # least and greatest aspect ratio of a box
+_ATTEMPTS = 10  # to draw a box that lies inside the image, as torchvision's RandomResizedCrop
+_FINE = 2.0**16  # weights are multiples of 1 / _FINE: 128 * _FINE * sum |weight| stays below 2**24, exact in float32
+_AT_ONCE = 2**28  # bytes of a batch's pixels, as float32, that are cropped together
 
 
 def box_draws(seeds: torch.Tensor, scale: tuple[float, float]) -> np.ndarray:
-    """What boxes are made of, for any size: share of the area, aspect, and place down and across, (B, 10, 4)."""
+    """Random numbers for boxes in images of any size, (B, 10 attempts, 4): share of the area, aspect ratio, and the
+    position down and across, from 0 to 1."""
     draws = uniform(seeds, 4 * _ATTEMPTS, stream=RandomStream.CROPS).double().view(-1, _ATTEMPTS, 4)
     low, high = map(math.log, _RATIO)
     share = scale[0] + draws[..., 0] * (scale[1] - scale[0])
@@ -34,7 +36,10 @@ def box_draws(seeds: torch.Tensor, scale: tuple[float, float]) -> np.ndarray:
 
 
 def crop_boxes(draws: np.ndarray, sizes: np.ndarray) -> np.ndarray:
-    """RandomResizedCrop's boxes in images of (height, width) sizes (B, 2): top, left, height, width, (B, 4) int64."""
+    """RandomResizedCrop's boxes (B, 4) int64: top, left, height, width.
+
+    draws: box_draws' (B, 10, 4). sizes: (height, width) of the images (B, 2).
+    """
     every = np.arange(len(draws))
     size = sizes.astype(np.float64)
     area = size.prod(1, keepdims=True) * draws[..., 0]  # (B, 10)
@@ -43,20 +48,22 @@ def crop_boxes(draws: np.ndarray, sizes: np.ndarray) -> np.ndarray:
     first = inside.argmax(1)
     box = box[every, first]
     corner = np.floor(draws[every, first, 2:] * (size - box + 1))
-    lost = ~inside.any(1)
-    if lost.any():  # the largest box in the middle whose shape is allowed
-        height, width = size[lost].T
+    failed = ~inside.any(1)
+    if failed.any():  # the largest box whose aspect ratio is allowed, in the middle of the image
+        height, width = size[failed].T
         largest = [np.minimum(height, (width / _RATIO[0]).round()), np.minimum(width, (height * _RATIO[1]).round())]
-        box[lost] = np.stack(largest, axis=1)
-        corner[lost] = (size[lost] - box[lost]) // 2
+        box[failed] = np.stack(largest, axis=1)
+        corner[failed] = (size[failed] - box[failed]) // 2
     return np.concatenate([corner, box], axis=1).astype(np.int64)
 
 
 def cropped(images: torch.Tensor, sizes: np.ndarray, boxes: np.ndarray, size: int) -> torch.Tensor:
-    """uint8 (B, 3, W, W), squashed from sizes (B, 2) of (height, width), and boxes in the latter → (B, 3, S, S).
+    """Boxes (B, 4) of images, resized to S × S: uint8 (B, 3, S, S).
 
-    As PIL's bicubic resizing of the cropped image: antialiased, whole levels in between, no look beyond the box. (PIL
-    from 13 on shrinks tall boxes down first, which shows where levels in between are cut off at 0 or 255.)
+    images: uint8 (B, 3, W, W), resized from (height, width) sizes (B, 2), in which the boxes are given. As Pillow's
+    bicubic resizing of the cropped image: antialiased, rounded to integers between its two passes, without pixels from
+    beyond the box. (Pillow from 13 on makes the vertical pass of tall boxes first, which differs where values between
+    the passes are clipped at 0 or 255.)
     """
     side = images.shape[-1]
     spans = boxes.reshape(-1, 2, 2) * (side / sizes.astype(np.float64))[:, None]  # start, length; down, across
@@ -75,31 +82,32 @@ def _cropped(images: torch.Tensor, spans: torch.Tensor, size: int) -> torch.Tens
 
 
 def _centred(levels: torch.Tensor) -> torch.Tensor:
-    """To whole levels, less 128, in place. Halves go up, as PIL's."""
+    """Rounded in place to integers from -128 to 127; halves are rounded up, as in Pillow."""
     return levels.add_(0.5).floor_().clamp_(-128, 127)
 
 
 def _weights(start: torch.Tensor, length: torch.Tensor, side: int, size: int) -> torch.Tensor:
-    """What each of `side` lines gives to each of `size`, for boxes (B,) along one axis: (B, size, side) float32.
+    """Weights of `side` input lines in each of `size` output lines, for boxes along one axis: (B, size, side) float32.
 
-    A line that lies in the box in part counts in part. A row's weights are multiples of 1 / _FINE and add up to 1.
+    start, length: of the boxes (B,), in input lines. A line that lies in the box partly counts partly. The weights of
+    an output line are multiples of 1 / _FINE and add up to 1.
     """
     device = start.device
     step = length[:, None, None] / size
-    wide = step.clamp(min=1)  # of the filter, in lines
+    width = step.clamp(min=1)  # of the filter, in input lines
     taps = min(side, math.ceil(4 * max(1.0, side / size)) + 1)
     centre = start[:, None, None] + (torch.arange(size, device=device)[:, None] + 0.5) * step  # (B, S, 1)
-    line = (centre - 2 * wide).floor().clamp(0, side - taps) + torch.arange(taps, device=device)  # (B, S, taps)
+    line = (centre - 2 * width).floor().clamp(0, side - taps) + torch.arange(taps, device=device)  # (B, S, taps)
     start, end = start[:, None, None], (start + length)[:, None, None]
     covered = (end.minimum(line + 1) - start.maximum(line)).clamp(0, 1)
-    until = (_bicubic((line + 0.5 - centre) / wide) * covered * 2.0**30).round().cumsum(2)
-    until = (until / until[..., -1:] * _FINE).round()
-    weight = until.diff(dim=2, prepend=torch.zeros_like(until[..., :1])) / _FINE
+    cumulative = (_bicubic((line + 0.5 - centre) / width) * covered * 2.0**30).round().cumsum(2)
+    cumulative = (cumulative / cumulative[..., -1:] * _FINE).round()
+    weight = cumulative.diff(dim=2, prepend=torch.zeros_like(cumulative[..., :1])) / _FINE
     return torch.zeros(len(line), size, side, device=device).scatter_(2, line.long(), weight.float())
 
 
 def _bicubic(x: torch.Tensor) -> torch.Tensor:
-    """Keys' kernel with a = -0.5, PIL's."""
+    """Keys' kernel with a = -0.5, as in Pillow."""
     x = x.abs()
     near = (1.5 * x - 2.5) * x * x + 1
     far = ((2.5 - 0.5 * x) * x - 4) * x + 2
@@ -107,13 +115,13 @@ def _bicubic(x: torch.Tensor) -> torch.Tensor:
 
 
 def _rounded(levels: torch.Tensor) -> torch.Tensor:
-    """To whole levels, in place."""
+    """Rounded in place to integers from 0 to 255."""
     return levels.round_().clamp_(0, 255)
 
 
 @contextmanager
 def _exact(device: torch.device) -> Iterator[None]:
-    """float32 products of all their bits, whatever the run allows elsewhere."""
+    """Matrix products in full float32, also where the run uses TF32 or autocast elsewhere."""
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
     try:
@@ -124,9 +132,10 @@ def _exact(device: torch.device) -> Iterator[None]:
 
 
 def augmented(images: torch.Tensor, seeds: torch.Tensor, flip: float, jitter: float) -> torch.Tensor:
-    """uint8 (B, 3, S, S), flipped with a chance, then brighter, sharper in contrast and more saturated, or less.
+    """uint8 (B, 3, S, S), flipped at random, then changed in brightness, contrast and saturation, in this order.
 
-    flip: the chance. jitter: the three factors are drawn from 1 - jitter to 1 + jitter. Both 0: the images as they are.
+    seeds: (B,). flip: probability. jitter: the three factors are drawn from 1 - jitter to 1 + jitter. If both are 0 the
+    images are returned as they are.
     """
     if not flip and not jitter:
         return images
@@ -136,7 +145,7 @@ def augmented(images: torch.Tensor, seeds: torch.Tensor, flip: float, jitter: fl
     if not jitter:
         return images
     brightness, contrast, saturation = (1 + jitter * (2 * draws[:, 1:] - 1)).unbind(1)
-    # levels stay whole in between, so the mean is one of whole numbers, the same on every device and in every batch
+    # rounded after each change, so that the mean is one of integers: the same on every device and in every batch
     levels = _rounded(images.float() * brightness)
     mean = (_gray(levels).sum((1, 2, 3), keepdim=True, dtype=torch.float64) / images[0, 0].numel()).float()
     levels = _rounded(levels * contrast + mean * (1 - contrast))
@@ -144,20 +153,20 @@ def augmented(images: torch.Tensor, seeds: torch.Tensor, flip: float, jitter: fl
 
 
 def _gray(levels: torch.Tensor) -> torch.Tensor:
-    """(B, 3, S, S) → (B, 1, S, S), whole levels."""
+    """(B, 3, S, S) → (B, 1, S, S), integers."""
     red, green, blue = levels.unbind(1)
     return _rounded(0.299 * red + 0.587 * green + 0.114 * blue)[:, None]
 
 
 def normalised(images: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """uint8 (B, 3, H, W) → of that type, less ImageNet's mean, divided by its standard deviation."""
+    """uint8 (B, 3, H, W) → of that type, minus ImageNet's mean, divided by its standard deviation."""
     mean, std = _mean_and_std(dtype, images.device)
     return images.to(dtype).sub_(mean).div_(std)
 
 
 @lru_cache
 def _mean_and_std(dtype: torch.dtype, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """ImageNet's, of levels from 0 to 255, (3, 1, 1) each."""
+    """ImageNet's, for values from 0 to 255: (3, 1, 1) each."""
     both = (255 * torch.tensor(x, dtype=dtype) for x in (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD))
     mean, std = (to_device(x, device)[:, None, None] for x in both)
     return mean, std

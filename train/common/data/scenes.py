@@ -1,8 +1,8 @@
-"""A data set drawn on the spot: scenes of patterned shapes, with labels that a good encoder can read.
+"""A data set drawn on the spot: scenes of patterned shapes, with labels that a good encoder can tell.
 
-Scene i of a split is a pure function of i, so there is nothing to download or to store. Each has 1 to 5 shapes on a
-soft ground, all of one pattern, which is the class. Forms, places and the phase of the pattern are free, so no mean
-colour and no single pixel gives the class away: what does is the structure that one shape shares with the next.
+Scene i of a split is a pure function of i, so nothing is downloaded or stored. Each has 1 to 5 shapes on a soft
+background. All shapes have one pattern, which is the class. Their forms, positions and colours and the phase of the
+pattern are random: neither a mean colour nor a single pixel tells the class, only the structure that the shapes share.
 """
 
 import itertools
@@ -16,18 +16,18 @@ from .order import sample_seed
 
 CLASSES = ("level", "upright", "rising", "falling", "checks", "dots")
 FORMS = ("disc", "square", "triangle", "star", "ring", "cross")
-RADII = {1: 0.32, 2: 0.26, 3: 0.21, 4: 0.19, 5: 0.17}  # largest of so many shapes, in sides of the image
+RADII = {1: 0.32, 2: 0.26, 3: 0.21, 4: 0.19, 5: 0.17}  # number of shapes → their largest radius, in sides of the image
 COUNTS = (1, 2, 3, 4, 5)
 DISTANCES = (0.34, 0.40, 0.48)  # edges of the bins of the nearest pair's distance, in sides of the image
-LABELS = {"label": len(CLASSES), "count": len(COUNTS), "distance": 4}  # and how many classes each has
-LENGTHS = {"train": 8192, "test": 2048}
+LABELS = {"label": len(CLASSES), "count": len(COUNTS), "distance": 4}  # label → its number of classes
+LENGTHS = {"train": 8192, "test": 2048}  # split → its number of scenes
 _SIDE = 128
-_GRAIN = 0.3  # nobody can predict it, so a good encoder leaves it out, and a random one does not
-_FINER = 2  # drawn so many times larger, then shrunk: smooth edges
+_GRAIN = 0.3  # share of noise: a trained encoder ignores what it cannot predict, a random one does not
+_FINER = 2  # scenes are drawn so many times larger and then reduced, for smooth edges
 
 
 class Scenes:
-    """One split: `scenes[i]` is a dictionary of image, label (class), count and distance (nearest pair, in bins)."""
+    """One split: `scenes[i]` is a dictionary of image, label (class), count, and distance (bin of the nearest pair)."""
 
     def __init__(self, split: str = "train") -> None:
         self.split, self.length = split, LENGTHS[split]
@@ -44,7 +44,7 @@ class Scenes:
         for attempt in itertools.count():
             if len(discs) == count:
                 break
-            if attempt % 50 == 49:  # some beginnings leave no place for the rest
+            if attempt % 50 == 49:  # the first shapes may leave no room for the rest: start again
                 discs.clear()
             radius = draw.uniform(0.75, 1) * RADII[count] * side
             x, y = (draw.uniform(radius, side - radius) for _ in range(2))
@@ -54,7 +54,7 @@ class Scenes:
             form = _form(draw.choice(FORMS), x, y, radius, draw.uniform(0, 2 * math.pi), side)
             picture.paste(_pattern(CLASSES[label], draw, side), (0, 0), form)
         gaps = [math.hypot(x - a, y - b) for i, (x, y, _) in enumerate(discs) for a, b, _ in discs[:i]]
-        distance = sum(min(gaps, default=side) / side > edge for edge in DISTANCES)  # a lone shape is far
+        distance = sum(min(gaps, default=side) / side > edge for edge in DISTANCES)  # a single shape counts as far
         image = picture.resize((_SIDE, _SIDE), Image.Resampling.LANCZOS)
         grain = Image.frombytes("RGB", image.size, draw.randbytes(3 * _SIDE**2))
         image = Image.blend(image, grain, _GRAIN)
@@ -62,11 +62,12 @@ class Scenes:
 
 
 def _ink(draw: random.Random) -> tuple[int, int, int]:
+    """A random colour."""
     return tuple(draw.randrange(256) for _ in range(3))
 
 
 def _ground(draw: random.Random, side: int) -> Image.Image:
-    """A soft change between two colours, none of them extreme."""
+    """A smooth background between two colours, none of them extreme."""
     cells = draw.choice((2, 3, 4))
     noise = Image.frombytes("L", (cells, cells), bytes(draw.randrange(256) for _ in range(cells * cells)))
     tones = [Image.new("RGB", (side, side), tuple(68 + c * 120 // 255 for c in _ink(draw))) for _ in range(2)]
@@ -74,7 +75,7 @@ def _ground(draw: random.Random, side: int) -> Image.Image:
 
 
 def _pattern(kind: str, draw: random.Random, side: int) -> Image.Image:
-    """A dark and a light ink in stripes, checks or dots of a random phase, over a whole picture."""
+    """Stripes, checks or dots in a dark and a light colour, with a random phase, over a whole picture."""
     dark, light = (tuple(base + c // 3 for c in _ink(draw)) for base in (0, 170))
     picture = Image.new("RGB", (side, side), dark)
     pen = ImageDraw.Draw(picture)
@@ -100,7 +101,7 @@ def _pattern(kind: str, draw: random.Random, side: int) -> Image.Image:
 
 
 def _form(kind: str, x: float, y: float, radius: float, turn: float, side: int) -> Image.Image:
-    """The stencil of one shape."""
+    """The mask of one shape. turn: its angle in radians."""
     stencil = Image.new("L", (side, side))
     draw = ImageDraw.Draw(stencil)
 

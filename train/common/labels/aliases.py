@@ -1,4 +1,4 @@
-"""One word for each known data set: where it lies, its columns, splits and classes. Every entry can be overridden.
+"""Known data sets by one word each: where they are, their columns, splits and classes. Settings override each entry.
 
 `ALIAS` is the data set on the Hub, `ALIAS:FOLDER` a copy of it on the disk.
 """
@@ -8,17 +8,17 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Alias:
-    """What a word stands for; `get` says how to come by the data set where it does not come by itself."""
+    """What a word stands for."""
 
-    path: str | None
+    path: str | None  # on the Hub
     classes: int
     config: str | None = None
     image: str | None = "image"
     label: str | None = "label"
     train: str = "train"
     test: str = "test"
-    task: str | None = None  # count or distance: a CLEVR label that can be computed from scenes
-    get: str | None = None
+    task: str | None = None  # count or distance: a label of CLEVR that can be computed from scenes
+    get: str | None = None  # how to get the data set, where it cannot simply be downloaded
 
 
 _GATED = (

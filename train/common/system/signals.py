@@ -1,4 +1,4 @@
-"""The end of a run by a signal: asked for, and granted behind a step."""
+"""Signals end a run: at once while it prepares, at the end of the current step while it trains."""
 
 import atexit
 import multiprocessing.util
@@ -7,28 +7,28 @@ import signal
 import time
 
 STOPPED = 75  # exit code of a run that was asked to stop, and has saved: the same command goes on
-ECHO = 5.0  # seconds within which a second signal is the first one again: torchrun hands on what all have got already
+ECHO = 5.0  # seconds within which a second signal counts as the first: torchrun repeats those that all processes get
 NUMBERS = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1") if hasattr(signal, name)]
 
 
 class Interrupted(BaseException):
-    """A signal came where there is no step to finish."""
+    """A signal came while there was no step to finish."""
 
 
 def interruptible() -> None:
-    """From here on a signal ends what is being done, whatever it is, until `Stop` takes over."""
+    """From here on a signal raises Interrupted, until a `Stop` is made."""
     for number in NUMBERS:
         signal.signal(number, _interrupt)
 
 
 def _interrupt(_number: int, _frame) -> None:
-    for number in NUMBERS:  # one is enough
+    for number in NUMBERS:  # a second one would interrupt the clean-up
         signal.signal(number, signal.SIG_IGN)
     raise Interrupted
 
 
 class Stop:
-    """SIGTERM, SIGINT and SIGUSR1 ask for an end behind the current step; one more, after a while, ends at once."""
+    """From here on a signal sets `asked`: the run is to end after the current step. A later second one kills it."""
 
     def __init__(self) -> None:
         self.asked = False
@@ -45,7 +45,7 @@ class Stop:
 
 
 def ignore_signals(_worker: int) -> None:
-    """`worker_init_fn` of loaders: only the main process reacts to a signal, and it needs its workers for its step."""
+    """`worker_init_fn` of loaders: only the main process reacts to a signal, and needs workers to finish its step."""
     for number in NUMBERS:
         signal.signal(number, signal.SIG_IGN)
 
@@ -57,7 +57,7 @@ def _end_workers() -> None:
     This is registered later, so it runs first, and kills them.
     """
     if hasattr(signal, "SIGCHLD"):
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch would take their end for an accident
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch would report that a worker was killed
     for child in multiprocessing.active_children():
         if child.daemon:
             child.kill()
