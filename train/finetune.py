@@ -175,4 +175,4 @@ def judge(
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    launch.exit_with(main)

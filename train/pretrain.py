@@ -111,4 +111,4 @@ def headline(config: Config, training: Training, length: Length, progress: Progr
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    launch.exit_with(main)

@@ -96,4 +96,4 @@ def report(task: Task, name: str, measured: list[results.Measured], twice: dict[
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    launch.exit_with(main)

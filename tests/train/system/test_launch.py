@@ -8,6 +8,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from common.system import launch
 
 from ..runs import options
 
@@ -43,3 +44,45 @@ def test_a_run_begins_under_each_launcher(launcher, tmp_path, unused_port):
     cores = min(len(os.sched_getaffinity(0)), psutil.cpu_count(logical=False) or 1)
     threads = max(1, cores // (2 if "torch.distributed.run" in launcher else 1))
     assert f"cpu with {threads} thread" in done.stdout  # and not the one that launchers leave
+
+
+SIMPLE, MULTIPLE = (
+    {"ACCELERATE_MIXED_PRECISION": "no"},
+    {"ACCELERATE_MIXED_PRECISION": "no", "TORCHELASTIC_RUN_ID": "x"},
+)
+
+
+@pytest.mark.parametrize(
+    ("environment", "code", "line"),
+    [
+        (
+            SIMPLE,
+            75,
+            f"accelerate launch {FOR_EVERY} 75; --quiet leaves it out",
+        ),
+        (ACCELERATE, 0, ""),
+        ({**TORCHRUN, "RANK": "0"}, 1, f"torchrun {FOR_EVERY} 1"),
+        ({**TORCHRUN, "RANK": "1"}, 1, ""),  # one process speaks
+        ({}, 75, ""),  # without a launcher there is no traceback
+    ],
+)
+def test_a_line_explains_the_traceback_that_a_launcher_prints(environment, code, line, monkeypatch, capsys):
+    for name in ("ACCELERATE_MIXED_PRECISION", "TORCHELASTIC_RUN_ID", "RANK"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    for ending in (lambda: code, lambda: sys.exit(code)):
+        with pytest.raises(SystemExit) as end:
+            launch.exit_with(ending)
+        assert end.value.code == code
+        assert capsys.readouterr().err == (f"({line})\n" if line else "")
+
+
+def test_the_line_stands_between_the_message_and_the_traceback(tmp_path):
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "1", str(SCRIPT)]
+    done = subprocess.run([*command, "--optim.lr=abc"], capture_output=True, text=True, timeout=300, cwd=tmp_path)
+    assert done.returncode == 1
+    message, line, traceback = (
+        done.stderr.index(part) for part in ("pretrain.py: optim.lr takes", "(accelerate launch prints", "Traceback")
+    )
+    assert message < line < traceback

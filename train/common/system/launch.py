@@ -1,7 +1,11 @@
 """Every switch of a device and of a group of processes, in one place."""
 
+import os
+import sys
 import warnings
+from collections.abc import Callable
 from datetime import timedelta
+from typing import NoReturn
 
 import torch
 from accelerate import Accelerator
@@ -31,6 +35,24 @@ def accelerator(**settings) -> Accelerator:
     if made.device.type == "cpu" and (threads := machine.threads()):
         torch.set_num_threads(threads)
     return made
+
+
+def exit_with(main: Callable[[], int]) -> NoReturn:
+    """Run a script's `main` and exit with its code.
+
+    Every launcher prints a traceback of its own where that is not 0, and a script has no way to tell it not to: so a
+    line says above it what it is.
+    """
+    try:
+        code = main()
+    except SystemExit as end:  # a misspelt setting, or --help
+        code = end.code
+    launcher = machine.launcher()
+    if code and launcher and os.environ.get("RANK", "0") == "0":
+        mend = "; --quiet leaves it out" if launcher == "accelerate launch" else ""
+        line = f"({launcher} prints a traceback for every exit code but 0, also for {code}{mend})"
+        print(line, file=sys.stderr, flush=True)
+    sys.exit(code)
 
 
 def described(accelerator: Accelerator) -> str:

@@ -25,13 +25,19 @@ def workers(asked: int | None) -> int:
     return max(1, min(MOST, _cores() // _processes()))
 
 
+def launcher() -> str | None:
+    """What started this process, if a launcher did: `accelerate launch` starts several processes by torchrun."""
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        return "torchrun"
+    return "accelerate launch" if "ACCELERATE_MIXED_PRECISION" in os.environ else None
+
+
 def threads() -> int | None:
     """Threads of this process on a CPU: its share of the cores where a launcher gave it one; None: as they are.
 
     accelerate and torchrun set OMP_NUM_THREADS=1 unless it is set. Any other number is a user's own.
     """
-    launched = "ACCELERATE_MIXED_PRECISION" in os.environ or "TORCHELASTIC_RUN_ID" in os.environ
-    if not launched or os.environ.get("OMP_NUM_THREADS") != "1":
+    if not launcher() or os.environ.get("OMP_NUM_THREADS") != "1":
         return None
     # two threads of one core get in each other's way
     return max(1, min(_cores(), psutil.cpu_count(logical=False) or _cores()) // _processes())
