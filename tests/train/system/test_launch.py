@@ -46,20 +46,15 @@ def test_a_run_begins_under_each_launcher(launcher, tmp_path, unused_port):
     assert f"cpu with {threads} thread" in done.stdout  # and not the one that launchers leave
 
 
-SIMPLE, MULTIPLE = (
-    {"ACCELERATE_MIXED_PRECISION": "no"},
-    {"ACCELERATE_MIXED_PRECISION": "no", "TORCHELASTIC_RUN_ID": "x"},
-)
+ACCELERATE = {"ACCELERATE_MIXED_PRECISION": "no"}
+TORCHRUN = {**ACCELERATE, "TORCHELASTIC_RUN_ID": "x"}
+FOR_EVERY = "prints a traceback for every exit code but 0, also for"
 
 
 @pytest.mark.parametrize(
     ("environment", "code", "line"),
     [
-        (
-            SIMPLE,
-            75,
-            f"accelerate launch {FOR_EVERY} 75; --quiet leaves it out",
-        ),
+        (ACCELERATE, 75, f"accelerate launch {FOR_EVERY} 75; --quiet leaves it out"),
         (ACCELERATE, 0, ""),
         ({**TORCHRUN, "RANK": "0"}, 1, f"torchrun {FOR_EVERY} 1"),
         ({**TORCHRUN, "RANK": "1"}, 1, ""),  # one process speaks
