@@ -29,10 +29,10 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "train"))
 from accelerate import Accelerator
 from common.data.digests import weights_digest
 from common.data.source import Source
-from common.probing.extract import Extracted, eval_transform, extract
-from common.probing.features import Frozen, Layout
-from common.probing.feeds import Live, Stored
-from common.probing.heads import RECIPES, Grid
+from common.probing.feature_batches import LiveFeatures, StoredFeatures
+from common.probing.feature_cache import CachedFeatures, cached_features, eval_transform
+from common.probing.features import FrozenBackbone, RowLayout
+from common.probing.heads import RECIPES, Grid, HeadTraining, Recipe
 from common.probing.settings import Cache
 
 from timm_dseq.hub.load import data_config, load_backbone
@@ -57,7 +57,7 @@ def main() -> None:
 def cached(settings: argparse.Namespace) -> None:
     """Heads of dseq on stored features: a mapped file against memory."""
     device = Accelerator().device
-    layout, count = Layout((("mean", 4, 768),)), settings.rows
+    layout, count = RowLayout((("mean", 4, 768),)), settings.rows
     labels = torch.randint(CLASSES, (count,))
     with tempfile.NamedTemporaryFile(dir=settings.folder, suffix=".bin") as file:
         block = np.random.default_rng(0).normal(size=(4096, layout.width)).astype(np.float16)
@@ -81,14 +81,13 @@ def cached(settings: argparse.Namespace) -> None:
     print(f"the whole probe ({steps:,} steps) from {STEPS} steps: {steps / rates['mapped'] / 3600:.2f} h")
 
 
-def cached_rate(rows: np.ndarray, labels: torch.Tensor, layout: Layout, device: torch.device) -> tuple[float, float]:
+def cached_rate(rows: np.ndarray, labels: torch.Tensor, layout: RowLayout, device: torch.device) -> tuple[float, float]:
     """Steps a second, and the memory that is in use meanwhile."""
     recipe = RECIPES["dseq"]
-    features = Extracted(rows, np.zeros((0, 16), np.uint8), labels, layout)
-    feed = Stored(features, np.arange(len(rows)), ["mean4"], random.randrange(1 << 30), recipe.batch_size, device)
-    specs = recipe.heads(["mean4"])
-    heads = Grid(recipe, specs, [layout.width], CLASSES, 0).to(device)
-    batches = feed.batches(0)
+    cache = CachedFeatures(rows, np.zeros((0, 16), np.uint8), labels, layout)
+    training = training_of(recipe, ["mean4"], len(rows), recipe.batch_size, random.randrange(1 << 30))
+    heads = Grid(recipe, training.heads, [layout.width], CLASSES, 0).to(device)
+    batches = StoredFeatures(training, cache, device).batches(0)
     for views, truth in islice(batches, WARM):
         heads.step(views, truth, 0.0)
     wait(device)
@@ -102,10 +101,14 @@ def cached_rate(rows: np.ndarray, labels: torch.Tensor, layout: Layout, device: 
     return STEPS / spent, memory
 
 
+def training_of(recipe: Recipe, views: list[str], images: int, batch: int, seed: int = 0) -> HeadTraining:
+    return HeadTraining(recipe, views, seed, np.arange(images), None, batch, STEPS)
+
+
 def extraction(settings: argparse.Namespace) -> None:
     """The cache's writing against the forward pass alone."""
     accelerator = Accelerator()
-    frozen, preprocessing = backbone(settings.model, accelerator)
+    model, preprocessing = backbone(settings.model, accelerator)
     size = preprocessing["input_size"]
     ready = torch.randint(256, (settings.batch, *size), dtype=torch.uint8, device=accelerator.device)
     pictures = {"decoded": decoded(settings.images, size), "JPEG": jpegs(settings.images)}
@@ -113,7 +116,7 @@ def extraction(settings: argparse.Namespace) -> None:
     best = dict.fromkeys(("forward", "decoding", "decoded", "JPEG"), 0.0)
     for turn in range(ROUNDS):
         batches = settings.images // settings.batch
-        best["forward"] = max(best["forward"], batches * settings.batch / seconds(forward, frozen, ready, batches))
+        best["forward"] = max(best["forward"], batches * settings.batch / seconds(forward, model, ready, batches))
         source = pictures["JPEG"]
         spent = seconds(lambda source=source: [transform(source.picture(i)) for i in range(len(source))])
         cores = min(max(settings.workers, 1), os.cpu_count())
@@ -121,9 +124,10 @@ def extraction(settings: argparse.Namespace) -> None:
         for name, source in pictures.items():
             with tempfile.TemporaryDirectory(dir=settings.folder) as folder:
                 cache = Cache(folder, "float16", settings.batch)
-                weights = weights_digest(frozen.model)
+                weights = weights_digest(model.model)
                 workers = 0 if name == "decoded" else settings.workers
-                spent = seconds(extract, source, None, frozen, preprocessing, cache, weights, accelerator, workers)
+                arguments = (source, None, model, preprocessing, cache, weights, accelerator, workers)
+                spent = seconds(cached_features, *arguments)
             best[name] = max(best[name], settings.images / spent)
         print(f"round {turn + 1}: " + ", ".join(f"{name} {rate:.1f}" for name, rate in best.items()), flush=True)
     slower = min(best["forward"], best["decoding"])
@@ -137,21 +141,21 @@ def extraction(settings: argparse.Namespace) -> None:
 def grid(settings: argparse.Namespace) -> None:
     """A step of the dinov2 grid against one of a single head, backbone running on crops of JPEGs."""
     accelerator = Accelerator()
-    frozen, preprocessing = backbone(settings.model, accelerator)
+    model, preprocessing = backbone(settings.model, accelerator)
     config = SimpleNamespace(heads=SimpleNamespace(at_once=settings.batch), workers=settings.workers)
-    layout = frozen.layout(preprocessing["input_size"])
-    task = SimpleNamespace(
-        frozen=frozen, layout=layout, preprocessing=preprocessing, accelerator=accelerator, config=config
+    layout = model.layout(preprocessing["input_size"])
+    probe = SimpleNamespace(
+        backbone=model, layout=layout, preprocessing=preprocessing, accelerator=accelerator, config=config
     )
     source, recipe = jpegs(settings.images), RECIPES["dinov2"]
-    grids = {"52 heads": recipe.heads(layout.views(*recipe.views)), "one head": recipe.heads(["mean"])[:1]}
+    grids = {"52 heads": recipe.heads(layout.available(*recipe.views)), "one head": recipe.heads(["mean"])[:1]}
     best = dict.fromkeys(grids, float("inf"))
     for _ in range(ROUNDS):
         for name, specs in grids.items():
             views = list(dict.fromkeys(spec.view for spec in specs))
-            feed = Live(task, source, views, 0, settings.batch)
-            heads = Grid(recipe, specs, [feed.width(spec.view) for spec in specs], CLASSES, 0).to(accelerator.device)
-            batches = feed.batches(0)
+            live = LiveFeatures(training_of(recipe, views, len(source), settings.batch), source, probe)
+            heads = Grid(recipe, specs, [live.width(spec.view) for spec in specs], CLASSES, 0).to(accelerator.device)
+            batches = live.batches(0)
             for features, labels in islice(batches, 1):
                 heads.step(features, labels, 0.0)
             best[name] = min(best[name], seconds(grid_steps, heads, batches, settings.steps) / settings.steps)
@@ -166,15 +170,15 @@ def grid_steps(heads: Grid, batches, count: int) -> None:
         heads.step(features, labels, 0.0)
 
 
-def forward(frozen: Frozen, ready: torch.Tensor, count: int) -> None:
+def forward(model: FrozenBackbone, ready: torch.Tensor, count: int) -> None:
     for _ in range(count):
-        frozen.features(ready)
+        model.features(ready)
 
 
-def backbone(name: str, accelerator: Accelerator) -> tuple[Frozen, dict]:
+def backbone(name: str, accelerator: Accelerator) -> tuple[FrozenBackbone, dict]:
     model, _ = load_backbone(name, random=True)
     preprocessing = data_config(model)
-    return Frozen(model, preprocessing["mean"], preprocessing["std"]).to(accelerator.device), preprocessing
+    return FrozenBackbone(model, preprocessing["mean"], preprocessing["std"]).to(accelerator.device), preprocessing
 
 
 def decoded(count: int, size: tuple[int, ...]) -> Source:

@@ -128,7 +128,7 @@ def test_there_is_no_import_cycle():
         ("common.run.length", "def late():\n    from ..data import order"),
         ("common.tuning.learner", "from ..probing.heads import Grid"),
         ("common.pretraining.model", "import pretrain"),
-        ("common.probing.task", "from ..data.source import _label_column"),
+        ("common.probing.probe_run", "from ..data.source import _label_column"),
     ],
 )
 def test_what_is_not_allowed_is_seen(module, line):

@@ -1,7 +1,7 @@
 """Judge a frozen backbone: `accelerate launch train/probe.py --model NAME --data NAME --protocol NAME`.
 
 kNN and logistic regression on features that are computed once, or heads trained as published; `--help` lists every
-setting, docs/probing.md says which protocol is whose. Results are added to a JSON-lines file that train/table.py reads.
+setting, docs/probing.md says whose protocol is which. Results are added to a JSON-lines file that train/table.py reads.
 """
 
 import common.system.environment  # noqa: F401, I001  # before torch is loaded
@@ -12,18 +12,18 @@ from common.system import launch
 from common.run import results
 from common.data.digests import data_digest, weights_digest
 from common.probing.answers import key_of
-from common.probing.features import Frozen
+from common.probing.features import FrozenBackbone
 from common.probing.knn import knn
 from common.labels.labelled import open_full, subset_rows
-from common.probing.train_heads import VTAB, trained, vtab
+from common.probing.train_heads import VTAB, head_probe, vtab
 from common.probing.logistic import logistic
 from common.probing.settings import Probe, parse
-from common.probing.task import Task
+from common.probing.probe_run import ProbeResult, ProbeRun
 
 from timm_dseq import UserError
 from timm_dseq.hub.load import data_config, load_backbone
 
-PROTOCOLS = {"knn": knn, "logistic": logistic, "vtab": vtab}
+PROTOCOLS = {"knn": knn, "logistic": logistic, "vtab": vtab}  # all others are `head_probe`
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -39,38 +39,38 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def run(config: Probe) -> int:
-    """Everything that can be wrong is looked for first; then the protocol, then its results."""
+    """Check everything that can be wrong; then the protocol, then its results."""
     results.check(config.results)
     accelerator = launch.accelerator(mixed_precision="bf16" if config.precision == "bf16" else "no")
     data = open_full(config.data)
-    rows = {seed: subset_rows(data, config.data, seed) for seed in config.seeds}
+    subsets = {seed: subset_rows(data, config.data, seed) for seed in config.seeds}
     model, name = load_backbone(config.model, config.img_size, random=config.random, seed=0, **config.args)
     preprocessing = data_config(model)
-    frozen = Frozen(model, preprocessing["mean"], preprocessing["std"]).to(accelerator.device)
-    layout = frozen.layout(preprocessing["input_size"])
+    backbone = FrozenBackbone(model, preprocessing["mean"], preprocessing["std"]).to(accelerator.device)
+    layout = backbone.layout(preprocessing["input_size"])
     weights = weights_digest(model)
     if config.args:  # another number of heads changes features, not weights
         weights += f"-{key_of(config.args)}"
-    task = Task(config, data, rows, frozen, layout, preprocessing, weights, accelerator)
-    task.check_views()
-    measured = PROTOCOLS.get(config.protocol, trained)(task)
-    twice = task.duplicates()
+    probe = ProbeRun(config, data, subsets, backbone, layout, preprocessing, weights, accelerator)
+    probe.check_views()
+    found = PROTOCOLS.get(config.protocol, head_probe)(probe)
+    duplicates = probe.count_duplicates()
     if accelerator.is_main_process:
-        report(task, name, measured, twice)
+        report(probe, name, found, duplicates)
     accelerator.wait_for_everyone()
     accelerator.end_training()
     return 0
 
 
-def report(task: Task, name: str, measured: list[results.Measured], twice: dict[str, int]) -> None:
-    """Say what was found, and add it to the results."""
-    config, data = task.config, task.data
-    images = VTAB[0] if config.protocol == "vtab" else len(task.learnt(config.seeds[0]))
+def report(probe: ProbeRun, name: str, found: list[ProbeResult], duplicates: dict[str, int]) -> None:
+    """Print the results and add them to the file. name: of the backbone. duplicates: see `count_duplicates`."""
+    config, data = probe.config, probe.data
+    images = VTAB[0] if config.protocol == "vtab" else len(probe.train_rows(config.seeds[0]))
     shared = {
         "model": name,
-        "parameters": sum(parameter.numel() for parameter in task.frozen.model.parameters()),
-        "img_size": list(task.preprocessing["input_size"][1:]),
-        "weights": task.weights,
+        "parameters": sum(parameter.numel() for parameter in probe.backbone.model.parameters()),
+        "img_size": list(probe.preprocessing["input_size"][1:]),
+        "weights": probe.weights,
         "data": config.data.path,
         "data_digest": data_digest(data.train),
         "label": data.train.label,
@@ -80,18 +80,18 @@ def report(task: Task, name: str, measured: list[results.Measured], twice: dict[
         "protocol": config.protocol,
         "precision": config.precision,
         "seeds": config.seeds,
-        "duplicates": twice,
+        "duplicates": duplicates,
     }
-    found = [{**shared, "view": one.view, "settings": one.settings, **results.summary(one.right)} for one in measured]
-    results.append(config.results, found)
+    records = [{**shared, "view": one.view, "settings": one.settings, **results.summary(one.correct)} for one in found]
+    results.append(config.results, records)
+    subset = f" ({config.data.subset})" if config.data.subset else ""
     print(
-        f"{name} on {config.data.path}: learnt from {images} images of {data.train_split}"
-        f"{f' ({config.data.subset})' if config.data.subset else ''}, tested on {len(data.test)} of {data.test_split}, "
-        f"{len(data.names)} classes"
+        f"{name} on {config.data.path}: learnt from {images} images of {data.train_split}{subset}, tested on "
+        f"{len(data.test)} of {data.test_split}, {len(data.names)} classes"
     )
-    if twice["train_test"]:
-        print(f"{twice['train_test']} test images are also in the training images, pixel for pixel")
-    for record in found:
+    if duplicates["train_test"]:
+        print(f"{duplicates['train_test']} test images are also in the training images, pixel for pixel")
+    for record in records:
         print(results.line(record))
 
 

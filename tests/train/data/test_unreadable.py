@@ -27,8 +27,8 @@ from common.data.source import Source
 from common.data.stream import EncodedCrops, collate_readable
 from common.data.unreadable import batches_of_all
 from common.pretraining.monitor.images import Centres
-from common.probing.extract import eval_transform
-from common.probing.feeds import Augmented as Views
+from common.probing.feature_batches import RandomCrops
+from common.probing.feature_cache import eval_transform
 from common.tuning.augment import Augmented
 from common.tuning.scoring import right_answers
 from PIL import EpsImagePlugin, Image
@@ -151,7 +151,7 @@ def duplicates(source, workers, folder):
 
 
 def features(source, workers, folder):
-    samples = Views(source, (32, 32), "bicubic", 0)
+    samples = RandomCrops(source, (32, 32), "bicubic", 0)
     list(batches_of_all(samples, sampler=[(0, at) for at in range(8)], num_workers=workers))
 
 

@@ -3,7 +3,7 @@
 import pytest
 import timm
 import torch
-from common.probing.features import Frozen, Layout, is_vit
+from common.probing.features import FrozenBackbone, RowLayout, is_vit
 
 from timm_dseq.hub.load import data_config, load_backbone
 
@@ -49,14 +49,14 @@ def by_hand(model, pictures):
 @torch.no_grad()
 def test_features_are_the_last_blocks_means_and_class_tokens(args):
     model = small(**args)
-    found = Frozen(model, MEAN, STD).features(images())
+    found = FrozenBackbone(model, MEAN, STD).features(images())
     expected = by_hand(model, images())[-4:]
     prefix = model.num_prefix_tokens
     torch.testing.assert_close(found["mean"], torch.stack([t[:, prefix:].mean(1) for t in expected], 1))
     assert ("class" in found) == (model.cls_token is not None)
     if "class" in found:
         torch.testing.assert_close(found["class"], torch.stack([t[:, 0] for t in expected], 1))
-    tokens = Frozen(model, MEAN, STD).tokens(images())
+    tokens = FrozenBackbone(model, MEAN, STD).tokens(images())
     last = expected[-1]
     own = last[:, prefix:] if model.cls_token is None else torch.cat([last[:, :1], last[:, prefix:]], 1)
     torch.testing.assert_close(tokens, own)
@@ -66,7 +66,7 @@ def test_features_are_the_last_blocks_means_and_class_tokens(args):
 def test_a_model_that_pools_before_its_norm_is_normalised_behind_the_mean():
     model = small(global_pool="avg", fc_norm=True)
     torch.nn.init.normal_(model.fc_norm.weight)
-    found = Frozen(model, MEAN, STD).features(images())["mean"][:, -1]
+    found = FrozenBackbone(model, MEAN, STD).features(images())["mean"][:, -1]
     torch.testing.assert_close(found, model(normalised(images())))
 
 
@@ -75,7 +75,7 @@ def test_a_model_that_pools_before_its_norm_is_normalised_behind_the_mean():
 def test_a_backbone_that_is_no_vit_gives_its_pooled_pre_logits(name):
     torch.manual_seed(0)
     model = timm.create_model(name, num_classes=7).eval()
-    frozen = Frozen(model, MEAN, STD)
+    frozen = FrozenBackbone(model, MEAN, STD)
     assert not is_vit(model)
     found = frozen.features(images(2, 224))
     pooled = model.forward_head(model.forward_features(normalised(images(2, 224))), pre_logits=True)
@@ -85,13 +85,13 @@ def test_a_backbone_that_is_no_vit_gives_its_pooled_pre_logits(name):
 
 
 def test_a_frozen_backbone_has_no_gradient_and_no_dropout():
-    frozen = Frozen(small(drop_path_rate=0.5, proj_drop_rate=0.5), MEAN, STD)
+    frozen = FrozenBackbone(small(drop_path_rate=0.5, proj_drop_rate=0.5), MEAN, STD)
     first, second = frozen.features(images()), frozen.features(images())
     assert torch.equal(first["mean"], second["mean"]) and not first["mean"].requires_grad
 
 
 def test_views_are_the_right_columns_of_a_row():
-    layout = Layout((("mean", 4, 3), ("class", 4, 3)))
+    layout = RowLayout((("mean", 4, 3), ("class", 4, 3)))
     features = {"mean": torch.arange(24.0).view(2, 4, 3), "class": 100 + torch.arange(24.0).view(2, 4, 3)}
     rows = layout.rows(features)
     assert rows.shape == (2, layout.width) == (2, 24)
@@ -104,14 +104,14 @@ def test_views_are_the_right_columns_of_a_row():
     span = layout.span(["class4+mean"])
     assert torch.equal(layout.view(rows[:, span], "class4+mean", span.start), layout.view(rows, "class4+mean"))
     assert layout.width_of("class4+mean") == 15
-    assert layout.views("mean", "class4+mean") == ["mean", "class4+mean"]
-    assert Layout((("mean", 4, 3),)).views("mean", "class", "class+mean") == ["mean"]
-    assert Layout((("pooled", 1, 3),)).views("mean", "class") == ["pooled"]
+    assert layout.available("mean", "class4+mean") == ["mean", "class4+mean"]
+    assert RowLayout((("mean", 4, 3),)).available("mean", "class", "class+mean") == ["mean"]
+    assert RowLayout((("pooled", 1, 3),)).available("mean", "class") == ["pooled"]
 
 
 def test_pixels_are_a_backbone_to_compare_with():
     model, name = load_backbone("pixels", 16)
     preprocessing = data_config(model)
     assert name == "raw pixels" and preprocessing["input_size"] == (3, 16, 16)
-    found = Frozen(model, MEAN, STD).features(images(2, 16))["pooled"]
+    found = FrozenBackbone(model, MEAN, STD).features(images(2, 16))["pooled"]
     torch.testing.assert_close(found[:, 0], normalised(images(2, 16)).flatten(1))

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 from common.data.order import order
-from common.probing.extract import Extracted
-from common.probing.features import Layout
-from common.probing.feeds import Stored
-from common.probing.heads import RECIPES, TOKENS, Attentive, Grid
+from common.probing.feature_batches import StoredFeatures
+from common.probing.feature_cache import CachedFeatures
+from common.probing.features import RowLayout
+from common.probing.heads import RECIPES, TOKENS, AttentiveHead, Grid, HeadTraining
 
 from ..runs import FORKS
 
@@ -170,7 +170,7 @@ def test_the_first_steps_of_the_attentive_probe():
 
 def test_one_learned_query_looks_at_all_tokens():
     torch.manual_seed(0)
-    head = Attentive(16, CLASSES)
+    head = AttentiveHead(16, CLASSES)
     assert head.pool.latent.shape == (1, 1, 16) and head.pool.latent.requires_grad
     tokens = torch.randn(2, 9, 16, requires_grad=True)
     head(tokens)[0, 0].backward()
@@ -206,11 +206,12 @@ def test_a_head_of_a_grid_learns_as_if_it_were_alone():
 def test_stored_features_come_in_the_order_of_the_run():
     rows = np.random.default_rng(0).normal(size=(30, 12)).astype(np.float32)
     labels, learnt = torch.arange(30), np.arange(5, 28)
-    train = Extracted(rows, np.zeros((30, 16), np.uint8), labels, Layout((("mean", 4, 3),)))
-    feed = Stored(train, learnt, ["mean", "mean4"], seed=4, batch=10, device=torch.device("cpu"))
+    train = CachedFeatures(rows, np.zeros((30, 16), np.uint8), labels, RowLayout((("mean", 4, 3),)))
+    training = HeadTraining(RECIPES["dseq"], ["mean", "mean4"], seed=4, rows=learnt, validation=None, batch=10, steps=6)
+    features = StoredFeatures(training, train, torch.device("cpu"))
     positions = [learnt[int(order(4, p // 23, 23)[p % 23])] for p in range(60)]
     for start in (0, 2):
-        found = feed.batches(start)
+        found = features.batches(start)
         for step in range(start, 6):
             views, truth = next(found)
             expected = positions[step * 10 : (step + 1) * 10]
@@ -224,13 +225,13 @@ def test_stored_features_come_in_the_order_of_the_run():
 def test_the_learning_rate_falls_to_a_tenth_at_the_published_epochs(name, epochs, edges):
     for epoch in range(epochs):
         expected = 0.1 ** sum(epoch >= edge for edge in edges)
-        assert RECIPES[name].share(epoch / epochs) == pytest.approx(expected)
-        assert RECIPES[name].share((epoch + 0.99) / epochs) == pytest.approx(expected)
+        assert RECIPES[name].lr_factor(epoch / epochs) == pytest.approx(expected)
+        assert RECIPES[name].lr_factor((epoch + 0.99) / epochs) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("name", ["dinov2", "attentive", "vtab"])
 def test_the_cosine_goes_from_one_to_nothing(name):
-    assert [RECIPES[name].share(x) for x in (0, 1 / 3, 0.5, 1)] == pytest.approx([1, 0.75, 0.5, 0])
+    assert [RECIPES[name].lr_factor(x) for x in (0, 1 / 3, 0.5, 1)] == pytest.approx([1, 0.75, 0.5, 0])
 
 
 def _peak(heads: int, out) -> None:
@@ -241,7 +242,7 @@ def _peak(heads: int, out) -> None:
     views, labels = {"class": torch.randn(2048, 8)}, torch.arange(2048)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     grid.step(views, labels, 0.5)
-    grid.right(views, labels)
+    grid.correct(views, labels)
     out.send((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
 
 

@@ -7,9 +7,14 @@ import numpy as np
 import pytest
 import torch
 from common.probing import knn
-from common.probing.features import Layout
+from common.probing.feature_cache import CachedFeatures
+from common.probing.features import RowLayout
 
-LAYOUT = Layout((("mean", 2, 6),))
+LAYOUT = RowLayout((("mean", 2, 6),))
+
+
+def cached(rows):
+    return CachedFeatures(rows, np.zeros((len(rows), 16), np.uint8), torch.zeros(len(rows)), LAYOUT)
 
 
 def brute_force(bank, labels, query, k, temperature):
@@ -33,7 +38,7 @@ def test_neighbours_vote_as_by_brute_force(chunk, monkeypatch):
     labels, learnt = draw.integers(0, 4, 60), np.sort(draw.permutation(60)[:50])
     for view, columns in (("mean", slice(6, 12)), ("mean2", slice(0, 12))):
         asked = torch.from_numpy(queries[:, columns])
-        similarity, places = knn.nearest(bank, learnt, asked, 9, LAYOUT, view)
+        similarity, places = knn.nearest(cached(bank), learnt, asked, 9, view)
         for k in (1, 5, 9):
             for temperature in (0.07, 1.0):
                 said = knn.vote(similarity, torch.from_numpy(labels[learnt[places]]), k, temperature, 4)
@@ -57,5 +62,5 @@ def test_memory_holds_a_part_of_the_similarities_only(monkeypatch):
 
     monkeypatch.setattr(torch.Tensor, "topk", watched)
     bank = np.random.default_rng(0).normal(size=(640, 12)).astype(np.float16)
-    knn.nearest(bank, np.arange(640), torch.randn(4, 6), 5, LAYOUT, "mean")
+    knn.nearest(cached(bank), np.arange(640), torch.randn(4, 6), 5, "mean")
     assert 5 < largest[0] <= 16

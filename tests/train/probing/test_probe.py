@@ -184,7 +184,7 @@ def test_a_misspelt_setting_is_told_with_what_was_meant(data, tmp_path, capsys):
 
 
 def test_ctrl_c_is_one_line(data, tmp_path, monkeypatch):
-    def interrupted(task):
+    def interrupted(probe):
         raise KeyboardInterrupt
 
     monkeypatch.setitem(script.PROTOCOLS, "knn", interrupted)

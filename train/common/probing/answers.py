@@ -21,15 +21,8 @@ from safetensors.torch import load_file, save_file
 from timm_dseq import UserError
 
 from ..data.digests import data_digest
-from .task import Task
-
-
-@dataclass(frozen=True)
-class Rows:
-    """Rows of the training split."""
-
-    train: np.ndarray  # heads are trained on these
-    validation: np.ndarray | None  # and the best is chosen on these; None: on the test split
+from .heads import HeadTraining
+from .probe_run import ProbeRun
 
 
 @dataclass(frozen=True)
@@ -45,21 +38,32 @@ def key_of(*about: Any) -> str:
     return hashlib.blake2b(json.dumps(about).encode(), digest_size=8).hexdigest()
 
 
-def answers_file(task: Task, heads: str, rows: Rows) -> Path:
-    """heads: a key of the weights, the training images and the settings; the rows, labels and test images join it."""
-    train, test = task.data.train, task.data.test
-    arrays = [rows.train, train.truth[rows.train].numpy(), test.truth.numpy()]
-    if rows.validation is not None:
-        arrays += [rows.validation, train.truth[rows.validation].numpy()]
+def checkpoint_folder(probe: ProbeRun, training: HeadTraining) -> Path:
+    """Where the heads' checkpoints lie while they are trained."""
+    config, train = probe.config, probe.data.train
+    key = key_of(
+        *(config.protocol, probe.weights, data_digest(train), train.label, config.data.subset, probe.preprocessing),
+        *(config.precision, config.cache.dtype, training.views, len(training.rows), training.batch, training.steps),
+        training.seed,
+    )
+    return Path(config.output_dir) / key
+
+
+def answers_file(probe: ProbeRun, training: HeadTraining) -> Path:
+    """Where the answers lie when the heads are trained: the rows, the labels and the test images join the key."""
+    train, test = probe.data.train, probe.data.test
+    arrays = [training.rows, train.truth[training.rows].numpy(), test.truth.numpy()]
+    if training.validation is not None:
+        arrays += [training.validation, train.truth[training.validation].numpy()]
     digests = [hashlib.blake2b(array.astype(np.int64).tobytes(), digest_size=8).hexdigest() for array in arrays]
-    key = key_of(heads, data_digest(test), test.label, digests)
-    return Path(task.config.output_dir) / f"answers-{key}.safetensors"
+    folder = checkpoint_folder(probe, training)
+    return folder.with_name(f"answers-{key_of(folder.name, data_digest(test), test.label, digests)}.safetensors")
 
 
-def load_answers(path: Path, task: Task) -> Answers | None:
+def load_answers(path: Path, probe: ProbeRun) -> Answers | None:
     """The answers in a file, None where there is none. All processes have to call it, and all get the same."""
     found: list[Answers | None] = [None]
-    if task.accelerator.is_main_process and path.is_file():
+    if probe.accelerator.is_main_process and path.is_file():
         with suppress(SafetensorError, TypeError):  # damaged: the heads are trained again
             found = [Answers(**load_file(path))]
     broadcast_object_list(found)

@@ -1,7 +1,10 @@
-"""Images → what probes read of a frozen backbone.
+"""Images → the features of a frozen backbone that probes read.
 
-Of a ViT: for each of its last blocks, through the final norm, the mean of the patch tokens and the class token. Of any
-other model its pooled pre-logits.
+Of a ViT: for each of its last four blocks, through the final norm, the mean of the patch tokens (`mean`) and the class
+token (`class`). Of any other model: its pooled pre-logits (`pooled`).
+
+A view names what a head reads of them: `mean` is the last block's mean, `class4+mean` the last four class tokens and
+the last mean.
 """
 
 import inspect
@@ -11,67 +14,69 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-BLOCKS = 4
+BLOCKS = 4  # whose features are read
 Features = dict[str, torch.Tensor]  # part → (B, blocks, D)
 
 
 @dataclass(frozen=True)
-class Layout:
-    """How the parts of an image's features lie in one row: part → (blocks, D), in this order."""
+class RowLayout:
+    """Where the features of an image lie in one row of numbers. parts: (name, blocks, D), in the order of the row."""
 
     parts: tuple[tuple[str, int, int], ...]
 
     @property
     def width(self) -> int:
+        """Numbers in a row."""
         return sum(blocks * width for _, blocks, width in self.parts)
 
     def rows(self, features: Features) -> torch.Tensor:
-        """(B, width)"""
+        """Features, each (B, blocks, D) → rows (B, width)."""
         return torch.cat([features[name].flatten(1) for name, *_ in self.parts], dim=1)
 
     def features(self, rows: torch.Tensor) -> Features:
-        """The inverse of `rows`."""
+        """Rows (B, width) → features: the inverse of `rows`."""
         pieces = rows.split([blocks * width for _, blocks, width in self.parts], dim=1)
         return {
             name: piece.unflatten(1, (blocks, width))
             for (name, blocks, width), piece in zip(self.parts, pieces, strict=True)
         }
 
-    def views(self, *wanted: str) -> list[str]:
-        """Of these views those that the backbone has; its pooled features where it is no ViT."""
+    def available(self, *views: str) -> list[str]:
+        """Those of these views that the backbone has; of a backbone that is no ViT, its pooled features instead."""
         parts = {name for name, *_ in self.parts}
         if "pooled" in parts:
             return ["pooled"]
-        return [view for view in wanted if {piece.rstrip("1234") for piece in view.split("+")} <= parts]
+        return [view for view in views if {piece.rstrip("1234") for piece in view.split("+")} <= parts]
 
     def columns(self, view: str) -> list[slice]:
-        """Where in a row the pieces of a view lie; `class4+mean`: the last 4 class tokens and the last mean."""
-        found = []
+        """The columns of a row that a view reads, one slice for each of its pieces."""
+        slices = []
         for piece in view.split("+"):
             name, count = piece.rstrip("1234"), int(piece[-1]) if piece[-1].isdigit() else 1
             start = 0
             for part, blocks, width in self.parts:
                 if part == name:
-                    found.append(slice(start + (blocks - min(count, blocks)) * width, start + blocks * width))
+                    slices.append(slice(start + (blocks - min(count, blocks)) * width, start + blocks * width))
                 start += blocks * width
-        return found
+        return slices
 
     def view(self, rows: torch.Tensor, view: str, first: int = 0) -> torch.Tensor:
-        """(B, width of the view), of rows that begin with column `first`."""
+        """A view (B, width of the view) of rows (B, columns) whose first column is the layout's column `first`."""
         pieces = [rows[:, columns.start - first : columns.stop - first] for columns in self.columns(view)]
         return pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=1)
 
     def span(self, views: Iterable[str]) -> slice:
-        """The columns from the first to the last that these views need."""
+        """The columns from the first to the last that these views read."""
         columns = [piece for view in views for piece in self.columns(view)]
         return slice(min(piece.start for piece in columns), max(piece.stop for piece in columns))
 
     def width_of(self, view: str) -> int:
+        """Numbers in a view."""
         return sum(columns.stop - columns.start for columns in self.columns(view))
 
 
-class Frozen(nn.Module):
-    """A backbone that only looks: uint8 images (B, 3, H, W) → rows of features (B, width), or the last tokens."""
+class FrozenBackbone(nn.Module):
+    """A backbone in evaluation mode, without gradients: uint8 images (B, 3, H, W) → features, or the last tokens."""
 
     def __init__(self, model: nn.Module, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
         super().__init__()
@@ -80,26 +85,35 @@ class Frozen(nn.Module):
         self.register_buffer("mean", torch.tensor(mean)[:, None, None], persistent=False)
         self.register_buffer("std", torch.tensor(std)[:, None, None], persistent=False)
 
-    def layout(self, size: tuple[int, ...]) -> Layout:
-        """size: (3, H, W)."""
-        device = self.mean.device
-        found = self.features(torch.zeros(1, *size, dtype=torch.uint8, device=device))
-        return Layout(tuple((name, part.shape[1], part.shape[2]) for name, part in found.items()))
+    def layout(self, size: tuple[int, ...]) -> RowLayout:
+        """Where the features of an image of this size (3, H, W) lie in a row, found with a black image."""
+        features = self.features(self.black_image(size))
+        return RowLayout(tuple((name, part.shape[1], part.shape[2]) for name, part in features.items()))
+
+    def token_width(self, size: tuple[int, ...]) -> int:
+        """D of `tokens`, of images of this size (3, H, W)."""
+        return self.tokens(self.black_image(size)).shape[-1]
+
+    def black_image(self, size: tuple[int, ...]) -> torch.Tensor:
+        """(1, 3, H, W) uint8, on the backbone's device."""
+        return torch.zeros(1, *size, dtype=torch.uint8, device=self.mean.device)
 
     def normalised(self, images: torch.Tensor) -> torch.Tensor:
+        """uint8 (B, 3, H, W) → float32, as the backbone expects it."""
         return (images.float() / 255 - self.mean) / self.std
 
     @torch.no_grad()
     def features(self, images: torch.Tensor) -> Features:
+        """uint8 (B, 3, H, W) → each part (B, blocks, D)."""
         if not self.is_vit:
             pooled = self.model.forward_head(self.model.forward_features(self.normalised(images)), pre_logits=True)
             return {"pooled": pooled.flatten(1)[:, None]}
-        patches, prefix = self._blocks(images, min(BLOCKS, len(self.model.blocks)))
+        patches, prefix = self._last_blocks(images, min(BLOCKS, len(self.model.blocks)))
         means = torch.stack([tokens.mean(1) for tokens in patches], dim=1)
-        found = {"mean": _late_norm(self.model)(means)}
+        features = {"mean": _late_norm(self.model)(means)}
         if getattr(self.model, "cls_token", None) is not None:
-            found["class"] = _late_norm(self.model)(torch.stack([tokens[:, 0] for tokens in prefix], dim=1))
-        return found
+            features["class"] = _late_norm(self.model)(torch.stack([tokens[:, 0] for tokens in prefix], dim=1))
+        return features
 
     @torch.no_grad()
     def tokens(self, images: torch.Tensor) -> torch.Tensor:
@@ -110,14 +124,14 @@ class Frozen(nn.Module):
                 channels_last = getattr(self.model, "output_fmt", "NCHW") == "NHWC"
                 return last.flatten(1, 2) if channels_last else last.flatten(2).transpose(1, 2)
             return last[:, None] if last.ndim == 2 else last
-        patches, prefix = self._blocks(images, 1)
+        patches, prefix = self._last_blocks(images, 1)
         if getattr(self.model, "cls_token", None) is not None:
             patches = [torch.cat([prefix[0][:, :1], patches[0]], dim=1)]
         return _late_norm(self.model)(patches[0])
 
-    def _blocks(self, images: torch.Tensor, count: int) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-        """Patch tokens and prefix tokens of the last blocks, through the final norm."""
-        found = self.model.forward_intermediates(
+    def _last_blocks(self, images: torch.Tensor, count: int) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        """Patch tokens (B, N, D) and prefix tokens (B, prefix, D) of the last blocks, through the final norm."""
+        blocks = self.model.forward_intermediates(
             self.normalised(images),
             indices=count,
             norm=True,
@@ -125,20 +139,20 @@ class Frozen(nn.Module):
             intermediates_only=True,
             return_prefix_tokens=True,
         )
-        pairs = [both if isinstance(both, tuple) else (both, both[:, :0]) for both in found]
+        pairs = [both if isinstance(both, tuple) else (both, both[:, :0]) for both in blocks]
         return [patches for patches, _ in pairs], [prefix for _, prefix in pairs]
 
 
 def is_vit(model: nn.Module) -> bool:
-    """Whether timm gives this model's blocks as tokens, with those in front apart."""
-    look = getattr(model, "forward_intermediates", None)
-    if look is None or not hasattr(model, "num_prefix_tokens") or not hasattr(model, "blocks"):
+    """Whether timm can return the tokens of this model's blocks, patch tokens and prefix tokens apart."""
+    intermediates = getattr(model, "forward_intermediates", None)
+    if intermediates is None or not hasattr(model, "num_prefix_tokens") or not hasattr(model, "blocks"):
         return False
-    return {"norm", "return_prefix_tokens", "output_fmt"} <= set(inspect.signature(look).parameters)
+    return {"norm", "return_prefix_tokens", "output_fmt"} <= set(inspect.signature(intermediates).parameters)
 
 
 def _late_norm(model: nn.Module) -> nn.Module:
-    """The final norm of models that pool before it."""
+    """The final norm of models that pool first and normalise then; else nothing."""
     late = getattr(model, "fc_norm", None)
     if late is None or not isinstance(getattr(model, "norm", None), nn.Identity):
         return nn.Identity()

@@ -1,21 +1,24 @@
-"""Heads that are trained together on one frozen backbone, and the published recipes that say how."""
+"""Heads that are trained together on the features of one frozen backbone, and the published recipes for them."""
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from itertools import product
 
+import numpy as np
 import torch
 from timm.layers import AttentionPoolLatent
 from timm.optim import Lars
 from torch import nn
 
-TOKENS = "tokens"  # the view of heads that see every token of the last block
+from ..run.schedules import cosine
+
+TOKENS = "tokens"  # the view of heads that read every token of the last block
 
 
 @dataclass(frozen=True)
-class Head:
-    """One head of a grid. lr: for a batch of 256, to which it is proportional."""
+class HeadSpec:
+    """One head of a grid. lr: at batch 256 where the recipe scales it with the batch."""
 
     view: str
     lr: float
@@ -23,16 +26,17 @@ class Head:
     batch_norm: bool
 
     def build(self, width: int, classes: int) -> nn.Module:
+        """The head with fresh weights: features (B, width), or tokens (B, N, width), → logits (B, classes)."""
         if self.view == TOKENS:
-            return Attentive(width, classes)
+            return AttentiveHead(width, classes)
         linear = nn.Linear(width, classes)
         nn.init.normal_(linear.weight, std=0.01)
         nn.init.zeros_(linear.bias)
         return nn.Sequential(nn.BatchNorm1d(width), linear) if self.batch_norm else linear
 
 
-class Attentive(nn.Module):
-    """Tokens (B, N, D) → logits: one learned query, one block of cross-attention, linear."""
+class AttentiveHead(nn.Module):
+    """Tokens (B, N, D) → logits (B, classes): one learned query, one block of cross-attention, linear."""
 
     def __init__(self, width: int, classes: int) -> None:
         super().__init__()
@@ -47,44 +51,63 @@ class Attentive(nn.Module):
 
 @dataclass(frozen=True)
 class Recipe:
-    """views: of which a head is made each, times lrs × weight_decays; share: of the lr after this share of the run."""
+    """How the heads of a protocol are trained. A grid has one head for each view × learning rate × weight decay.
+
+    lr_factor: share of the run that is done (0 to 1) → factor of the learning rates.
+    """
 
     views: tuple[str, ...]
     lrs: tuple[float, ...]
     weight_decays: tuple[float, ...]
-    batch_norm: bool
+    batch_norm: bool  # in front of the linear layer
     batch_size: int
     epochs: float | None  # None: `steps` of them, whatever the data set's length
-    share: Callable[[float], float]
+    lr_factor: Callable[[float], float]
     optimizer: Callable[[list[dict]], torch.optim.Optimizer]
     steps: int | None = None
-    scaled: bool = True  # whether the lr is for a batch of 256
+    lr_scales: bool = True  # whether learning rates are for batch 256 and scale linearly with the batch
 
-    def heads(self, views: list[str]) -> list[Head]:
+    def heads(self, views: list[str]) -> list[HeadSpec]:
+        """The grid's heads on these views."""
         return [
-            Head(view, lr, decay, self.batch_norm) for view, lr, decay in product(views, self.lrs, self.weight_decays)
+            HeadSpec(view, lr, decay, self.batch_norm)
+            for view, lr, decay in product(views, self.lrs, self.weight_decays)
         ]
 
     def length(self, images: int, batch: int, epochs: float | None) -> int:
-        """Steps of the run; epochs: where the settings say so."""
+        """Steps of the run. epochs: of the settings; None: as published."""
         if epochs is None and self.epochs is None:
             return self.steps
         return max(1, round((epochs or self.epochs) * images / batch))
 
 
+@dataclass(frozen=True)
+class HeadTraining:
+    """The training of one seed's heads: on which images, on which the best head is chosen, and how long."""
+
+    recipe: Recipe
+    views: list[str]
+    seed: int
+    rows: np.ndarray  # of the training split, ascending
+    validation: np.ndarray | None  # rows of the training split to choose on; None: the choice is made on the test split
+    batch: int
+    steps: int
+
+    @property
+    def heads(self) -> list[HeadSpec]:
+        return self.recipe.heads(self.views)
+
+
 def stepped(epochs: int, *milestones: int) -> Callable[[float], float]:
-    """A tenth at each of these epochs."""
-    return lambda progress: 0.1 ** sum(progress * epochs >= milestone - 1e-9 for milestone in milestones)
-
-
-def cosine(progress: float) -> float:
-    return (1 + math.cos(math.pi * progress)) / 2
+    """Divided by 10 at each of these epochs, of so many."""
+    return lambda done: 0.1 ** sum(done * epochs >= milestone - 1e-9 for milestone in milestones)
 
 
 def _sgd(**options) -> Callable[[list[dict]], torch.optim.Optimizer]:
     return lambda groups: torch.optim.SGD(groups, momentum=0.9, **options)
 
 
+_COSINE = partial(cosine, start=1.0, end=0.0)
 _DINOV2_LRS = (*(a * 10.0**b for b in range(-5, -1) for a in (1, 2, 5)), 0.1)
 
 RECIPES = {
@@ -106,35 +129,38 @@ RECIPES = {
         False,
         1024,
         None,
-        cosine,
+        _COSINE,
         _sgd(),
         steps=12_500,
     ),
     # not published: our choice
-    "attentive": Recipe((TOKENS,), (1e-3,), (0.05,), False, 256, 20, cosine, torch.optim.AdamW, scaled=False),
-    "vtab": Recipe(("mean", "mean4"), (1e-3,), (0.05,), False, 256, 100, cosine, torch.optim.AdamW, scaled=False),
+    "attentive": Recipe((TOKENS,), (1e-3,), (0.05,), False, 256, 20, _COSINE, torch.optim.AdamW, lr_scales=False),
+    "vtab": Recipe(("mean", "mean4"), (1e-3,), (0.05,), False, 256, 100, _COSINE, torch.optim.AdamW, lr_scales=False),
 }
 
 
 class Grid(nn.Module):
-    """All heads of a run, their optimiser, and one step of all of them."""
+    """All heads of a run and their one optimiser."""
 
-    def __init__(self, recipe: Recipe, heads: list[Head], widths: list[int], classes: int, seed: int) -> None:
+    def __init__(self, recipe: Recipe, specs: list[HeadSpec], widths: list[int], classes: int, seed: int) -> None:
         super().__init__()
         torch.manual_seed(seed)
-        self.recipe, self.specs = recipe, heads
-        self.heads = nn.ModuleList(head.build(width, classes) for head, width in zip(heads, widths, strict=True))
+        self.recipe, self.specs = recipe, specs
+        self.heads = nn.ModuleList(spec.build(width, classes) for spec, width in zip(specs, widths, strict=True))
         groups = [
-            {"params": list(module.parameters()), "lr": head.lr, "weight_decay": head.weight_decay}
-            for head, module in zip(heads, self.heads, strict=True)
+            {"params": list(head.parameters()), "lr": spec.lr, "weight_decay": spec.weight_decay}
+            for spec, head in zip(specs, self.heads, strict=True)
         ]
         self.optimizer = recipe.optimizer(groups)
 
-    def step(self, views: dict[str, torch.Tensor], labels: torch.Tensor, progress: float) -> torch.Tensor:
-        """One step on features by view → the heads' losses (H,). One by one, so that memory holds one head's logits."""
+    def step(self, views: dict[str, torch.Tensor], labels: torch.Tensor, done: float) -> torch.Tensor:
+        """One step of every head on a batch's features by view, each (B, width), and labels (B,): losses (H,).
+
+        done: the share of the run behind this step. The heads take turns, so that memory holds the logits of one.
+        """
         self.train()
         self.optimizer.zero_grad(set_to_none=True)
-        factor = self.recipe.share(progress) * (len(labels) / 256 if self.recipe.scaled else 1)
+        factor = self.recipe.lr_factor(done) * (len(labels) / 256 if self.recipe.lr_scales else 1)
         losses = []
         for spec, head, group in zip(self.specs, self.heads, self.optimizer.param_groups, strict=True):
             group["lr"] = spec.lr * factor
@@ -145,8 +171,8 @@ class Grid(nn.Module):
         return torch.stack(losses)
 
     @torch.no_grad()
-    def right(self, views: dict[str, torch.Tensor], labels: torch.Tensor) -> torch.Tensor:
-        """(H, B) bool"""
+    def correct(self, views: dict[str, torch.Tensor], labels: torch.Tensor) -> torch.Tensor:
+        """Whether each head's most likely class is the label: (H, B) bool."""
         self.eval()
-        said = [head(views[spec.view]).argmax(1) for spec, head in zip(self.specs, self.heads, strict=True)]
-        return torch.stack(said) == labels
+        classes = [head(views[spec.view]).argmax(1) for spec, head in zip(self.specs, self.heads, strict=True)]
+        return torch.stack(classes) == labels

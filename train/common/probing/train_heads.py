@@ -13,95 +13,94 @@ import torch
 
 from timm_dseq import UserError
 
-from ..data.digests import data_digest
 from ..data.order import Draw, sample_seed
-from ..labels.subsets import holdout_mask, select_rows
+from ..labels.subsets import holdout_mask
 from ..run import checkpoints
-from ..run.results import Measured
 from ..run.state import collect, restore
-from .answers import Answers, Rows, answers_file, key_of, load_answers, save_answers
-from .feeds import Live, Stored, Views
-from .heads import RECIPES, TOKENS, Grid, Head, Recipe
+from .answers import Answers, answers_file, checkpoint_folder, load_answers, save_answers
+from .feature_batches import LiveFeatures, StoredFeatures, Views
+from .heads import RECIPES, TOKENS, Grid, HeadSpec, HeadTraining, Recipe
+from .probe_run import ProbeResult, ProbeRun
 from .settings import ON_FEATURES
-from .task import Task
 
 HELD_OUT = 0.1  # of the training images, where the choice is not made on the test images
 VTAB = 800, 200  # images to train on, and to choose the view on
 _SHOWN_EVERY = 50  # steps; reading a loss makes the host wait for the device
 
 
-def trained(task: Task) -> list[Measured]:
+def head_probe(probe: ProbeRun) -> list[ProbeResult]:
     """dseq, ijepa, dinov2, attentive and the cached forms: the best head of each view."""
-    recipe = RECIPES[task.config.protocol.removesuffix("-cached")]
-    views = [TOKENS] if TOKENS in recipe.views else task.views(*recipe.views)
-    on_test = task.config.heads.select_on == "test"
+    recipe = RECIPES[probe.config.protocol.removesuffix("-cached")]
+    views = [TOKENS] if TOKENS in recipe.views else probe.views(*recipe.views)
+    on_test = probe.config.heads.select_on == "test"
     answers = []
-    for seed in task.config.seeds:
-        rows = task.learnt(seed)
-        aside = holdout_mask(task.data.train.truth[rows], HELD_OUT, seed).numpy()
-        part = Rows(rows, None) if on_test else Rows(rows[~aside], rows[aside])
-        answers.append(answers_of(task, recipe, views, part, seed))
-    where = "test" if on_test else f"{HELD_OUT:.0%} of train"
-    heads = recipe.heads(views)
+    for seed in probe.config.seeds:
+        rows = probe.train_rows(seed)
+        aside = holdout_mask(probe.data.train.truth[rows], HELD_OUT, seed).numpy()
+        train, validation = (rows, None) if on_test else (rows[~aside], rows[aside])
+        answers.append(answers_of(probe, recipe, views, seed, train, validation))
+    heads, where = recipe.heads(views), "test" if on_test else f"{HELD_OUT:.0%} of train"
     return best_of_each_view(heads, answers, where if len(heads) > 1 else None)
 
 
-def vtab(task: Task) -> list[Measured]:
+def vtab(probe: ProbeRun) -> list[ProbeResult]:
     """VTAB-1k: 800 images to train on, 200 to choose the view on, drawn by the seed; all of the test split."""
+    for seed in probe.config.seeds:
+        if (images := len(probe.train_rows(seed))) < sum(VTAB):
+            raise UserError(f"vtab takes {sum(VTAB)} training images, and {probe.config.data.path} has {images}.")
     recipe, answers = RECIPES["vtab"], []
-    for seed in task.config.seeds:
-        if (images := len(task.learnt(seed))) < sum(VTAB):
-            raise UserError(f"vtab takes {sum(VTAB)} training images, and {task.config.data.path} has {images}.")
-    views = task.views(*recipe.views)
-    for seed in task.config.seeds:
-        rows = task.learnt(seed)
+    views = probe.views(*recipe.views)
+    for seed in probe.config.seeds:
+        rows = probe.train_rows(seed)
         generator = torch.Generator().manual_seed(sample_seed(seed, 0, Draw.VTAB))
         drawn = rows[torch.randperm(len(rows), generator=generator)[: sum(VTAB)].numpy()]
-        part = Rows(np.sort(drawn[: VTAB[0]]), np.sort(drawn[VTAB[0] :]))
-        answers.append(answers_of(task, recipe, views, part, seed))
+        train, validation = np.sort(drawn[: VTAB[0]]), np.sort(drawn[VTAB[0] :])
+        answers.append(answers_of(probe, recipe, views, seed, train, validation))
     return best_of_each_view(recipe.heads(views), answers, f"{VTAB[1]} of train")[:1]
 
 
-def answers_of(task: Task, recipe: Recipe, views: list[str], rows: Rows, seed: int) -> Answers:
-    """Train all heads for one seed and let them answer; or read what they answered when they were trained before."""
-    batch = task.config.heads.batch_size or recipe.batch_size
-    steps = recipe.length(len(rows.train), batch, task.config.heads.epochs)
-    key = _heads_key(task, views, len(rows.train), batch, steps, seed)
-    path, checkpoint = answers_file(task, key, rows), Path(task.config.output_dir) / key
-    answers = load_answers(path, task)
+def answers_of(
+    probe: ProbeRun, recipe: Recipe, views: list[str], seed: int, rows: np.ndarray, validation: np.ndarray | None
+) -> Answers:
+    """Train one seed's heads on these rows and test them; or read what they answered when they were trained before."""
+    batch = probe.config.heads.batch_size or recipe.batch_size
+    steps = recipe.length(len(rows), batch, probe.config.heads.epochs)
+    training = HeadTraining(recipe, views, seed, rows, validation, batch, steps)
+    folder, path = checkpoint_folder(probe, training), answers_file(probe, training)
+    answers, main = load_answers(path, probe), probe.accelerator.is_main_process
     if answers is None:
-        answers = _trained_answers(task, recipe, views, rows, seed, batch, steps, checkpoint)
-        if task.accelerator.is_main_process:
+        answers = train_and_test(probe, training, folder)
+        if main:
             save_answers(path, answers)
-    else:
-        task.screen(0, "step").say(f"{task.config.protocol}, seed {seed}: trained before, answers kept in {path}")
-    if task.accelerator.is_main_process:
-        shutil.rmtree(checkpoint, ignore_errors=True)  # the heads are large, and nobody asks them again
+    elif main:
+        print(f"{probe.config.protocol}, seed {seed}: trained before, its answers are in {path}", flush=True)
+    if main:
+        shutil.rmtree(folder, ignore_errors=True)  # the heads' checkpoint is large, and not needed any more
     return answers
 
 
-def _trained_answers(
-    task: Task, recipe: Recipe, views: list[str], rows: Rows, seed: int, batch: int, steps: int, checkpoint: Path
-) -> Answers:
-    if task.config.protocol in ON_FEATURES:
-        train, test = task.train_features(), task.test_features()
-        feed = Stored(train, rows.train, views, seed, batch, task.accelerator.device)
+def train_and_test(probe: ProbeRun, training: HeadTraining, folder: Path) -> Answers:
+    """Live features or stored ones, as the protocol says; the heads; and what they answer."""
+    if probe.config.protocol in ON_FEATURES:
+        train, test = probe.train_features(), probe.test_features()
+        features = StoredFeatures(training, train, probe.accelerator.device)
     else:
-        train, test = task.data.train, task.data.test
-        feed = Live(task, select_rows(train, torch.from_numpy(rows.train)), views, seed, batch)
-    grid = fit(task, recipe, feed, steps, seed, checkpoint)
-    correct = judge(task, grid, feed.judged(test), task.data.test.truth)
-    if rows.validation is None:
+        train, test = probe.data.train, probe.data.test
+        features = LiveFeatures(training, train, probe)
+    grid = train_heads(probe, training, features, folder)
+    correct = correct_answers(probe, grid, features.tested(test), probe.data.test.truth)
+    if training.validation is None:
         return Answers(correct, correct.double().mean(1))
-    held_back = judge(task, grid, feed.judged(train, rows.validation), task.data.train.truth[rows.validation])
+    truth = probe.data.train.truth[training.validation]
+    held_back = correct_answers(probe, grid, features.tested(train, training.validation), truth)
     return Answers(correct, held_back.double().mean(1))
 
 
-def fit(task: Task, recipe: Recipe, feed: Live | Stored, steps: int, seed: int, folder: Path) -> Grid:
-    """Train all heads, from the newest checkpoint in the folder on if there is one."""
-    accelerator, classes = task.accelerator, len(task.data.names)
-    specs = recipe.heads(feed.views)
-    grid = Grid(recipe, specs, [feed.width(spec.view) for spec in specs], classes, seed).to(accelerator.device)
+def train_heads(probe: ProbeRun, training: HeadTraining, features: LiveFeatures | StoredFeatures, folder: Path) -> Grid:
+    """Train all heads; the run resumes from the newest checkpoint in the folder if there is one."""
+    accelerator, specs, steps = probe.accelerator, training.heads, training.steps
+    widths = [features.width(spec.view) for spec in specs]
+    grid = Grid(training.recipe, specs, widths, len(probe.data.names), training.seed).to(accelerator.device)
     newest, _ = checkpoints.newest(folder)
     accelerator.wait_for_everyone()
     done = 0
@@ -109,12 +108,12 @@ def fit(task: Task, recipe: Recipe, feed: Live | Stored, steps: int, seed: int, 
         saved = checkpoints.load(newest)
         restore(grid, grid.optimizer, saved.model, saved.optimizer)
         done = saved.state["step"]
-    screen = task.screen(steps, "step")
+    screen = probe.screen(steps, "step")
     screen.say(
-        f"{task.config.protocol}: {len(specs)} heads of {', '.join(feed.views)}, {feed.images} images, {steps} steps "
-        f"of {feed.batch}, seed {seed}" + (f", going on after step {done}" if done else "")
+        f"{probe.config.protocol}: {len(specs)} heads of {', '.join(training.views)}, {len(training.rows)} images, "
+        f"{steps} steps of {training.batch}, seed {training.seed}" + (f", going on after step {done}" if done else "")
     )
-    batches = feed.batches(done)
+    batches = features.batches(done)
     text = ""
     for step in range(done + 1, steps + 1):
         views, labels = next(batches)
@@ -125,7 +124,7 @@ def fit(task: Task, recipe: Recipe, feed: Live | Stored, steps: int, seed: int, 
                 raise UserError("the loss of no head is finite: check the weights, or use --precision no.")
             text = f"best loss {finite.min():.4f}"
         screen.show(step, text)
-        if step % task.config.heads.checkpoint_every == 0 or step == steps:
+        if step % probe.config.heads.checkpoint_every == 0 or step == steps:
             model, moments = collect(grid, grid.optimizer, keep=accelerator.is_main_process)
             if accelerator.is_main_process:
                 checkpoints.save(folder, step, checkpoints.Saved(model, moments, {"step": step}))
@@ -136,33 +135,28 @@ def fit(task: Task, recipe: Recipe, feed: Live | Stored, steps: int, seed: int, 
     return grid
 
 
-def judge(task: Task, grid: Grid, tested: Iterable[tuple[np.ndarray, Views]], labels: torch.Tensor) -> torch.Tensor:
-    """Which images each head gets right, (H, n) bool. A process is given all of them or its share."""
-    device = task.accelerator.device
-    right = torch.zeros(len(grid.specs), len(labels), device=device)
-    for indices, views in tested:
-        right[:, indices] = grid.right(views, labels[indices].to(device)).float()
-    return task.accelerator.reduce(right, "sum").cpu() > 0
+def correct_answers(
+    probe: ProbeRun, grid: Grid, tested: Iterable[tuple[np.ndarray, Views]], truth: torch.Tensor
+) -> torch.Tensor:
+    """Which images each head classifies correctly, (H, n) bool. tested: in each process all images, or its share."""
+    device = probe.accelerator.device
+    correct = torch.zeros(len(grid.specs), len(truth), device=device)
+    for places, views in tested:
+        correct[:, places] = grid.correct(views, truth[places].to(device)).float()
+    return probe.accelerator.reduce(correct, "sum").cpu() > 0
 
 
-def best_of_each_view(heads: list[Head], answers: list[Answers], chosen_on: str | None) -> list[Measured]:
-    """Of each view the head with the highest mean score over seeds; the best view first."""
+def best_of_each_view(heads: list[HeadSpec], answers: list[Answers], chosen_on: str | None) -> list[ProbeResult]:
+    """Of each view the head with the highest mean score over the seeds; the best view first.
+
+    chosen_on: the images that the scores are of, for the record.
+    """
     scores = torch.stack([one.scores for one in answers]).mean(0)
-    found = []
+    results = []
     for view in dict.fromkeys(head.view for head in heads):
-        own = [at for at, head in enumerate(heads) if head.view == view]
-        best = max(own, key=lambda at: scores[at].item())
+        best = max((at for at, head in enumerate(heads) if head.view == view), key=lambda at: scores[at].item())
         settings = {"lr": heads[best].lr, "wd": heads[best].weight_decay}
         if chosen_on:
             settings["selected on"] = chosen_on
-        found.append((scores[best].item(), Measured(view, [one.correct[best] for one in answers], settings)))
-    return [measured for _, measured in sorted(found, key=lambda pair: -pair[0])]
-
-
-def _heads_key(task: Task, views: list[str], images: int, batch: int, steps: int, seed: int) -> str:
-    """A run in a few digits: two that share them are the same."""
-    config, train = task.config, task.data.train
-    return key_of(
-        *(config.protocol, task.weights, data_digest(train), train.label, config.data.subset, task.preprocessing),
-        *(config.precision, config.cache.dtype, views, images, batch, steps, seed),
-    )
+        results.append((scores[best].item(), ProbeResult(view, [one.correct[best] for one in answers], settings)))
+    return [result for _, result in sorted(results, key=lambda pair: -pair[0])]

@@ -4,7 +4,6 @@ import datetime
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +19,6 @@ except ImportError:  # Windows: there two commands must not add to one file at t
     fcntl = None
 
 RESAMPLES = 1000
-
-
-@dataclass(frozen=True)
-class Measured:
-    """One number: for each seed which of the test images were answered right, and of what."""
-
-    view: str  # the features that were read
-    right: list[torch.Tensor]  # for each seed (n,) bool, in the order of the test split
-    settings: dict[str, Any]  # the choice that was made, of a grid
 
 
 def summary(right: Sequence[torch.Tensor], seed: int = 0) -> dict[str, Any]:

@@ -10,9 +10,9 @@ from accelerate import Accelerator
 from common.data.digests import digests_of, duplicates, weights_digest
 from common.labels.labelled import open_labelled
 from common.labels.settings import Labels
-from common.probing import extract as extracting
-from common.probing.extract import extract
-from common.probing.features import Frozen
+from common.probing import feature_cache
+from common.probing.feature_cache import cached_features
+from common.probing.features import FrozenBackbone
 from common.probing.settings import Cache
 from timm.data import create_transform
 
@@ -30,9 +30,11 @@ def train(tmp_path):
 
 def cached(source, folder, model, wanted=None, dtype="float32", crop_pct=None, batch=7, workers=0):
     preprocessing = {**data_config(model), **({"crop_pct": crop_pct} if crop_pct else {})}
-    frozen = Frozen(model, preprocessing["mean"], preprocessing["std"])
+    backbone = FrozenBackbone(model, preprocessing["mean"], preprocessing["std"])
     cache = Cache(str(folder), dtype, batch)
-    return extract(source, wanted, frozen, preprocessing, cache, weights_digest(model), Accelerator(), workers)
+    return cached_features(
+        source, wanted, backbone, preprocessing, cache, weights_digest(model), Accelerator(), workers
+    )
 
 
 @torch.no_grad()
@@ -40,23 +42,23 @@ def test_rows_are_the_features_of_timms_evaluation(train, tmp_path):
     model = small()
     found = cached(train, tmp_path / "cache", model)
     transform = create_transform(**data_config(model), is_training=False)
-    frozen = Frozen(model, (0, 0, 0), (1, 1, 1))
-    frozen.normalised = lambda images: images
+    backbone = FrozenBackbone(model, (0, 0, 0), (1, 1, 1))
+    backbone.normalised = lambda images: images
     for row in (0, 6, 7, 63):
-        features = frozen.features(transform(train.picture(row))[None])
+        features = backbone.features(transform(train.picture(row))[None])
         expected = torch.cat([features["mean"].flatten(), features["class"].flatten()]).numpy()
         np.testing.assert_allclose(found.rows[row], expected, atol=1e-5)
     assert found.labels.tolist() == [i % 3 for i in range(64)]
 
 
 def count_looks(monkeypatch):
-    looked, features = [], Frozen.features
+    looked, features = [], FrozenBackbone.features
 
     def watched(self, images):
         looked.append(len(images))
         return features(self, images)
 
-    monkeypatch.setattr(Frozen, "features", watched)
+    monkeypatch.setattr(FrozenBackbone, "features", watched)
     return lambda: sum(looked) - looked.count(1)  # the layout is found with one image
 
 
@@ -76,7 +78,7 @@ def test_no_row_is_computed_twice_and_a_resume_computes_the_rest(train, tmp_path
 def test_a_stopped_extraction_keeps_what_is_done(train, tmp_path, monkeypatch):
     model = small()
     whole = cached(train, tmp_path / "whole", model)
-    seen, show = [], extracting.Screen.show
+    seen, show = [], feature_cache.Screen.show
 
     def stopping(self, done, text):
         seen.append(done)
@@ -84,10 +86,10 @@ def test_a_stopped_extraction_keeps_what_is_done(train, tmp_path, monkeypatch):
             raise KeyboardInterrupt
         show(self, done, text)
 
-    monkeypatch.setattr(extracting.Screen, "show", stopping)
+    monkeypatch.setattr(feature_cache.Screen, "show", stopping)
     with pytest.raises(KeyboardInterrupt):
         cached(train, tmp_path / "cache", model)
-    monkeypatch.setattr(extracting.Screen, "show", show)
+    monkeypatch.setattr(feature_cache.Screen, "show", show)
     done = np.fromfile(next((tmp_path / "cache").glob("*/done.bin")), np.uint8)
     assert done.sum() == 28
     np.testing.assert_allclose(cached(train, tmp_path / "cache", model).rows, whole.rows, atol=1e-6)

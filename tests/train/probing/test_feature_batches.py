@@ -10,9 +10,9 @@ from accelerate import Accelerator
 from common.data.order import order, sample_seed
 from common.labels.labelled import open_labelled
 from common.labels.settings import Labels
-from common.probing.features import Frozen
-from common.probing.feeds import Augmented, Live
-from common.probing.heads import RECIPES, TOKENS, Grid
+from common.probing.feature_batches import LiveFeatures, RandomCrops
+from common.probing.features import FrozenBackbone
+from common.probing.heads import RECIPES, TOKENS, Grid, HeadTraining
 from PIL import Image
 from torchvision.transforms import RandomResizedCrop
 
@@ -30,18 +30,24 @@ def train(tmp_path_factory):
     return open_labelled(Labels(path=str(colours(tmp_path_factory.mktemp("data") / "colours")))).train
 
 
-def task_of(model, at_once=5, workers=0, processes=1):
+def probe_of(model, at_once=5, workers=0, processes=1):
     preprocessing = data_config(model)
-    frozen = Frozen(model, preprocessing["mean"], preprocessing["std"])
+    backbone = FrozenBackbone(model, preprocessing["mean"], preprocessing["std"])
     accelerator = Accelerator() if processes == 1 else SimpleNamespace(num_processes=processes, process_index=0)
     config = SimpleNamespace(heads=SimpleNamespace(at_once=at_once), workers=workers)
     return SimpleNamespace(
-        frozen=frozen,
-        layout=frozen.layout((3, 32, 32)),
+        backbone=backbone,
+        layout=backbone.layout((3, 32, 32)),
         preprocessing=preprocessing,
         accelerator=accelerator,
         config=config,
     )
+
+
+def live(probe, train, views):
+    """Features of all of the training images."""
+    training = HeadTraining(RECIPES["dseq"], views, SEED, np.arange(len(train)), None, BATCH, STEPS)
+    return LiveFeatures(training, train, probe)
 
 
 def picture_by_hand(train, epoch, index):
@@ -70,7 +76,7 @@ def batch_by_hand(train, model, step):
 
 def test_twenty_live_steps_of_dseq_are_those_by_hand(train):
     model = small()
-    feed = Live(task_of(model), train, ["mean", "mean4"], SEED, BATCH)
+    feed = live(probe_of(model), train, ["mean", "mean4"])
     assert feed.micro_batch == 4  # the largest part of 12 that is not above 5
     specs = RECIPES["dseq"].heads(["mean", "mean4"])
     ours, theirs = (Grid(RECIPES["dseq"], specs, [48, 192], 3, SEED) for _ in range(2))
@@ -91,37 +97,37 @@ def test_twenty_live_steps_of_dseq_are_those_by_hand(train):
 def test_views_with_class_tokens_and_all_tokens(train):
     model = small()
     tokens, _ = batch_by_hand(train, model, 0)
-    views, _ = next(Live(task_of(model), train, ["class4+mean"], SEED, BATCH).batches(0))
+    views, _ = next(live(probe_of(model), train, ["class4+mean"]).batches(0))
     expected = torch.cat([*(t[:, 0] for t in tokens), tokens[-1][:, 1:].mean(1)], 1)
     torch.testing.assert_close(views["class4+mean"], expected, rtol=1e-5, atol=1e-5)
-    views, _ = next(Live(task_of(model), train, [TOKENS], SEED, BATCH).batches(0))
+    views, _ = next(live(probe_of(model), train, [TOKENS]).batches(0))
     torch.testing.assert_close(views[TOKENS], tokens[-1], rtol=1e-5, atol=1e-5)
 
 
 def test_a_run_that_goes_on_sees_the_batches_it_would_have_seen(train):
-    feed = Live(task_of(small()), train, ["mean"], SEED, BATCH)
+    feed = live(probe_of(small()), train, ["mean"])
     batches = feed.batches(0)
     seen = [next(batches) for _ in range(9)]
     views, labels = next(feed.batches(8))
     assert torch.equal(views["mean"], seen[8][0]["mean"]) and torch.equal(labels, seen[8][1])
-    other = next(Live(task_of(small(), workers=1, at_once=4), train, ["mean"], SEED, BATCH).batches(8))
+    other = next(live(probe_of(small(), workers=1, at_once=4), train, ["mean"]).batches(8))
     assert torch.equal(views["mean"], other[0]["mean"])
 
 
 def test_crops_differ_between_epochs_and_half_are_flipped(train):
-    crops = Augmented(train, (32, 32), "bicubic", SEED)
+    crops = RandomCrops(train, (32, 32), "bicubic", SEED)
     assert not torch.equal(crops[0, 3][0], crops[1, 3][0])
     assert torch.equal(crops[1, 3][0], crops[1, 3][0])
     ramp = Image.fromarray(np.tile(np.arange(64, dtype=np.uint8), (64, 1))).convert("RGB")
     steep = SimpleNamespace(picture=lambda _: ramp, truth=train.truth)
-    crops = Augmented(steep, (16, 16), "bicubic", SEED)
+    crops = RandomCrops(steep, (16, 16), "bicubic", SEED)
     flipped = sum(int(crops[epoch, 0][0][0, 8, 0] > crops[epoch, 0][0][0, 8, 15]) for epoch in range(400))
     assert 160 < flipped < 240
 
 
 def test_a_batch_that_processes_cannot_share_is_refused(train):
     with pytest.raises(UserError, match=r"heads.batch_size=12 is no multiple of 5 processes"):
-        Live(task_of(small(), processes=5), train, ["mean"], SEED, BATCH)
+        live(probe_of(small(), processes=5), train, ["mean"])
 
 
 def test_an_image_that_cannot_be_read_ends_a_live_run_with_its_name(train):
@@ -129,7 +135,7 @@ def test_an_image_that_cannot_be_read_ends_a_live_run_with_its_name(train):
     rows[7]["image"] = {"bytes": rows[7]["image"]["bytes"][:50], "path": "photos/seven.png"}
     broken = replace(train, rows=rows, truth=train.truth[:BATCH])
     with pytest.raises(UserError, match=r"photos/seven.png \(row 7\).*mend or remove this image"):
-        next(Live(task_of(small()), broken, ["mean"], SEED, BATCH).batches(0))
+        next(live(probe_of(small()), broken, ["mean"]).batches(0))
 
 
 def test_features_that_are_not_finite_end_a_live_run(train):
@@ -137,4 +143,4 @@ def test_features_that_are_not_finite_end_a_live_run(train):
     with torch.no_grad():
         model.norm.bias[0] = float("nan")
     with pytest.raises(UserError, match="the features are not finite"):
-        next(Live(task_of(model), train, ["mean"], SEED, BATCH).batches(0))
+        next(live(probe_of(model), train, ["mean"]).batches(0))

@@ -1,0 +1,147 @@
+"""The feature cache: a split's features in a file on the disk; a row is computed when it is first asked for.
+
+    CACHE/KEY/  rows.bin (n, width)  digests.bin (n, 16)  done.bin (n,)  about.json
+
+The key is made of the weights, the data set and the preprocessing, so no row can be stale. A process that is stopped or
+killed loses at most the batch in hand.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from timm.data import create_transform
+from torch.utils.data import Subset
+
+from timm_dseq import UserError
+
+from ..data.digests import DIGEST, Pictures, collate_pictures, data_digest
+from ..data.source import Source
+from ..data.unreadable import batches_of_all
+from ..system.screen import Screen
+from .features import FrozenBackbone, RowLayout
+from .settings import Cache
+
+DTYPES = {"float16": np.float16, "float32": np.float32}
+
+
+@dataclass(frozen=True)
+class CachedFeatures:
+    """A split's features, mapped into memory; rows that were never asked for are zero."""
+
+    rows: np.ndarray  # (n, width)
+    digests: np.ndarray  # (n, 16) uint8, of the decoded pixels
+    labels: torch.Tensor  # (n,)
+    layout: RowLayout
+
+    def view(self, indices: np.ndarray, view: str, device: torch.device) -> torch.Tensor:
+        """A view of some rows: (rows, width of the view), float32 on the device."""
+        # column by column: of a mapped file only what is asked for is read
+        pieces = [torch.from_numpy(np.asarray(self.rows[indices, columns])) for columns in self.layout.columns(view)]
+        return torch.cat([piece.to(device).float() for piece in pieces], dim=1)
+
+
+def eval_transform(preprocessing: dict[str, Any]) -> Callable:
+    """timm's evaluation transform up to the normalisation: PIL image → uint8 (3, S, S)."""
+    words = {k: preprocessing[k] for k in ("input_size", "interpolation", "crop_pct", "crop_mode")}
+    return create_transform(**words, is_training=False, use_prefetcher=True)
+
+
+def cached_features(
+    source: Source,
+    wanted: torch.Tensor | None,
+    backbone: FrozenBackbone,
+    preprocessing: dict[str, Any],
+    cache: Cache,
+    weights: str,
+    accelerator: Accelerator,
+    workers: int,
+) -> CachedFeatures:
+    """The features of these rows (None: all) of a split, computed where the cache lacks them.
+
+    All processes have to call it; each computes its share.
+    """
+    layout = backbone.layout(preprocessing["input_size"])
+    about = {
+        "weights": weights,
+        "data": data_digest(source),
+        "split": source.name,
+        "images": len(source),
+        "preprocessing": preprocessing,
+        "precision": accelerator.mixed_precision,
+        "dtype": cache.dtype,
+        "layout": asdict(layout)["parts"],
+    }
+    folder = Path(cache.folder) / hashlib.blake2b(json.dumps(about).encode(), digest_size=8).hexdigest()
+    if accelerator.is_main_process:
+        _create_files(folder, about, layout.width, cache)
+    accelerator.wait_for_everyone()
+    if not (folder / "about.json").is_file():
+        raise UserError(f"cache.folder={cache.folder} has to be on a disk that all processes share.")
+    shape = (len(source), layout.width)
+    rows = np.memmap(folder / "rows.bin", DTYPES[cache.dtype], "r+", shape=shape)
+    digests = np.memmap(folder / "digests.bin", np.uint8, "r+", shape=(len(source), DIGEST))
+    done = np.memmap(folder / "done.bin", np.uint8, "r+", shape=(len(source),))
+    asked = np.arange(len(source)) if wanted is None else wanted.numpy()
+    todo = asked[done[asked] == 0]
+    accelerator.wait_for_everyone()  # before any process marks a row as done: all have to share out the same rows
+    if len(todo):
+        mine = todo[accelerator.process_index :: accelerator.num_processes]
+        screen = Screen(len(mine), 0, accelerator.is_main_process, unit="image")
+        screen.say(f"features of {len(todo)} images of {source.name}, into {folder}")
+        batches = batches_of_all(
+            Subset(Pictures(source, eval_transform(preprocessing)), mine.tolist()),  # datasets 4.0: no numpy integers
+            collate_pictures,
+            batch_size=cache.batch_size,
+            num_workers=workers,
+            pin_memory=accelerator.device.type == "cuda",
+        )
+        seen = 0
+        for indices, images, found in batches:
+            with accelerator.autocast():
+                features = layout.rows(backbone.features(images.to(accelerator.device, non_blocking=True)))
+            rows[indices] = _stored(features, cache.dtype, source, int(indices[0]))
+            digests[indices] = found
+            done[indices] = 1  # last: a row that is not marked is computed again
+            seen += len(indices)
+            screen.show(seen, f"{source.name}: features")
+        screen.close()
+    accelerator.wait_for_everyone()
+    return CachedFeatures(rows, digests, source.truth, layout)
+
+
+def _stored(features: torch.Tensor, dtype: str, source: Source, first: int) -> np.ndarray:
+    """Features (B, width) as the cache stores them; one line where they are not finite. first: row of the first one."""
+    features = features.to(torch.float32).cpu()
+    if not features.isfinite().all():
+        raise UserError(
+            f"the features of {source.where(first)} and its neighbours are not finite: check the weights, or use "
+            "--precision no."
+        )
+    with np.errstate(over="ignore"):  # what does not fit is looked for below
+        stored = features.numpy().astype(DTYPES[dtype])
+    if not np.isfinite(stored).all():
+        raise UserError(f"features are too large for {dtype}: give --cache.dtype float32.")
+    return stored
+
+
+def _create_files(folder: Path, about: dict[str, Any], width: int, cache: Cache) -> None:
+    """Empty files of the right size; those that are there already stay."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        n = about["images"]
+        sizes = {"rows.bin": n * width * DTYPES[cache.dtype]().itemsize, "digests.bin": n * DIGEST, "done.bin": n}
+        for name, size in sizes.items():
+            path = folder / name
+            if not path.is_file() or path.stat().st_size != size:
+                with path.open("wb") as file:
+                    file.truncate(size)
+        (folder / "about.json").write_text(json.dumps(about, indent=1))
+    except OSError as error:
+        raise UserError(f"cache.folder={cache.folder} cannot be written ({error.strerror}): name another.") from error
