@@ -21,9 +21,9 @@ import measure  # before torch, whose threads and memory it sets
 import torch
 from common.pretraining.model import build
 from common.pretraining.precision import Precision, chosen
+from common.pretraining.schedule import Now
 from common.pretraining.training import Training
 from common.pretraining.utilisation import Utilisation, matrix_rate
-from common.run.schedules import Now
 from common.run.update import update
 from common.system import launch
 from rivals import Dense, Stacked, equal_blocks, saved_bytes

@@ -8,9 +8,9 @@ import torch
 from accelerate import Accelerator
 from common.pretraining.model import build
 from common.pretraining.precision import Precision
+from common.pretraining.schedule import Now
 from common.pretraining.settings import parse
 from common.pretraining.training import Training
-from common.run.schedules import Now
 
 from ..train.runs import options
 
