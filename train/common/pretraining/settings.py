@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from jsonargparse import ArgumentParser
 from jsonargparse.typing import ClosedUnitInterval, NonNegativeInt, PositiveFloat, PositiveInt
 
 from timm_dseq import UserError
@@ -184,8 +183,7 @@ class Config:
         resume: auto (from the newest whole checkpoint), never, or the path of a checkpoint
         seed: of everything random
         max_steps: stop after so many steps; the schedules stay those of the whole run
-        dry_run: build everything, run some steps of both ends of the schedules (not max_steps), print memory, speed and
-            time of the whole run, write nothing
+        dry_run: build everything, run some steps of both ends of the run, print memory, speed and time, write nothing
     """
 
     data: Data = field(default_factory=Data)
@@ -202,7 +200,7 @@ class Config:
     dry_run: bool = False
 
 
-def parser() -> ArgumentParser:
+def parser() -> Parser:
     """Of `train/pretrain.py`: YAML files by --config (later ones win), then options."""
     parser = Parser(prog="pretrain.py", description="Pretrain a ViT with DSeq-JEPA.", allow_abbrev=False)
     parser.add_argument(
@@ -214,15 +212,10 @@ def parser() -> ArgumentParser:
 
 def parse(arguments: Sequence[str] | None = None) -> tuple[Config, str]:
     """The run's configuration, and the same as YAML."""
-    its_parser = parser()
-    arguments = sys.argv[1:] if arguments is None else arguments
-    arguments = flagged(arguments)
+    arguments = flagged(sys.argv[1:] if arguments is None else arguments)
     if not any(a.split("=")[0] == "--config" for a in arguments):
         arguments = [f"--config={DEMO}", *arguments]
-    namespace = its_parser.parse_args(arguments)
-    text = its_parser.dump(namespace)
-    namespace.pop("config", None)
-    config = Config(**vars(its_parser.instantiate(namespace)))
+    config, text = parser().settings(Config, arguments)
     config.data.workers = machine.workers(config.data.workers)
     check(config)
     return config, text
@@ -245,3 +238,5 @@ def check(config: Config) -> None:
         raise UserError("hub.push_to needs hub.license, which the model card states: apache-2.0 or another.")
     if config.data.streaming and config.data.resident is True:
         raise UserError("data.resident=true decodes numbered images once: leave it or data.streaming out.")
+    if config.max_steps is not None and config.dry_run:
+        raise UserError("dry_run has steps of its own: leave max_steps out.")

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from jsonargparse import ArgumentParser
 from jsonargparse.typing import NonNegativeInt, PositiveFloat, PositiveInt
 
 from timm_dseq import UserError
@@ -119,7 +118,7 @@ class Probe:
     results: str = "runs/results.jsonl"
 
 
-def parser() -> ArgumentParser:
+def parser() -> Parser:
     parser = Parser(prog="probe.py", description="Judge a frozen backbone.")
     parser.add_argument("--config", action="config", help="a YAML file of settings; later ones win")
     parser.add_class_arguments(Probe)
@@ -128,11 +127,8 @@ def parser() -> ArgumentParser:
 
 def parse(arguments: Sequence[str] | None = None) -> Probe:
     """The settings of a command line; `--data NAME` is short for `--data.path NAME`."""
-    its_parser = parser()
     arguments = sys.argv[1:] if arguments is None else arguments
-    namespace = its_parser.parse_args(shortened(arguments))
-    namespace.pop("config", None)
-    config = Probe(**vars(its_parser.instantiate(namespace)))
+    config, _ = parser().settings(Probe, shortened(arguments))
     config.workers = machine.workers(config.workers)
     if not config.seeds or len(set(config.seeds)) < len(config.seeds):
         raise UserError(f"seeds={config.seeds}: give one or more, each once.")

@@ -1,15 +1,26 @@
-"""The parser of every script's settings: one line for a mistake, with what was probably meant."""
+"""Settings from a command line and YAML files; a mistake is one line that says what was probably meant.
+
+The library's own messages are long: `Parser` picks out of them which setting is wrong. tests/train/system checks every
+form of them, so a version that words them in another way is noticed.
+"""
 
 import difflib
 import re
 import sys
 import types
 from collections.abc import Sequence
-from typing import Any, Literal, NoReturn, Union, get_args, get_origin
+from typing import Any, Literal, NoReturn, TypeVar, Union, get_args, get_origin
 
-from jsonargparse import ArgumentParser
+from jsonargparse import ArgumentParser, Namespace
 from jsonargparse.typing import ClosedUnitInterval, NonNegativeInt, PositiveFloat, PositiveInt
 
+Settings = TypeVar("Settings")
+
+_UNKNOWN = re.compile(
+    "unrecognized arguments: --([\\w.-]+)|Group '(.+?)' does not accept option '(.+?)'|Option '(.+?)' is not accepted"
+)
+_WRONG_VALUE = re.compile(r'Parser key "(.+?)": (.*)')
+_GIVEN = re.compile(r"(?:Got|Given) value: (.+)$|: (\S+) does not conform|'([^']*)'$")
 _WORDS = {
     bool: "true or false",
     int: "a whole number",
@@ -24,19 +35,36 @@ _WORDS = {
 
 
 class Parser(ArgumentParser):
-    """Settings of typed dataclasses."""
+    """The parser of a dataclass of settings, whose sections are dataclasses, too."""
+
+    def settings(self, kind: type[Settings], arguments: Sequence[str]) -> tuple[Settings, str]:
+        """The settings of a command line, and the same as YAML."""
+        namespace = self.parse_args(arguments)
+        for section in self._sections():
+            if not isinstance(namespace[section], Namespace):
+                self.error(f'Parser key "{section}": no section')
+        text = self.dump(namespace)
+        namespace.pop("config", None)
+        return kind(**vars(self.instantiate(namespace))), text
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """End the program with one line."""
         line = " ".join(message.split())
-        value = re.match(r'Parser key "(.+?)": (.*)', line)
-        if name := _unknown(line):
+        if unknown := _UNKNOWN.search(line):
+            name = ".".join(filter(None, unknown.groups())).replace("-", "_")
             line = f"there is no setting {name}{self._meant(name)}"
-        elif value:
-            line = self._misfit(*value.groups())
+        elif wrong := _WRONG_VALUE.match(line):
+            line = self._wrong_value(*wrong.groups())
         print(f"{self.prog}: {line}", file=sys.stderr)
         sys.exit(2)
 
+    def _sections(self) -> dict[str, str]:
+        """The sections, and a setting of each."""
+        names = [action.dest for action in self._actions]
+        return {name.rpartition(".")[0]: name for name in reversed(names) if "." in name}
+
     def _meant(self, name: str) -> str:
+        """A hint for a name that is no setting's: the nearest one, or the nearest that ends alike."""
         known = [action.dest for action in self._actions]
         ends = {dest.rpartition(".")[2]: dest for dest in known}
         near = difflib.get_close_matches(name, known, 1) or [
@@ -44,11 +72,14 @@ class Parser(ArgumentParser):
         ]
         return f"; did you mean {near[0]}?" if near else "; see --help"
 
-    def _misfit(self, name: str, reason: str) -> str:
+    def _wrong_value(self, name: str, reason: str) -> str:
+        """What a setting takes, and what it was given."""
+        if example := self._sections().get(name):
+            return f"{name} is a section of settings: give those below it, as {example}"
         kind = next((getattr(action, "_typehint", None) for action in self._actions if action.dest == name), None)
         if kind is None:
             return f"{name}: {reason}"
-        given = re.search(r"(?:Got|Given) value: (.+)$|: (\S+) does not conform|'([^']*)'$", reason)
+        given = _GIVEN.search(reason)
         return f"{name} takes {takes(kind)}" + (f", not {next(filter(None, given.groups()), '')}" if given else "")
 
 
@@ -60,16 +91,6 @@ def flagged(arguments: Sequence[str]) -> list[str]:
         "--dry_run=true" if word == "--dry_run" and after not in ("true", "false") else word
         for word, after in zip(words, following, strict=True)
     ]
-
-
-def _unknown(line: str) -> str | None:
-    """The setting that there is not, if that is the mistake."""
-    if found := re.search(r"unrecognized arguments: --([\w.-]+)", line):
-        return found[1].replace("-", "_")
-    if found := re.search(r"Group '(.+?)' does not accept option '(.+?)'", line):
-        return f"{found[1]}.{found[2]}"
-    found = re.search(r"Option '(.+?)' is not accepted", line)
-    return found[1] if found else None
 
 
 def takes(kind: Any) -> str:

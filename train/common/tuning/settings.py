@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from jsonargparse import ArgumentParser
 from jsonargparse.typing import ClosedUnitInterval, NonNegativeInt, PositiveFloat, PositiveInt
 
 from timm_dseq import UserError
@@ -153,7 +152,7 @@ RECIPES = {
 }
 
 
-def parser(recipe: str = "mae") -> ArgumentParser:
+def parser(recipe: str = "mae") -> Parser:
     """Of `train/finetune.py`, with a recipe's defaults."""
     parser = Parser(prog="finetune.py", description="Fine-tune a backbone.", allow_abbrev=False)
     parser.add_argument("--config", action="config", help="a YAML file of settings; later ones win")
@@ -166,11 +165,8 @@ def parse(arguments: Sequence[str] | None = None) -> tuple[Tuning, str]:
     """The run's configuration, and the same as YAML."""
     arguments = sys.argv[1:] if arguments is None else arguments
     arguments = shortened(flagged(arguments))
-    its_parser = parser(parser().parse_args(arguments).recipe)
-    namespace = its_parser.parse_args(arguments)
-    text = its_parser.dump(namespace)
-    namespace.pop("config", None)
-    config = Tuning(**vars(its_parser.instantiate(namespace)))
+    recipe = parser().parse_args(arguments).recipe
+    config, text = parser(recipe).settings(Tuning, arguments)
     config.workers = machine.workers(config.workers)
     check(config)
     return config, text
@@ -188,3 +184,5 @@ def check(config: Tuning) -> None:
         )
     if not config.seeds or len(set(config.seeds)) < len(config.seeds):
         raise UserError(f"seeds={config.seeds}: give one or more, each once.")
+    if config.max_steps is not None and config.dry_run:
+        raise UserError("dry_run has steps of its own: leave max_steps out.")
