@@ -26,7 +26,7 @@ sys.path[:0] = [str(ROOT / "train"), str(ROOT), str(Path(__file__).parent)]
 import parts  # noqa: E402
 from common.data.source import open_source  # noqa: E402
 from common.data.stream import images_in  # noqa: E402
-from common.pretraining.export import finish  # noqa: E402
+from common.pretraining.export import export  # noqa: E402
 from common.pretraining.settings import parse  # noqa: E402
 from common.run import checkpoints  # noqa: E402
 from common.run.log import records  # noqa: E402
@@ -158,7 +158,7 @@ def train(args: argparse.Namespace, options: list[str]) -> int:
         raise parts.PartsError(f"nothing was saved, the run ended with exit code {code}: see {said}.")
     if code != 0:
         config, _ = parse([f"--config={run / 'config.yaml'}"])
-        finish(config, saved[-1], Screen(0, 0, False))
+        export(config, saved[-1], Screen(0, 0, False))
     shutil.copy(said, run / "said.txt")
     fetches = carried(run, out)
     report(run, out, fetches, STOPPED if args.steps and not code else code, time.monotonic() - started)
