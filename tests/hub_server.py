@@ -77,7 +77,7 @@ class HubServer:
         return repo.commits[repo.resolve(revision)]
 
     def downloads(self) -> int:
-        """How often bytes of weights were asked for."""
+        """The number of requests for the bytes of weights."""
         return sum(method == "GET" and path.endswith(".safetensors") for method, path in self.requests)
 
 
@@ -189,7 +189,7 @@ class _Handler(BaseHTTPRequestHandler):
             headers.pop("Content-Range", None)
         if fault == "die":
             self.close_connection = True
-            if self.hub.died:  # whatever arrives makes the client try again, for ever
+            if self.hub.died:  # if more bytes came, the client would retry without end
                 return
             self.hub.died = True
             self.send_response(206 if asked else 200)

@@ -61,12 +61,12 @@ def random_weights(shapes: dict[str, tuple[int, ...]], seed: int) -> Weights:
 
 
 def hollow_weights(shapes: dict[str, tuple[int, ...]]) -> Weights:
-    """Full shapes over one number each: even a huge model takes no room in a file."""
+    """Full shapes, but one number in memory each, so that the file of a huge model is small."""
     return {name: torch.zeros(1).expand(shape) for name, shape in shapes.items()}
 
 
 def wrapped(weights: Weights) -> Weights:
-    """As DistributedDataParallel names them."""
+    """Under the names that DistributedDataParallel gives."""
     return {f"module.{name}": tensor for name, tensor in weights.items()}
 
 

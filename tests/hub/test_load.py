@@ -91,6 +91,7 @@ def test_what_names_no_backbone(tmp_path, hub):
     for name, says in {
         "vit_tniy_patch16_224": "neither a model of timm nor a path that exists, maybe vit_tiny_patch16_224",
         "vit_smal_patch16_224.augreg_in1k": "neither a model .*, maybe vit_small_patch16_224 or ",
+        "vit_small_patch16_224.dino_": "has no published weights, maybe vit_small_patch16_224.dino",
         "lab/x": "neither a model .*; a repository of the Hub is named hf-hub:lab/x",
         "local-dir:nowhere": "nowhere is no folder: name one that timm-dseq convert has written",
         "hf-hub:alone/a/b": "hf-hub:alone/a/b is no repository of the Hub: write ORGANISATION/NAME",

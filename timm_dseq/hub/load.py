@@ -90,13 +90,15 @@ def _check_known(name: str, random: bool | None) -> None:
         raise UserError(f"model {name} is neither a model of timm nor a path that exists{hint}.")
     if random or timm.is_model_pretrained(name):
         return
+    architecture, _, tag = name.partition(".")
+    hint = similar(name, timm.list_pretrained(f"{architecture}.*")) if tag else ""
     mends = ["give a folder or a checkpoint"]
-    if name.partition(".")[0] in ARCHITECTURES:
+    if architecture in ARCHITECTURES:
         namespace()  # a wrong one would be the reason
         mends.append("set TIMM_DSEQ_NAMESPACE to the organisation that publishes them")
     if random is False:
         mends.append("--random true for fresh ones")
-    raise UserError(f"model {name} has no published weights: {', or '.join(mends)}.")
+    raise UserError(f"model {name} has no published weights{hint}: {', or '.join(mends)}.")
 
 
 def _create(name: str, img_size: int | None, pretrained: bool, args: dict[str, Any]) -> nn.Module:
