@@ -185,7 +185,7 @@ def test_what_the_run_chose_may_be_named_or_left_to_it(half, tmp_path):
 
 def test_a_width_that_could_not_be_exported_is_named_before_the_first_step(tmp_path):
     code, said = train(tmp_path / "run", model__args='{"patch_size": 8, "depth": 2, "embed_dim": 96}')
-    assert code == 1 and "could not be exported behind the run (A ViT 96 wide is not known" in said, said
+    assert code == 1 and "could not be exported after the run (A ViT 96 wide is not known" in said, said
     assert not (tmp_path / "run").exists()
 
 

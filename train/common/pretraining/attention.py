@@ -1,4 +1,4 @@
-"""Which attention runs: rows under a mask, or one long row under boundaries; measured on the run's own model."""
+"""Which attention a run uses: rows under a mask, or one long row with boundaries. Both are timed on its model."""
 
 import time
 
@@ -10,13 +10,13 @@ from ..system.launch import wait
 from .precision import Precision
 
 ROUNDS = 3
-TOLERANCE = 0.05  # of predictions, as a share of their size: what bf16 leaves of two ways to add
+TOLERANCE = 0.05  # relative difference of predictions: in bf16 two orders of summation differ by less
 
 
 def choose_attention(model: DSeqJEPA, precision: Precision, images: int) -> str:
-    """Set the model's `varlen` switches to what is fastest on this device; returns what was found, in words.
+    """Set the model's `varlen` switches to what is fastest on this device; returns the measurements in words.
 
-    images: in a micro-batch. Where the kernel for one long row does not exist there is nothing to choose.
+    images: in a micro-batch. The kernel for one long row exists on CUDA in bf16 only.
     """
     if precision.device.type != "cuda" or precision.name != "bf16":
         return "rows under a mask"
@@ -24,7 +24,7 @@ def choose_attention(model: DSeqJEPA, precision: Precision, images: int) -> str:
 
 
 def fastest(model: DSeqJEPA, precision: Precision, images: int) -> str:
-    """Time both ways, first for the student, then for the predictor; what differs from the mask is not taken."""
+    """Time both ways, first for the encoder, then for the predictor. A way whose predictions differ is not used."""
     size = model.student.patch_embed.img_size
     generator = torch.Generator().manual_seed(0)
     pixels = torch.randn(images, 3, *size, generator=generator).to(precision.device)
@@ -45,23 +45,22 @@ def fastest(model: DSeqJEPA, precision: Precision, images: int) -> str:
         return least, predictions.detach().float()
 
     seconds, expected = run()
-    said = []
+    words = []
     for name, part in (("encoder", model), ("predictor", model.predictor)):
         part.varlen = True
         try:
-            own, predictions = run()
+            with_row, predictions = run()
         except (RuntimeError, ValueError, ImportError) as error:
             part.varlen = False
-            said.append(f"{name}: no long row, its kernel fails ({str(error).splitlines()[0]})")
+            words.append(f"{name}: no long row, its kernel fails ({str(error).splitlines()[0]})")
             continue
         gap = ((predictions - expected).abs().mean() / expected.abs().mean()).item()
         if not gap <= TOLERANCE:
             part.varlen = False
-            said.append(f"{name}: no long row, its kernel is wrong here (off by {gap:.1%} of the predictions)")
+            words.append(f"{name}: no long row, its kernel is wrong here (off by {gap:.1%} of the predictions)")
             continue
-        part.varlen = own < seconds
-        said.append(
-            f"{name}: {'one' if part.varlen else 'no'} long row, with it a step takes {own / seconds:.2f} of the time"
-        )
-        seconds = min(seconds, own)
-    return ", ".join(said)
+        part.varlen = with_row < seconds
+        number, share = "one" if part.varlen else "no", with_row / seconds
+        words.append(f"{name}: {number} long row, with it a step takes {share:.2f} of the time")
+        seconds = min(seconds, with_row)
+    return ", ".join(words)

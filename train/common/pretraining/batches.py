@@ -1,4 +1,4 @@
-"""Where a run's images come from: a file of pixels that are decoded once, the data set itself, or a stream."""
+"""Where a run's micro-batches come from: a file of pixels that are decoded once, the data set itself, or a stream."""
 
 from collections.abc import Iterator
 
@@ -23,7 +23,7 @@ from ..system.signals import ignore_signals
 from .settings import Config
 from .training import Batch
 
-_OF_MEMORY = 0.5  # share of the host's free memory that `auto` may take: pages are given back when others need them
+_OF_MEMORY = 0.5  # share of the host's free memory that `auto` may fill; the system can take pages back
 
 
 def open_batches(
@@ -34,9 +34,9 @@ def open_batches(
     accelerator: Accelerator,
     screen: Screen,
 ) -> Iterator[Batch]:
-    """This process's micro-batches from where the run is, without end; source: None for a stream.
+    """This process's endless micro-batches, from the run's current step on. All processes have to call it.
 
-    All processes have to call it. A line on the screen says where images come from.
+    source: None for a stream. A line on the screen says where images come from.
     """
     pixels = None
     if progress.step < length.last(config.max_steps):
@@ -72,7 +72,7 @@ def open_batches(
 def pixel_file(
     config: Config, source: Source | None, length: Length, progress: Progress, accelerator: Accelerator
 ) -> tuple[PixelFile | None, str]:
-    """The file of pixels that a run reads, built if it does not exist, or None and why not. All processes have to call.
+    """The file of pixels that a run reads, built if need be; or None, and why not. All processes have to call it.
 
     What data.resident becomes is chosen once for the whole run: `progress.chosen` keeps the images' side, 0 for none.
     """
@@ -92,7 +92,7 @@ def pixel_file(
             raise UserError(error)
     side = progress.chosen["resident"]
     if not side:
-        return None, f"images are decoded whenever they are taken: {why}"
+        return None, f"images are decoded each time they are used: {why}"
     file = PixelFile.of(source, side, config.data)
     if config.dry_run:
         builds_none = (

@@ -1,4 +1,4 @@
-"""What a run will take: steps at both ends of the curriculum, warmed up, and the largest plan that there can be."""
+"""What a run will take: time and memory of steps at both ends of its schedules, and of the largest plan."""
 
 import time
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ from .training import Batch, Training
 
 
 def dry_run(training: Training, batches: Iterator[Batch], images: int, length: Length, screen: Screen) -> None:
-    """Measure, and say what was measured. images: in an epoch. Nothing is written; the weights are spoilt."""
+    """Measure, and say it on the screen. images: in an epoch. Nothing is written; the weights are spoilt."""
     spent, with_regions = [], training.config.model.objective != "ijepa"
     for end, samples in (("start", 0), ("end", length.samples - 1)):
         now = schedule.at(training.config, samples, images, length.samples)
@@ -39,7 +39,7 @@ def dry_run(training: Training, batches: Iterator[Batch], images: int, length: L
 
 
 def measured(training: Training, batches: Iterator[Batch], now: schedule.Now) -> tuple[float, float]:
-    """Seconds of a step at one moment of the schedules, and most memory in MiB."""
+    """Seconds of a step at one moment of the schedules, and peak memory in MiB."""
     device = training.accelerator.device
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
@@ -53,7 +53,7 @@ def measured(training: Training, batches: Iterator[Batch], now: schedule.Now) ->
 
 
 def largest(training: Training, images: int) -> float:
-    """Most memory in MiB of a micro-batch whose images all have as many regions as there may be, of one size."""
+    """Peak memory in MiB of a micro-batch whose images all have the most regions, of equal size."""
     model, device = training.model, training.accelerator.device
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
@@ -68,7 +68,7 @@ def largest(training: Training, images: int) -> float:
 
 
 def equal_regions(grid: tuple[int, int], count: int, images: int, device: torch.device) -> Regions:
-    """Bands of patches of one size, none left over, for every image."""
+    """The same equal bands of patches, which cover the grid, for every image."""
     h, w = grid
     band = torch.arange(h * w, device=device) * count // (h * w)
     masks = (band == torch.arange(count, device=device)[:, None]).view(1, count, h, w).expand(images, -1, -1, -1)

@@ -45,7 +45,7 @@ def check_exportable(config: Config, encoder: nn.Module) -> None:
             detect(encoder.state_dict())
         except UserError as error:
             raise UserError(
-                f"model.name={config.model.name} with these model.args could not be exported behind the run ({error} "
+                f"model.name={config.model.name} with these model.args could not be exported after the run ({error} "
                 "In pretraining: leave embed_dim as the name has it.)"
             ) from error
 
@@ -57,9 +57,9 @@ def _full_name(config: Config) -> str | None:
 
 
 def _describe(folder: Path, config: Config, chosen: dict[str, Any], lines: list[dict]) -> None:
-    """Write into the folder's config and card what this run was, and nothing it was not.
+    """Describe this run in the folder's config and card.
 
-    chosen: what settings that were `auto` became.
+    chosen: what settings that were `auto` became. lines: of the log.
     """
     described = json.loads((folder / "config.json").read_text())
     stock = StockModel.from_config(described)

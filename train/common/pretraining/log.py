@@ -1,4 +1,4 @@
-"""What a line of pretraining's log holds, and when a run is given up."""
+"""The log of a pretraining run: what its lines hold, and when the run is ended."""
 
 import json
 import sys
@@ -59,13 +59,13 @@ class PretrainingLog(StepLog):
         self.push((now, figures), sums, counts, figures.gradient_norm, stop, figures.fetched)
 
     def line(self, step: Step, sums: list[float], counts: dict[str, float]) -> dict[str, Any]:
-        """sums: of losses, then of losses and of target tokens at each step of the sequence."""
+        """sums: the loss, then the losses and the numbers of target tokens of each step of the sequences."""
         (now, figures), images = step.facts, counts["images"]
         loss, *by_step = sums
         losses, tokens = by_step[: len(by_step) // 2], by_step[len(by_step) // 2 :]
         regions = [counts[f"with {i} regions"] for i in range(len(figures.regions))]
         work = {name: counts[name] for name in WORK}
-        found = sum(i * count for i, count in enumerate(regions)) / max(1.0, sum(regions))
+        mean_regions = sum(i * count for i, count in enumerate(regions)) / max(1.0, sum(regions))
         self.progress.broken += int(counts["broken"])
         return {
             "loss": loss / counts["tokens"],
@@ -76,7 +76,7 @@ class PretrainingLog(StepLog):
             "lambda": now.regions if self.with_regions else None,
             "region_share": counts["on_regions"] / images if self.with_regions else None,
             "region_counts": [int(count) for count in regions],
-            "regions_found": found if self.with_regions else None,
+            "regions_found": mean_regions if self.with_regions else None,
             "broken": self.progress.broken,
             "encoder_fill": sum(fill for fill, _ in figures.fill) / len(figures.fill),
             "predictor_fill": sum(fill for _, fill in figures.fill) / len(figures.fill),
@@ -85,7 +85,7 @@ class PretrainingLog(StepLog):
         }
 
     def check(self, step: Step) -> None:
-        """End a run that reads or learns nothing any more."""
+        """End a run that cannot read its images, or learns nothing."""
         _, figures = step.facts
         if figures.broken:
             self._list_unreadable(figures.broken)
@@ -97,6 +97,7 @@ class PretrainingLog(StepLog):
         super().check(step)
 
     def advice(self, step: Step) -> str:
+        """Write down which images the last step had."""
         file = self.folder / f"not_finite-{self.accelerator.process_index}.json"
         _, figures = step.facts
         file.write_text(json.dumps({"step": step.number, "epoch_and_index": torch.cat(figures.samples).tolist()}))

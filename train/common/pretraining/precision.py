@@ -1,4 +1,4 @@
-"""In which number format a run computes, and how `auto` chooses it: by a measurement, never by a device's name."""
+"""The number format of a run, and how `auto` chooses it on a CPU: by a measurement."""
 
 import time
 from contextlib import AbstractContextManager
@@ -13,28 +13,29 @@ from timm_dseq import DSeqJEPA, block_masks, plan_blocks
 from ..run.resume import Progress
 from .settings import Config
 
-FASTER = 1.1  # bf16 has to gain so much on a CPU
+FASTER = 1.1  # bf16 is chosen on a CPU if it is so many times as fast
 _SECONDS = 2.0
 
 
 @dataclass(frozen=True)
 class Precision:
-    """`no` is float32, `bf16` autocast over float32 weights, `float64` what the equality tests use."""
+    """`no` is float32, `bf16` autocast over float32 weights, `float64` is for tests of equality."""
 
     name: str
     device: torch.device
 
     def autocast(self) -> AbstractContextManager:
+        """The context in which a model is called."""
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.name == "bf16")
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of images and weights."""
+        """The type of images and weights."""
         return torch.float64 if self.name == "float64" else torch.float32
 
     @property
     def product_dtype(self) -> torch.dtype:
-        """Of matrix products."""
+        """The type in which matrix products are computed."""
         return torch.bfloat16 if self.name == "bf16" else self.dtype
 
 
@@ -54,10 +55,10 @@ def choose_precision(
     return Precision(name, accelerator.device), f"precision {name}{why}"
 
 
-def chosen(asked: str, model: DSeqJEPA, img_size: int, device: torch.device) -> tuple[str, str]:
-    """What `asked` becomes on this device, and why."""
-    if asked != "auto":
-        return asked, "asked for"
+def chosen(setting: str, model: DSeqJEPA, img_size: int, device: torch.device) -> tuple[str, str]:
+    """The name of the precision that the setting becomes on this device, and why."""
+    if setting != "auto":
+        return setting, "asked for"
     if device.type == "cuda":
         able = torch.cuda.is_bf16_supported(including_emulation=False)
         return ("bf16", "the GPU has it") if able else ("no", "the GPU has no bf16")
@@ -68,7 +69,7 @@ def chosen(asked: str, model: DSeqJEPA, img_size: int, device: torch.device) -> 
 
 
 def _gain_on_a_cpu(model: DSeqJEPA, img_size: int) -> float:
-    """Seconds of a small step in float32 over those in bf16, each as the run would compute it.
+    """How many times as fast as float32 a small step is in bf16, each computed as the run would.
 
     One process measures for all of them, so nothing here may be a collective operation.
     """

@@ -1,4 +1,4 @@
-"""What is scheduled over pretraining, at one moment of it."""
+"""The scheduled values of pretraining, at any moment of it."""
 
 from dataclasses import dataclass
 
@@ -13,7 +13,7 @@ class Now:
     lr: float
     weight_decay: float
     momentum: float  # of the target's moving average
-    regions: float  # lambda: the chance of a sample to be trained on its regions
+    regions: float  # lambda: the probability that a sample is trained on its regions
 
 
 def at(config: Config, samples: int, epoch: int, total: int) -> Now:

@@ -20,16 +20,16 @@ from ..run.resume import Checkpoint
 from ..system import machine
 from ..system.command_line import Parser, flagged
 
-# Settings that may differ when a run is resumed: none of them changes what is computed.
+# Settings that may differ when a run is resumed, since none of them changes what is computed.
 FREE = (
     *("data.path", "data.workers", "data.max_broken", "data.probe_split", "data.cache"),
     *("optim.accumulation", "optim.max_skipped", "model.init"),
     *("system.compile", "system.checkpointing", "system.fsdp"),
     *("checkpoint.", "watch.", "hub.", "output_dir", "resume", "max_steps", "dry_run"),
 )
-# Settings that came after the first checkpoints, and what runs did before they had them.
+# Settings that older checkpoints do not know, and the values that their runs had in effect.
 ADDED = {"model.terms": {}}
-AUTOMATIC = ("system.precision", "data.resident")  # what `auto` becomes is chosen once for the whole run
+AUTOMATIC = ("system.precision", "data.resident")  # `auto` is resolved when a run begins, and stays
 DEMO = Path(__file__).parents[2] / "configs" / "demo.yaml"
 
 
@@ -140,7 +140,7 @@ class System:
 
 @dataclass
 class Watch:
-    """What is looked at while the run goes on.
+    """Probes, pictures and trackers during the run.
 
     Args:
         probe_every: steps between probes of the target encoder (0: none)
@@ -180,7 +180,7 @@ class Config:
 
     Args:
         output_dir: folder of the run: log.jsonl, checkpoints/, pictures/, export/, report.html
-        resume: auto (from the newest whole checkpoint), never, or the path of a checkpoint
+        resume: auto (from the newest complete checkpoint), never, or the path of a checkpoint
         seed: of everything random
         max_steps: stop after so many steps; the schedules stay those of the whole run
         dry_run: build everything, run some steps of both ends of the run, print memory, speed and time, write nothing
@@ -201,7 +201,7 @@ class Config:
 
 
 def parser() -> Parser:
-    """Of `train/pretrain.py`: YAML files by --config (later ones win), then options."""
+    """The parser of `train/pretrain.py`: YAML files by --config (later ones win), and options."""
     parser = Parser(prog="pretrain.py", description="Pretrain a ViT with DSeq-JEPA.", allow_abbrev=False)
     parser.add_argument(
         "--config", action="config", help="a YAML file of settings; later ones win (none: configs/demo.yaml)"
@@ -211,7 +211,7 @@ def parser() -> Parser:
 
 
 def parse(arguments: Sequence[str] | None = None) -> tuple[Config, str]:
-    """The run's configuration, and the same as YAML."""
+    """The settings of a command line, and the same as YAML."""
     arguments = flagged(sys.argv[1:] if arguments is None else arguments)
     if not any(a.split("=")[0] == "--config" for a in arguments):
         arguments = [f"--config={DEMO}", *arguments]
@@ -222,7 +222,7 @@ def parse(arguments: Sequence[str] | None = None) -> tuple[Config, str]:
 
 
 def check(config: Config) -> None:
-    """What no type says: one line for settings that contradict each other."""
+    """Refuse settings that contradict each other, which types cannot express."""
     model, optim = config.model, config.optim
     if optim.batch_size % optim.accumulation:
         raise UserError(

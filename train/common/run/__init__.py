@@ -1,1 +1,1 @@
-"""A run over time: its length and schedules, the optimiser step, checkpoints, resuming, log and results."""
+"""What every run has: length and schedules, the optimiser step, checkpoints, resuming, log, results and export."""

@@ -1,6 +1,6 @@
-"""Writing checkpoints: safetensors and JSON in a folder that gets its name last, so that it is complete or not there.
+"""Writes checkpoints: safetensors and JSON in a folder that gets its name last, so that one with a name is complete.
 
-timm_dseq.hub.checkpoints says what such a folder holds, and reads and checks it.
+timm_dseq.hub.checkpoints describes such a folder, reads it and checks it.
 """
 
 import errno
@@ -33,16 +33,17 @@ class Saved:
 
 
 def path_of(folder: Path, step: int) -> Path:
+    """The folder of one step's checkpoint."""
     return folder / f"step-{step:08d}"
 
 
 def save(folder: Path, step: int, saved: Saved) -> Path:
-    """Write one checkpoint beside the others; it gets its name when all of it is on the disk."""
+    """Write one checkpoint beside the others, and rename it when all of it is on the disk."""
     final, unfinished = path_of(folder, step), folder / f".unfinished-{step:08d}"
     need = sum(t.numel() * t.element_size() for part in (saved.model, saved.optimizer) for t in part.values())
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for leftover in folder.glob(".unfinished-*"):  # of a process that was killed
+        for leftover in folder.glob(".unfinished-*"):  # by a process that was killed
             shutil.rmtree(leftover)
         unfinished.mkdir()
         if shutil.disk_usage(folder).free < need:
@@ -54,7 +55,7 @@ def save(folder: Path, step: int, saved: Saved) -> Path:
         (unfinished / MANIFEST).write_text(json.dumps(manifest, indent=1))
         for path in (*unfinished.iterdir(), unfinished):
             _sync(path)
-        if final.exists():  # one that was found damaged
+        if final.exists():  # it is damaged, and was passed over
             shutil.rmtree(final)
         unfinished.rename(final)
         _sync(folder)
@@ -63,7 +64,7 @@ def save(folder: Path, step: int, saved: Saved) -> Path:
         reason = getattr(error, "strerror", None) or str(error)
         raise UserError(
             f"{final} cannot be written ({reason}; it takes {need / 2**20:.0f} MiB): mend that and start again, "
-            "the earlier checkpoints are whole."
+            "the earlier checkpoints are complete."
         ) from error
     return final
 
@@ -76,7 +77,7 @@ def prune(folder: Path, keep: int, keep_every: int | None) -> None:
 
 
 def load(path: Path) -> Saved:
-    """A checkpoint that is whole. Its tensors are mapped: read when used, and in memory once for all of a node."""
+    """A complete checkpoint. Its tensors are memory-mapped: read when used, and once for all processes of a node."""
     return Saved(load_file(path / MODEL), load_file(path / OPTIMIZER), state_of(path))
 
 

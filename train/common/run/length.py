@@ -1,4 +1,4 @@
-"""How long a run is, and how its global batch is dealt to processes and rounds."""
+"""How long a run is, and how its global batch is split into micro-batches of processes and accumulation rounds."""
 
 from dataclasses import dataclass
 from typing import Protocol
@@ -20,7 +20,7 @@ class Optim(Protocol):
 
 @dataclass(frozen=True)
 class Length:
-    """Steps of `batch` images, dealt to processes in micro-batches."""
+    """A number of steps of `batch` images each; `micro_batch` is what one process computes in one round."""
 
     steps: int
     batch: int
@@ -28,7 +28,7 @@ class Length:
 
     @classmethod
     def of(cls, optim: Optim, images: int, processes: int, pairs: bool = False) -> "Length":
-        """images: in an epoch. pairs: whether a micro-batch has to be even, for its images to be mixed."""
+        """images: in an epoch. pairs: whether images are mixed in pairs, for which a micro-batch has to be even."""
         batch, parts = optim.batch_size, optim.accumulation * processes
         unit = parts * (2 if pairs else 1)
         if batch % unit:
@@ -38,11 +38,12 @@ class Length:
                 f"{max(1, round(batch / unit)) * unit}."
             )
         if batch > images:
-            raise UserError(f"optim.batch_size={batch} is more than the {images} images there are: give less.")
+            raise UserError(f"optim.batch_size={batch} is more than the {images} images of the data set: give less.")
         return cls(max(1, round(optim.epochs * images / batch)), batch, batch // parts)
 
     @property
     def samples(self) -> int:
+        """Images seen at the end of the schedules."""
         return self.steps * self.batch
 
     def last(self, max_steps: int | None) -> int:
@@ -50,11 +51,12 @@ class Length:
         return min(self.steps, max_steps or self.steps)
 
     def describe(self, done: int) -> str:
+        """The length in words, of a run that has done so many steps."""
         begin = f"going on after step {done}" if done else "from the start"
         return f"{self.steps} steps of {self.batch} images, {begin}"
 
     def estimate(self, seconds: float) -> str:
-        """After a dry run whose steps took so many seconds each."""
+        """What a dry run says whose steps took so many seconds each."""
         return (
             f"dry run: {seconds:.2f} s a step ({self.batch / seconds:.0f} images/s), "
             f"{memory() / 2**10:.1f} GiB; the whole run of {self.steps} steps would take about "
@@ -63,7 +65,7 @@ class Length:
 
 
 def duration(seconds: float) -> str:
-    """In the unit that a person would use."""
+    """Seconds in words, in the unit that suits them."""
     if seconds < 100:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"

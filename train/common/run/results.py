@@ -15,7 +15,7 @@ from timm_dseq import UserError
 
 try:
     import fcntl
-except ImportError:  # Windows: there two commands must not add to one file at the same time
+except ImportError:  # Windows, where two commands must not add to one file at the same time
     fcntl = None
 
 RESAMPLES = 1000
@@ -27,11 +27,11 @@ def summary(right: Sequence[torch.Tensor], seed: int = 0) -> dict[str, Any]:
     The interval is a bootstrap of the images, each with the mean of its answers over the seeds.
     """
     each = [100 * answers.double().mean().item() for answers in right]
-    spread = torch.tensor(each, dtype=torch.float64)
+    accuracies = torch.tensor(each, dtype=torch.float64)
     low, high = interval(torch.stack([answers.double() for answers in right]).mean(0), seed)
     return {
-        "accuracy": spread.mean().item(),
-        "std": spread.std().item() if len(each) > 1 else None,
+        "accuracy": accuracies.mean().item(),
+        "std": accuracies.std().item() if len(each) > 1 else None,
         "interval": [100 * low, 100 * high],
         "each": each,
     }
@@ -48,9 +48,9 @@ def interval(answers: torch.Tensor, seed: int = 0) -> tuple[float, float]:
 
 
 def check(path: str | Path) -> None:
-    """Before long work, and without a trace: whether a result can be added there at its end."""
+    """Refuse, before long work, a file that results could not be added to at its end. Nothing is written."""
     path = Path(path)
-    nearest = next(place for place in (path, *path.absolute().parents) if place.exists())
+    nearest = next(each for each in (path, *path.absolute().parents) if each.exists())
     reason = None
     if path.is_dir():
         reason = "it is a folder"
@@ -69,7 +69,7 @@ _KEYS = (
 
 
 def append(path: str | Path, records: Sequence[dict[str, Any]]) -> None:
-    """Add lines that are not there yet to a file that several commands may write to at the same time."""
+    """Add records that the file does not hold yet. Several commands may add to it at the same time."""
     path = Path(path)
     stamp = {
         "time": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
@@ -89,7 +89,7 @@ def append(path: str | Path, records: Sequence[dict[str, Any]]) -> None:
 
 
 def _unstamped(line: str, stamp: dict[str, Any]) -> dict[str, Any] | None:
-    """A line's record without when and with what it was measured; None where it is no record."""
+    """The record of a line without its time and versions; None where it is no record."""
     try:
         return {name: value for name, value in json.loads(line).items() if name not in stamp}
     except (ValueError, AttributeError):
@@ -97,7 +97,7 @@ def _unstamped(line: str, stamp: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def read(paths: Sequence[str | Path]) -> list[dict[str, Any]]:
-    """The lines of several files."""
+    """The records of several files."""
     records = []
     for path in map(Path, paths):
         if not path.is_file():
@@ -119,23 +119,23 @@ def read(paths: Sequence[str | Path]) -> list[dict[str, Any]]:
 
 
 def line(record: dict[str, Any]) -> str:
-    """A record in words."""
+    """A record as a line on the screen."""
     low, high = record["interval"]
-    spread = "" if record["std"] is None else f" ± {record['std']:.2f} over {len(record['each'])} seeds"
+    deviation = "" if record["std"] is None else f" ± {record['std']:.2f} over {len(record['each'])} seeds"
     choice = chosen(record)
     return (
-        f"{record['protocol']:<14} {record['view']:<12} {record['accuracy']:.2f} %{spread} "
+        f"{record['protocol']:<14} {record['view']:<12} {record['accuracy']:.2f} %{deviation} "
         f"[{low:.2f}, {high:.2f}]{'  ' * bool(choice)}{choice}"
     )
 
 
 def chosen(record: dict[str, Any]) -> str:
-    """The settings of a record in words, and the precision where it is not float32."""
+    """The settings of a record as words, and the precision where it is not float32."""
 
-    def said(value: Any) -> str:
+    def shown(value: Any) -> str:
         if isinstance(value, list):
-            return " / ".join(map(said, value))
+            return " / ".join(map(shown, value))
         return f"{value:.4g}" if isinstance(value, float) else str(value)
 
-    parts = [f"{name} {said(value)}" for name, value in record["settings"].items()]
+    parts = [f"{name} {shown(value)}" for name, value in record["settings"].items()]
     return ", ".join(parts + [record["precision"]] * (record["precision"] != "no"))

@@ -1,13 +1,15 @@
-"""What changes over a run, as pure functions of the share of it that is done, 0 to 1."""
+"""Schedules: values that change over a run, as pure functions of the share of it that is done, 0 to 1."""
 
 import math
 
 
 def linear(done: float, start: float, end: float) -> float:
+    """Straight from start to end."""
     return start + (end - start) * min(done, 1.0)
 
 
 def cosine(done: float, start: float, end: float) -> float:
+    """Half a cosine from start to end."""
     return end + (start - end) * (1 + math.cos(math.pi * min(done, 1.0))) / 2
 
 

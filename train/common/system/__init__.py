@@ -1,1 +1,1 @@
-"""The process and its machine: command line, environment, devices, cores, signals, the screen."""
+"""A process on its machine: command line, environment, devices, cores, signals, the screen."""

@@ -94,7 +94,7 @@ def flagged(arguments: Sequence[str]) -> list[str]:
 
 
 def takes(kind: Any) -> str:
-    """A type in words."""
+    """A type as words for a person."""
     origin, inner = get_origin(kind), get_args(kind)
     if origin is Literal:
         return f"one of {', '.join(map(str, inner))}"

@@ -13,22 +13,22 @@ from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwar
 
 from . import machine
 
-# A process that waits so long waits for one that is gone. Work that one process does alone has to stay far below it.
+# After so long a wait a process takes another one for dead. What one process does alone has to take far less.
 LONGEST_WAIT = timedelta(hours=1)
 
 
 def accelerator(**settings) -> Accelerator:
-    """accelerate's Accelerator, on a device that is set up for batches of changing shapes."""
+    """accelerate's Accelerator, on a device that is set up for batches whose shapes change."""
     if torch.cuda.is_available():
-        # cuDNN makes a plan for every new shape of attention, for up to a second; batches differ in shape.
+        # cuDNN spends up to a second on a plan for every new shape of attention, and every batch has a new one.
         torch.backends.cuda.enable_cudnn_sdp(False)
-        torch.backends.cudnn.benchmark = True  # of the patch embedding, whose shape stays
+        torch.backends.cudnn.benchmark = True  # for the patch embedding, whose shape does not change
         torch.set_float32_matmul_precision("high")  # TF32 where float32 is asked for
-    # torch has a new name for it, accelerate only the old one
+    # torch has renamed this argument, accelerate still gives the old name
     warnings.filterwarnings("ignore", "`?broadcast_buffers", FutureWarning)
     handlers = [
         InitProcessGroupKwargs(timeout=LONGEST_WAIT),
-        # the buffers are constants; gradients need no second copy
+        # the buffers are constants, so they need no broadcast; gradients need no second copy
         DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True),
     ]
     made = Accelerator(kwargs_handlers=handlers, **settings)
@@ -40,8 +40,8 @@ def accelerator(**settings) -> Accelerator:
 def exit_with(main: Callable[[], int]) -> NoReturn:
     """Run a script's `main` and exit with its code.
 
-    Every launcher prints a traceback of its own where that is not 0, and a script has no way to tell it not to: so a
-    line says above it what it is.
+    If the code is not 0, launchers print a traceback of their own, which a script cannot prevent: a line above it
+    explains it.
     """
     try:
         code = main()
@@ -56,7 +56,7 @@ def exit_with(main: Callable[[], int]) -> NoReturn:
 
 
 def described(accelerator: Accelerator) -> str:
-    """What a run computes on."""
+    """The hardware of a run, in words."""
     device, processes = accelerator.device, accelerator.num_processes
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
@@ -67,6 +67,6 @@ def described(accelerator: Accelerator) -> str:
 
 
 def wait(device: torch.device) -> None:
-    """Until the device has done all it was given: before a clock is read."""
+    """Wait until the device has done all it was given, as before a clock is read."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)

@@ -1,4 +1,4 @@
-"""What a person sees while a program works: a progress bar on a terminal, a line now and then elsewhere."""
+"""What a program shows while it works: a progress bar on a terminal, a line every few seconds elsewhere."""
 
 import sys
 import time
@@ -7,11 +7,11 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 
 class Screen:
-    """A progress bar on a terminal, a line every few seconds elsewhere; silent but in the main process."""
+    """A progress bar on a terminal, lines elsewhere. Only the main process shows anything."""
 
     def __init__(self, total: int, done: int, shown: bool, seconds: float = 20, unit: str = "step") -> None:
         self.total, self.shown, self.seconds, self.unit = total, shown, seconds, unit
-        self.first: tuple[float, int] | None = None  # when the first step was shown, and which
+        self.first: tuple[float, int] | None = None  # time and number of the first step that was shown
         self.last, self.noted = 0.0, time.monotonic()
         self.bar = None
         if shown and sys.stdout.isatty():
@@ -21,7 +21,7 @@ class Screen:
             self.bar.start()
 
     def show(self, done: int, text: str) -> None:
-        """Say how far it is."""
+        """Show that so many steps are done."""
         if not self.shown:
             return
         now = time.monotonic()
@@ -36,7 +36,7 @@ class Screen:
             print(f"{self.unit} {done}/{self.total}  {text}", flush=True)
 
     def note(self, text: str) -> None:
-        """What is being done while the steps wait: in the bar's place, or now and then a line."""
+        """Show what is being done between steps: as the bar's text, or a line every few seconds."""
         if self.bar:
             self.bar.update(self.task, description=text)
         elif self.shown and time.monotonic() - max(self.last, self.noted) > self.seconds:
@@ -44,10 +44,11 @@ class Screen:
             print(text, flush=True)
 
     def say(self, text: str | None) -> None:
-        """A line of its own, if there is something to say."""
+        """Print a line, if there is one."""
         if self.shown and text:
             print(text, flush=True)  # rich prints it above the bar
 
     def close(self) -> None:
+        """Leave the bar as it is."""
         if self.bar:
             self.bar.stop()

@@ -28,7 +28,7 @@ class Tuned:
 
 
 def export(config: Tuning, tuned: list[Tuned], labelled: Labelled, twice: dict[str, int]) -> None:
-    """Write export/, add the line of results, and say what to do next. twice: counts of images seen twice."""
+    """Write export/, add the record to the results, and say what to do next. twice: counts of duplicate images."""
     first = tuned[0]
     record = record_of(config, tuned, labelled, twice)
     folder = Path(config.output_dir) / "export"
@@ -38,8 +38,7 @@ def export(config: Tuning, tuned: list[Tuned], labelled: Labelled, twice: dict[s
         "results": accuracy(config, record),
     }
     classifier.save(folder, first.weights, first.described, words)
-    if record not in written(config.results):  # a finished run that is started again says nothing new
-        results.append(config.results, [record])
+    results.append(config.results, [record])
     print(results.line(record))
     if twice["train_test"]:
         print(f"{twice['train_test']} test images are also in the training images, pixel for pixel")
@@ -49,7 +48,7 @@ def export(config: Tuning, tuned: list[Tuned], labelled: Labelled, twice: dict[s
 
 
 def record_of(config: Tuning, tuned: list[Tuned], labelled: Labelled, twice: dict[str, int]) -> dict[str, Any]:
-    """The line of results."""
+    """The record for the file of results."""
     first = tuned[0]
     optim = config.optim
     return {
@@ -79,15 +78,8 @@ def record_of(config: Tuning, tuned: list[Tuned], labelled: Labelled, twice: dic
     }
 
 
-def written(path: str) -> list[dict[str, Any]]:
-    """The results that are there, without the stamps of when and with what."""
-    if not Path(path).is_file():
-        return []
-    return [{k: v for k, v in line.items() if k not in ("time", "versions")} for line in results.read([path])]
-
-
 def accuracy(config: Tuning, record: dict[str, Any]) -> str:
-    """The results, for the card."""
+    """The accuracy in words, for the card."""
     deviation = f" ± {record['std']:.2f}" if record["std"] is not None else ""
     seeds = f"{len(config.seeds)} seeds" if len(config.seeds) > 1 else "one seed"
     low, high = record["interval"]
@@ -101,7 +93,7 @@ def accuracy(config: Tuning, record: dict[str, Any]) -> str:
 
 
 def training(config: Tuning, record: dict[str, Any], trained_on: str) -> str:
-    """The settings that matter, as a table."""
+    """The settings as a table, for the card."""
     optim, augment, train = config.optim, config.augment, record["train"]
     mixing = f"mixup {augment.mixup:g}, cutmix {augment.cutmix:g}" if augment.mixup or augment.cutmix else "none"
     rows = {

@@ -1,4 +1,4 @@
-"""What a line of a fine-tuning run's log holds."""
+"""The log of a fine-tuning run: what its lines hold."""
 
 from dataclasses import dataclass
 from typing import Any, ClassVar

@@ -1,1 +1,1 @@
-"""Pretraining, looked at from outside: probes and pictures during the run, and the report."""
+"""Monitoring of a pretraining run: probes and pictures while it learns, and the report at its end."""

@@ -1,4 +1,4 @@
-"""The images a run is watched on: the same ones from its start to its end, each process holding its share."""
+"""The images that the monitor uses: the same ones from a run's start to its end. Each process holds its share."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace

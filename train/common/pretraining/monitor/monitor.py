@@ -1,4 +1,4 @@
-"""The target encoder while it learns: probes, signs of a collapse, and pictures of what it finds salient."""
+"""Monitors the target encoder while it learns: probes, signs of a collapse, pictures of its saliency and regions."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""What features (n, D) tell of their encoder: kNN and linear accuracy, RankMe, feature std, signs of a collapse."""
+"""How good an encoder is by its features (n, D): kNN and linear accuracy, RankMe, feature std, signs of a collapse."""
 
 import torch
 from torch.nn import functional as F
@@ -69,7 +69,7 @@ def feature_std(features: torch.Tensor) -> float:
 
 
 def collapse(figures: dict[str, float]) -> str | None:
-    """Words for features that tell no two images apart, or None."""
+    """A sign that the features no longer distinguish images, in words, or None."""
     if not figures["feature_std"] > 0.01:
         return f"all images look alike (feature std {figures['feature_std']:.4f})"
     if figures["rank_me"] < 2:

@@ -1,4 +1,4 @@
-"""A run's log and pictures → one HTML page that needs nothing else: curves as SVG, pictures inside."""
+"""A run's log and pictures → one self-contained HTML page: curves as SVG, pictures embedded."""
 
 import base64
 import html
@@ -116,14 +116,14 @@ def _chart(title: str, curves: list[Curve]) -> str:
 
 
 def _thinned(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
-    """At most so many points, each the mean of its neighbours."""
+    """At most _MOST_POINTS points, each the mean of a group of neighbours."""
     size = -(-len(points) // _MOST_POINTS)
     groups = [points[i : i + size] for i in range(0, len(points), size)]
     return [(group[-1][0], sum(y for _, y in group) / len(group)) for group in groups]
 
 
 def _histogram(lines: list[dict[str, Any]]) -> str:
-    """How many regions the images had: first and last tenth of the run, in words and numbers."""
+    """A table: how many regions images had in the first and the last tenth of the run."""
     tenth = max(1, len(lines) // 10)
     rows = []
     for name, part in (("first tenth of the run", lines[:tenth]), ("last tenth", lines[-tenth:])):
@@ -138,7 +138,7 @@ def _histogram(lines: list[dict[str, Any]]) -> str:
 
 
 def _pictures(output: Path) -> str:
-    """The sheets of fixed images over the run, some of them if there are many."""
+    """The sheets of pictures over the run, evenly spaced if they are many."""
     paths = sorted((output / "pictures").glob("step-*.png"))
     if len(paths) > _MOST_PICTURES:
         paths = [paths[round(i * (len(paths) - 1) / (_MOST_PICTURES - 1))] for i in range(_MOST_PICTURES)]
