@@ -65,6 +65,8 @@ def test_split(path: str, config: str | None, mend: str = "check data.path.") ->
 
 def _location(data: Data, split: str) -> dict[str, Any]:
     """Where a split is, as arguments of `load_dataset`."""
+    if not data.path:
+        raise UserError("data.path is empty: name a data set.")
     path = Path(data.path)
     if path.is_file() and path.suffix == ".parquet":
         return {"path": "parquet", "data_files": {split: str(path)}}
