@@ -64,7 +64,7 @@ def run(config: Tuning, text: str) -> int:
         tuned.append(result)
     twice = look()
     accelerator.wait_for_everyone()
-    accelerator.end_training()  # the other processes may end: nobody waits for the export, however long it takes
+    accelerator.end_training()  # the other processes end here, so that they do not wait for the export
     if accelerator.is_main_process:
         export(config, tuned, splits[0], twice)
     return 0

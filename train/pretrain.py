@@ -95,7 +95,7 @@ def run(config: Config, text: str) -> int:
         return STOPPED
 
     accelerator.wait_for_everyone()
-    accelerator.end_training()  # the other processes may end: nobody waits for the export, however long it takes
+    accelerator.end_training()  # the other processes end here, so that they do not wait for the export
     if accelerator.is_main_process:
         export(config, checkpoints.newest(), screen)
     return 0
