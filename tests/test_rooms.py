@@ -126,7 +126,7 @@ def test_there_is_no_import_cycle():
         ("common.data.source", "from ..pretraining.settings import Config"),
         ("common.run.length", "from common.tuning import settings"),
         ("common.run.length", "def late():\n    from ..data import order"),
-        ("common.tuning.learner", "from ..probing.heads import Grid"),
+        ("common.tuning.training", "from ..probing.heads import Grid"),
         ("common.pretraining.model", "import pretrain"),
         ("common.probing.probe_run", "from ..data.source import _label_column"),
     ],

@@ -29,8 +29,8 @@ from common.data.unreadable import batches_of_all
 from common.pretraining.monitor.images import Centres
 from common.probing.feature_batches import RandomCrops
 from common.probing.feature_cache import eval_transform
-from common.tuning.augment import Augmented
-from common.tuning.scoring import right_answers
+from common.tuning.augment import AugmentedImages
+from common.tuning.evaluation import correct_answers
 from PIL import EpsImagePlugin, Image
 
 from timm_dseq import UserError
@@ -162,13 +162,13 @@ def features(source, workers, folder):
 
 
 def training(source, workers, folder):
-    samples = Augmented(source, eval_transform({**DATA, "crop_mode": "center"}), 0)
+    samples = AugmentedImages(source, eval_transform({**DATA, "crop_mode": "center"}), 0)
     list(batches_of_all(samples, sampler=[(0, at) for at in range(8)], num_workers=workers))
 
 
 def scoring(source, workers, folder):
     model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 32 * 32, 2))
-    right_answers(model, source, DATA, Accelerator(cpu=True), workers)
+    correct_answers(model, source, DATA, Accelerator(cpu=True), workers)
 
 
 @every_damage

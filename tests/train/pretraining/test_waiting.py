@@ -10,7 +10,7 @@ from common.pretraining.precision import Precision
 from common.pretraining.settings import parse
 from common.pretraining.training import Training
 from common.tuning import settings as tuning
-from common.tuning.learner import Learner
+from common.tuning.training import ClassifierTraining
 
 from ...far import Event, FarDevice
 from ...tiny import lines_run
@@ -84,18 +84,18 @@ def test_a_step_of_fine_tuning_waits_for_no_copy(tmp_path, monkeypatch):
     config, _ = tuning.parse(finetuning(tmp_path, tmp_path / "data", optim__drop_path=0.1))
     accelerator = Accelerator(cpu=True)
     model = timm.create_model("dseq_jepa_vit_ti16", img_size=32, depth=2, num_classes=3, drop_path_rate=0.1)
-    learner = Learner(model, config, 3, accelerator)
+    training = ClassifierTraining(model, config, 3, accelerator)
 
     def labelled(images=8):
         samples = torch.stack([torch.zeros(images, dtype=torch.long), torch.arange(images)], 1)
         return iter([(torch.randn(images, 3, 32, 32), torch.arange(images) % 3, samples)])
 
-    learner.step(labelled(), 1, 0.01)
+    training.step(labelled(), 1, 0.01)
     device = FarDevice()
     monkeypatch.setattr(accelerator.state, "device", torch.device("cuda"))
-    monkeypatch.setattr(learner.optimizer, "step", lambda: None)
+    monkeypatch.setattr(training.optimizer, "step", lambda: None)
     device.put(*model.parameters(), *model.buffers())
     ((images, labels, samples),) = labelled()
     with device:
-        learner.step(iter([(images.pin_memory(), labels.pin_memory(), samples)]), 2, 0.01)
+        training.step(iter([(images.pin_memory(), labels.pin_memory(), samples)]), 2, 0.01)
     assert not device.crossings and not device.waits, device.waits

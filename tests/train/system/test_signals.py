@@ -11,7 +11,7 @@ import torch
 from accelerate import Accelerator
 from common.data.digests import digests_of
 from common.system.signals import NUMBERS
-from common.tuning.scoring import right_answers
+from common.tuning.evaluation import correct_answers
 from PIL import Image
 
 from ..runs import options
@@ -42,7 +42,7 @@ class Signalled:
 
 def test_the_judgement_of_a_classifier_goes_on():
     model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 2))
-    assert right_answers(model, Signalled(), DATA, Accelerator(cpu=True), workers=1).shape == (2,)
+    assert correct_answers(model, Signalled(), DATA, Accelerator(cpu=True), workers=1).shape == (2,)
 
 
 def test_the_search_for_duplicates_goes_on(tmp_path):

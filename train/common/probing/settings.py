@@ -21,11 +21,11 @@ ON_FEATURES = ("knn", "logistic", "vtab", *CACHED)
 
 @dataclass
 class Knn:
-    """k nearest neighbours. Every pair of k and T is reported.
+    """k nearest neighbours. Every pair of k and temperature is a result.
 
     Args:
         k: neighbours that vote
-        temperature: T of their weights, exp(similarity / T)
+        temperature: T of the votes' weights, exp(similarity / T)
     """
 
     k: list[PositiveInt] = field(default_factory=lambda: [20])
@@ -34,12 +34,12 @@ class Knn:
 
 @dataclass
 class Cache:
-    """Where features are kept, and how they are computed.
+    """The feature cache.
 
     Args:
-        folder: where the features of all backbones and data sets are kept
+        folder: where the features of all backbones and data sets are stored
         dtype: of the stored features
-        batch_size: images of a process that go through the backbone together
+        batch_size: images that pass the backbone together, in each process
     """
 
     folder: str = "runs/features"
@@ -53,10 +53,11 @@ class Heads:
 
     Args:
         epochs: passes over the training images
-        batch_size: images of a step, of all processes together
-        at_once: images of a process that go through the backbone together
-        select_on: what the best head of a grid is chosen on: test, as published, or a tenth of the training images
-        checkpoint_every: steps between checkpoints
+        batch_size: images in a step, of all processes together
+        at_once: images that pass the backbone together, in each process
+        select_on: images that the best head of a grid is chosen on: test, as published, or validation, a tenth of the
+            training images
+        checkpoint_every: steps between checkpoints of the heads
     """
 
     epochs: PositiveFloat | None = None
@@ -74,20 +75,20 @@ class Probe:
         model: any model of timm, hf-hub:REPOSITORY, a folder ready for the Hub, a run or checkpoint of pretrain.py, or
             a file of weights
         data: the labelled images
-        protocol: knn, logistic, vtab; dseq, ijepa, dinov2 and attentive with fresh augmentations every epoch; or
-            dseq-cached, ijepa-cached, dinov2-cached on features that were computed once, without any
+        protocol: knn, logistic or vtab, on stored features; dseq, ijepa, dinov2 or attentive, on fresh augmentations in
+            every epoch; dseq-cached, ijepa-cached or dinov2-cached, on stored features without augmentation
         img_size: side of the images, in pixels (default: the model's own)
-        random: fresh weights instead of the trained ones, the floor to compare with
+        random: random weights instead of the trained ones, as a baseline
         args: further arguments of timm.create_model
-        views: features to read, of mean, mean4, class, class4, class+mean, class4+mean (default: the protocol's)
-        knn: of the protocol knn
-        heads: of the protocols that train heads
-        cache: of the protocols on features
-        precision: no (float32) or bf16 autocast, of the backbone
-        seeds: one run for each; of subsets, orders, augmentations and heads
-        workers: loader processes of each process, for the speed alone (default: its share of the cores, at most 16)
-        output_dir: folder of checkpoints of heads in training
-        results: JSON-lines file that results are added to
+        views: features that are read, of mean, mean4, class, class4, class+mean, class4+mean (default: the protocol's)
+        knn: settings of the protocol knn
+        heads: settings of the protocols that train heads
+        cache: settings of the protocols on stored features
+        precision: of the backbone, no (float32) or bf16 (autocast)
+        seeds: one run for each; a seed draws the subset, the order and augmentation of images, and the heads' weights
+        workers: loader processes of each process; only the speed changes (default: its share of the cores, at most 16)
+        output_dir: folder of what the heads answered, and of their checkpoints while they are trained
+        results: JSON-lines file to which results are added
     """
 
     model: str
@@ -119,6 +120,7 @@ class Probe:
 
 
 def parser() -> Parser:
+    """The parser of `train/probe.py`."""
     parser = Parser(prog="probe.py", description="Judge a frozen backbone.")
     parser.add_argument("--config", action="config", help="a YAML file of settings; later ones win")
     parser.add_class_arguments(Probe)

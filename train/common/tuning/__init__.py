@@ -1,1 +1,1 @@
-"""Fine-tuning: a backbone and its head, augmentation, scoring, and the classifier it ends in."""
+"""Fine-tuning: a backbone and its head, augmentation, testing, and the classifier it ends in."""

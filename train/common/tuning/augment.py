@@ -1,7 +1,8 @@
-"""Fine-tuning's images: a source → augmented, normalised float32 (3, S, S) with labels, and batches mixed in pairs.
+"""Fine-tuning's images: augmented, normalised float32 (3, S, S), and batches mixed by mixup and cutmix.
 
-Crops, RandAugment, erasing, mixup and cutmix are timm's. Their draws are pure functions of (seed, epoch, index) of the
-image, and of the place in the run for what is drawn once for several: processes, rounds and restarts change nothing.
+Crops, RandAugment, erasing, mixup and cutmix are timm's. What is random about an image is a pure function of (seed,
+epoch, index), and what is random about a group of images of (seed, number of the group in the run). So processes,
+rounds and restarts change nothing; timm's own loaders, which draw once for a process, could not promise that.
 """
 
 import random
@@ -22,12 +23,12 @@ from ..data.order import Draw, sample_seed, seeded
 from ..data.source import Source
 from .settings import Augment
 
-TOGETHER = 32  # images that share a draw of mixup or cutmix: what one of MAE's 32 devices had
+GROUP = 32  # images that share the random numbers of mixup or cutmix: what one of MAE's 32 devices had
 
 
 @contextmanager
 def all_seeded(seed: int) -> Iterator[None]:
-    """`seeded` for timm's transforms, which draw from Python and numpy as well."""
+    """`seeded` for timm's transforms, which also take random numbers from Python and numpy."""
     with seeded(seed):
         python, numpy = random.getstate(), np.random.get_state()
         random.seed(seed)
@@ -39,18 +40,18 @@ def all_seeded(seed: int) -> Iterator[None]:
             np.random.set_state(numpy)
 
 
-def training_transform(augment: Augment, data: dict) -> Callable[[Image.Image], torch.Tensor]:
-    """data: what timm's resolve_model_data_config tells of the model."""
+def training_transform(augment: Augment, preprocessing: dict) -> Callable[[Image.Image], torch.Tensor]:
+    """PIL image → normalised float32 (3, S, S). preprocessing: timm's words, input_size, mean, std, …"""
     transform = create_transform(
-        data["input_size"],
+        preprocessing["input_size"],
         is_training=True,
         scale=augment.crop_scale,
         hflip=augment.flip,
         color_jitter=None,
         auto_augment=augment.rand_augment,
-        interpolation=data["interpolation"],
-        mean=data["mean"],
-        std=data["std"],
+        interpolation=preprocessing["interpolation"],
+        mean=preprocessing["mean"],
+        std=preprocessing["std"],
         re_prob=augment.erasing,
         re_mode="pixel",
     )
@@ -62,12 +63,12 @@ def training_transform(augment: Augment, data: dict) -> Callable[[Image.Image], 
 
 
 def _posterize(image: Image.Image, bits: int, **_) -> Image.Image:
-    """timm's. Its RandAugment now and then asks for 0 bits: black until Pillow 13, which refuses."""
+    """timm's posterize, and black for 0 bits, which its RandAugment sometimes asks for and Pillow 13 refuses."""
     return posterize(image, bits) if bits else Image.new(image.mode, image.size)
 
 
-class Augmented(Dataset):
-    """`augmented[epoch, index]`: image (3, S, S), label, (epoch, index)."""
+class AugmentedImages(Dataset):
+    """`images[epoch, index]`: the augmented image (3, S, S), its label, and (epoch, index) as a tensor (2,)."""
 
     def __init__(self, source: Source, transform: Callable, seed: int) -> None:
         self.source, self.transform, self.seed = source, transform, seed
@@ -80,9 +81,9 @@ class Augmented(Dataset):
 
 
 class Mixer:
-    """Mixup and cutmix of neighbours in the run's order, and soft targets.
+    """timm's mixup and cutmix of pairs of neighbours in the order of the run, and soft targets.
 
-    Neighbours always lie in the same round of the same process, so how a batch is dealt does not change who meets whom.
+    Neighbours are always in the same round of the same process, so how a batch is dealt does not change the pairs.
     """
 
     def __init__(self, augment: Augment, classes: int, seed: int) -> None:
@@ -92,14 +93,18 @@ class Mixer:
             self.mixup = Mixup(augment.mixup, augment.cutmix, label_smoothing=self.smoothing, num_classes=classes)
 
     def __call__(self, images: torch.Tensor, labels: torch.Tensor, first: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Images (B, 3, S, S) and labels (B,) of the run's samples from number `first` on → mixed, (B, K) targets."""
+        """Images (B, 3, S, S) and labels (B,) → mixed images, in place, and soft targets (B, classes).
+
+        first: the number in the run of the first sample.
+        """
         if self.mixup is None:
             return images, mixup_target(labels, self.classes, smoothing=self.smoothing)
         targets = torch.empty(len(images), self.classes, device=images.device)
-        for group in range(first // TOGETHER, (first + len(images) - 1) // TOGETHER + 1):
-            start, end = (min(max(at * TOGETHER - first, 0), len(images)) for at in (group, group + 1))
-            facing = torch.cat([torch.arange(start, end, 2), torch.arange(start + 1, end, 2).flip(0)])  # timm flips
-            facing = to_device(facing, images.device)
+        for group in range(first // GROUP, (first + len(images) - 1) // GROUP + 1):
+            start, end = (min(max(at * GROUP - first, 0), len(images)) for at in (group, group + 1))
+            # timm mixes the first image with the last, the second with the last but one, …
+            paired = torch.cat([torch.arange(start, end, 2), torch.arange(start + 1, end, 2).flip(0)])
+            paired = to_device(paired, images.device)
             with all_seeded(sample_seed(self.seed, group, Draw.MIXING)):
-                images[facing], targets[facing] = self.mixup(images[facing], labels[facing])
+                images[paired], targets[paired] = self.mixup(images[paired], labels[paired])
         return images, targets

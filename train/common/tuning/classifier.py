@@ -31,24 +31,24 @@ _CARD = Path(__file__).with_name("classifier_card.md")
 
 
 @dataclass(frozen=True)
-class Described:
-    """What config.json says of a classifier."""
+class Description:
+    """What config.json and the model card say of a classifier, known before it is trained."""
 
     architecture: str  # in stock timm
     model_args: dict[str, Any]
-    name: str  # architecture.tag under our own names
-    backbone: str  # what it was before
-    digest: str  # of the backbone's weights as they were
+    name: str  # architecture.tag, the architecture under our own name if it has one
+    backbone: str  # what was fine-tuned, as tables call it
+    backbone_digest: str  # of its weights before
     trained_on: str
     label_names: list[str]
-    data: dict[str, Any]  # input_size, mean, std, crop_pct, …: timm's words for the preprocessing
+    preprocessing: dict[str, Any]  # timm's words: input_size, mean, std, crop_pct, …
     fixed_size: bool
-    classifier: str  # the head's name
+    head: str  # name of the head's module
     license: str
 
     @property
     def config(self) -> dict[str, Any]:
-        """timm's schema."""
+        """config.json, in timm's schema."""
         return {
             "architecture": self.architecture,
             "num_classes": len(self.label_names),
@@ -59,18 +59,19 @@ class Described:
                 "custom_load": False,
                 "fixed_input_size": self.fixed_size,
                 "num_classes": len(self.label_names),
-                "classifier": self.classifier,
+                "classifier": self.head,
                 "license": self.license,
-                **{key: list(value) if isinstance(value, tuple) else value for key, value in self.data.items()},
+                **{k: list(value) if isinstance(value, tuple) else value for k, value in self.preprocessing.items()},
             },
         }
 
 
-def describe(model: nn.Module, shown: str, label_names: list[str], trained_on: str, data: dict[str, Any]) -> Described:
-    """shown: what tables call the backbone; data: from timm's resolve_model_data_config.
+def describe(
+    model: nn.Module, shown: str, label_names: list[str], trained_on: str, preprocessing: dict[str, Any]
+) -> Description:
+    """The description of a model with its head. shown: what tables call the backbone. trained_on: data.path.
 
-    What stock timm builds of the answer has to take the weights: a model for which it does not is refused before it is
-    trained.
+    A model that stock timm cannot rebuild with the same weights is refused here, before it is trained.
     """
     if not hasattr(model, "get_classifier"):
         raise UserError(f"model={shown} has no weights to train: name a backbone.")
@@ -78,65 +79,69 @@ def describe(model: nn.Module, shown: str, label_names: list[str], trained_on: s
     stock = STOCK.get(source["architecture"], source["architecture"])
     args = {key: value for key, value in get_model_args(model).items() if key not in _NO_ARCHITECTURE}
     model_args = {**(BACKBONE if stock != source["architecture"] else {}), **args}
-    size = tuple(data["input_size"][1:])
+    size = tuple(preprocessing["input_size"][1:])
     architecture = StockModel(stock, size, model_args).dseq_name or stock
     if source["fixed_input_size"] and size != tuple(timm.get_pretrained_cfg(stock).input_size[1:]):
         model_args["img_size"] = list(size)
+    check_rebuilds(model, shown, stock, {"num_classes": len(label_names), **model_args})
     trained_on = public_name(trained_on)
-    earlier = re.search(r"\.(\w+)$", shown)
-    words = [earlier[1] if earlier else "", "ft", re.sub(r"\W+", "_", trained_on.lower()).strip("_")]
-    bare = deepcopy(model)
-    bare.reset_classifier(0)
-    described = Described(
+    earlier_tag = re.search(r"\.(\w+)$", shown)
+    tag = [earlier_tag[1] if earlier_tag else "", "ft", re.sub(r"\W+", "_", trained_on.lower()).strip("_")]
+    backbone = deepcopy(model)
+    backbone.reset_classifier(0)
+    return Description(
         architecture=stock,
         model_args=model_args,
-        name=f"{architecture}.{'_'.join(filter(None, words))}",
+        name=f"{architecture}.{'_'.join(filter(None, tag))}",
         backbone=shown,
-        digest=weights_digest(bare),
+        backbone_digest=weights_digest(backbone),
         trained_on=trained_on,
         label_names=label_names,
-        data=data,
+        preprocessing=preprocessing,
         fixed_size=source["fixed_input_size"],
-        classifier=source["classifier"],
+        head=source["classifier"],
         license=source.get("license") or "unknown",
     )
+
+
+def check_rebuilds(model: nn.Module, shown: str, stock: str, args: dict[str, Any]) -> None:
+    """One line if what stock timm builds with these arguments has other weights than the model."""
     with torch.device("meta"):
-        built = timm.create_model(stock, num_classes=len(label_names), **model_args)
+        built = timm.create_model(stock, **args)
     shapes, wanted = ({key: tensor.shape for key, tensor in part.state_dict().items()} for part in (built, model))
     for key in sorted({*shapes, *wanted}):
         if shapes.get(key) != wanted.get(key):
             raise UserError(f"model={shown} cannot be exported: stock timm's {stock} has another {key}.")
-    return described
 
 
-def save(folder: Path, weights: Tensors, described: Described, words: dict[str, str]) -> None:
+def save(folder: Path, weights: Tensors, description: Description, words: dict[str, str]) -> None:
     """Write the Hub-ready folder. words: introduction, training and results, for the card."""
     size = sum(tensor.numel() for tensor in weights.values())
     with replacing(folder) as fresh:
         fresh.mkdir(parents=True)
         save_file(weights, fresh / "model.safetensors", metadata={"format": "pt"})
-        (fresh / "config.json").write_text(json.dumps(described.config, indent=2) + "\n", encoding="utf-8")
-        (fresh / "README.md").write_text(card(described, size, words), encoding="utf-8")
+        (fresh / "config.json").write_text(json.dumps(description.config, indent=2) + "\n", encoding="utf-8")
+        (fresh / "README.md").write_text(card(description, size, words), encoding="utf-8")
 
 
-def card(described: Described, parameters: int, words: dict[str, str]) -> str:
-    """The model card; what nobody can know but the publisher is a blank, with which `timm-dseq push` refuses."""
-    height, width = described.data["input_size"][1:]
-    known = described.license != "unknown"
-    names = ", ".join(described.label_names[:10]) + (", …" if len(described.label_names) > 10 else "")
+def card(description: Description, parameters: int, words: dict[str, str]) -> str:
+    """The model card. What only the publisher knows is a blank, with which `timm-dseq push` refuses the folder."""
+    height, width = description.preprocessing["input_size"][1:]
+    known = description.license != "unknown"
+    names = ", ".join(description.label_names[:10]) + (", …" if len(description.label_names) > 10 else "")
     return Template(_CARD.read_text(encoding="utf-8")).substitute(
-        name=described.name,
-        repository=cards.REPOSITORY.format(name=described.name),
-        front_matter=f"license: {described.license}" if known else 'license: "[TO BE STATED: licence]"',
-        stock=described.architecture,
-        model_args=", ".join(f"`{key}={value!r}`" for key, value in described.model_args.items()) or "no arguments",
+        name=description.name,
+        repository=cards.REPOSITORY.format(name=description.name),
+        front_matter=f"license: {description.license}" if known else 'license: "[TO BE STATED: licence]"',
+        stock=description.architecture,
+        model_args=", ".join(f"`{key}={value!r}`" for key, value in description.model_args.items()) or "no arguments",
         parameters=f"{parameters / 1e6:.1f}",
         size=f"{height} × {width}",
-        resize=str(int(min(height, width) / described.data["crop_pct"])),
-        interpolation=described.data["interpolation"],
+        resize=str(int(min(height, width) / description.preprocessing["crop_pct"])),
+        interpolation=description.preprocessing["interpolation"],
         crop=f"{height} × {width}",
-        classes=str(len(described.label_names)),
+        classes=str(len(description.label_names)),
         some_names=names,
-        licence=f"{described.license if known else '[TO BE STATED: licence]'}. The data set has its own terms.",
+        licence=f"{description.license if known else '[TO BE STATED: licence]'}. The data set has its own terms.",
         **words,
     )

@@ -14,48 +14,51 @@ from ..labels.labelled import Labelled
 from ..run import results
 from ..run.export import next_steps, table
 from . import classifier
-from .classifier import Described
+from .classifier import Description
 from .settings import Tuning
 
 
 @dataclass(frozen=True)
-class Tuned:
-    """What one seed's run leaves."""
+class SeedResult:
+    """The classifier that one seed's run ends in, and which test images it classifies correctly."""
 
-    described: Described
-    weights: dict[str, torch.Tensor]  # of the classifier that was judged
-    right: torch.Tensor  # (test images,) bool
+    description: Description
+    weights: dict[str, torch.Tensor]
+    correct: torch.Tensor  # (test images,) bool
 
 
-def export(config: Tuning, tuned: list[Tuned], labelled: Labelled, twice: dict[str, int]) -> None:
-    """Write export/, add the record to the results, and say what to do next. twice: counts of duplicate images."""
-    first = tuned[0]
-    record = record_of(config, tuned, labelled, twice)
+def export(config: Tuning, by_seed: list[SeedResult], labelled: Labelled, duplicates: dict[str, int]) -> None:
+    """Write export/, add the record to the results, and say what to do next. duplicates: counts of duplicate images."""
+    first = by_seed[0]
+    record = record_of(config, by_seed, labelled, duplicates)
     folder = Path(config.output_dir) / "export"
+    backbone, trained_on = first.description.backbone, first.description.trained_on
     words = {
-        "introduction": f"{first.described.backbone} with a linear head, fine-tuned on {first.described.trained_on}.",
-        "training": training(config, record, first.described.trained_on),
+        "introduction": f"{backbone} with a linear head, fine-tuned on {trained_on}.",
+        "training": training(config, record, trained_on),
         "results": accuracy(config, record),
     }
-    classifier.save(folder, first.weights, first.described, words)
+    classifier.save(folder, first.weights, first.description, words)
     results.append(config.results, [record])
     print(results.line(record))
-    if twice["train_test"]:
-        print(f"{twice['train_test']} test images are also in the training images, pixel for pixel")
+    if duplicates["train_test"]:
+        print(f"{duplicates['train_test']} test images are also in the training images, pixel for pixel")
     print(f"the classifier of seed {config.seeds[0]}, ready for the Hub: {folder}")
     trial = f"from transformers import pipeline; print(pipeline('image-classification', model='{folder}')('IMAGE'))"
     print(next_steps(folder, trial), flush=True)
 
 
-def record_of(config: Tuning, tuned: list[Tuned], labelled: Labelled, twice: dict[str, int]) -> dict[str, Any]:
+def record_of(
+    config: Tuning, by_seed: list[SeedResult], labelled: Labelled, duplicates: dict[str, int]
+) -> dict[str, Any]:
     """The record for the file of results."""
-    first = tuned[0]
+    first = by_seed[0]
     optim = config.optim
     return {
-        "model": first.described.backbone,
+        "model": first.description.backbone,
         "parameters": sum(tensor.numel() for tensor in first.weights.values()),
-        "img_size": list(first.described.data["input_size"][1:]),
-        "weights": first.described.digest,
+        "img_size": list(first.description.preprocessing["input_size"][1:]),
+        "weights": first.description.backbone_digest,
         "data": config.data.path,
         "data_digest": data_digest(labelled.train),
         "label": labelled.train.label,
@@ -65,7 +68,7 @@ def record_of(config: Tuning, tuned: list[Tuned], labelled: Labelled, twice: dic
         "protocol": f"finetune-{config.recipe}",
         "precision": config.system.precision,
         "seeds": config.seeds,
-        "duplicates": twice,
+        "duplicates": duplicates,
         "view": "all weights",
         "settings": {
             "epochs": optim.epochs,
@@ -74,7 +77,7 @@ def record_of(config: Tuning, tuned: list[Tuned], labelled: Labelled, twice: dic
             "layer_decay": optim.layer_decay,
             **({"ema": optim.ema} if optim.ema else {}),
         },
-        **results.summary([one.right for one in tuned]),
+        **results.summary([one.correct for one in by_seed]),
     }
 
 
@@ -83,12 +86,12 @@ def accuracy(config: Tuning, record: dict[str, Any]) -> str:
     deviation = f" ± {record['std']:.2f}" if record["std"] is not None else ""
     seeds = f"{len(config.seeds)} seeds" if len(config.seeds) > 1 else "one seed"
     low, high = record["interval"]
-    test, twice = record["test"], record["duplicates"]["train_test"]
+    test, shared = record["test"], record["duplicates"]["train_test"]
     return (
         f"Top-1 on the {test['images']:,} images of the split `{test['split']}`: "
         f"**{record['accuracy']:.2f}{deviation} %** over {seeds}, 95 % interval over images {low:.2f} to {high:.2f}. "
         f"These weights are of seed {config.seeds[0]}: {record['each'][0]:.2f} %. "
-        f"{twice or 'None'} of the test images {'are' if twice else 'is'} also trained on, pixel for pixel."
+        f"{shared or 'None'} of the test images {'are' if shared else 'is'} also trained on, pixel for pixel."
     )
 
 

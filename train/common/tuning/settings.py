@@ -1,4 +1,4 @@
-"""Every setting of a fine-tuning run, typed. The defaults are the recipe `mae`; `--recipe` takes another's."""
+"""Every setting of a fine-tuning run, typed. The defaults are those of the recipe `mae`; `--recipe` takes others."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ FREE = (
 
 @dataclass
 class Augment:
-    """What happens to a training image.
+    """How training images are augmented.
 
     Args:
-        crop_scale: least and greatest share of the area of a random crop
-        flip: chance of a horizontal flip
-        rand_augment: timm's name of a RandAugment (none: no such)
-        erasing: chance of a random rectangle of noise
+        crop_scale: least and greatest share of the image's area in a random crop
+        flip: probability of a horizontal flip
+        rand_augment: a RandAugment policy by timm's name (null: none)
+        erasing: probability that a random rectangle is replaced by noise
         mixup: alpha of mixup (0: none)
-        cutmix: alpha of cutmix (0: none); with both, a coin decides
-        smoothing: of the labels
+        cutmix: alpha of cutmix (0: none); with both, one of them is chosen at random for every 32 images
+        smoothing: label smoothing
     """
 
     crop_scale: tuple[ClosedUnitInterval, ClosedUnitInterval] = (0.08, 1.0)
@@ -52,18 +52,18 @@ class Optim:
 
     Args:
         epochs: length of the run
-        batch_size: images of a step, of all processes and accumulation rounds together
+        batch_size: images in a step, of all processes and accumulation rounds together
         accumulation: rounds in which a process computes its part of a step
-        base_lr: learning rate of the head for a batch of 256, to which it is proportional
-        lr_end: learning rate of the head at the end of the cosine
-        warmup_epochs: length of the warm-up from 0
-        layer_decay: a layer's learning rate as a share of the next one's
-        weight_decay: on matrices only
+        base_lr: head learning rate at batch 256; scaled linearly with the batch size
+        lr_end: head learning rate at the end of the cosine schedule
+        warmup_epochs: length of the linear warm-up from 0
+        layer_decay: learning rate of a layer, as a factor of the next layer's
+        weight_decay: of matrices; biases and norms have none
         betas: of AdamW
-        drop_path: rate of the last block; it grows linearly with the depth
-        clip: largest norm of the gradient (none: no limit)
-        ema: moving average of the weights, which is what is judged and exported (none: the weights themselves)
-        max_skipped: the run stops after so many steps in a row whose loss or gradient is not finite
+        drop_path: stochastic depth rate of the last block; it rises linearly from 0 at the first block
+        clip: largest norm of the gradient (null: no clipping)
+        ema: decay of a moving average of the weights, which is then tested and exported (null: no average)
+        max_skipped: the run ends after so many steps in a row whose loss or gradient is not finite
     """
 
     epochs: PositiveFloat = 100
@@ -83,11 +83,11 @@ class Optim:
 
 @dataclass
 class System:
-    """How it is computed. Processes and nodes are accelerate's: `accelerate launch --help`.
+    """How the run is computed. Processes and nodes are accelerate's: `accelerate launch --help`.
 
     Args:
-        precision: no (float32) or bf16 autocast
-        checkpointing: recompute activations instead of keeping them
+        precision: no (float32) or bf16 (autocast)
+        checkpointing: recompute activations in the backward pass instead of keeping them
     """
 
     precision: Literal["no", "bf16"] = "no"
@@ -102,18 +102,18 @@ class Tuning:
         model: any model of timm, hf-hub:REPOSITORY, a folder ready for the Hub, a run or checkpoint of pretrain.py, or
             a file of weights
         data: the labelled images
-        recipe: whose settings are taken where none is given: mae (He et al., 2022) or ijepa (Assran et al., 2023)
+        recipe: whose settings are the defaults, mae (He et al., 2022) or ijepa (Assran et al., 2023)
         img_size: side of the images, in pixels (default: the model's own)
-        random: fresh weights instead of the trained ones, the floor to compare with
+        random: start from random weights instead of the trained ones, as a baseline
         args: further arguments of timm.create_model
         output_dir: folder of the run: seed-…/log.jsonl, seed-…/checkpoints/, export/
         results: JSON-lines file to which the result is added
-        resume: auto (from the newest whole checkpoint), never, or the path of a checkpoint
-        seeds: one run for each; the first one's classifier is exported
-        workers: loader processes of each process, for the speed alone (default: its share of the cores, at most 16)
-        eval_every: steps between looks at the test images (0: at the end only)
-        max_steps: stop after so many steps; the schedule stays that of the whole run
-        dry_run: build everything, run some steps, print memory, speed and the time of the whole run, write nothing
+        resume: auto (from the newest complete checkpoint), never, or the path of a checkpoint
+        seeds: one run for each; the classifier of the first is exported
+        workers: loader processes of each process; only the speed changes (default: its share of the cores, at most 16)
+        eval_every: steps between tests on the test images (0: at the end only)
+        max_steps: stop after so many steps; the schedules stay those of the full run
+        dry_run: build everything, run some steps, print memory, speed and the time of a full run, write nothing
     """
 
     model: str
@@ -138,7 +138,7 @@ class Tuning:
 
 RECIPES = {
     "mae": {},
-    # Assran et al. (2023) for 1 % of ImageNet: MAE's, without mixup, cutmix, erasing and drop path.
+    # Assran et al. (2023) for 1 % of ImageNet: as MAE, without mixup, cutmix, erasing and drop path.
     "ijepa": {
         "optim.epochs": 50,
         "optim.batch_size": 512,
@@ -153,7 +153,7 @@ RECIPES = {
 
 
 def parser(recipe: str = "mae") -> Parser:
-    """Of `train/finetune.py`, with a recipe's defaults."""
+    """The parser of `train/finetune.py`, with the defaults of a recipe."""
     parser = Parser(prog="finetune.py", description="Fine-tune a backbone.", allow_abbrev=False)
     parser.add_argument("--config", action="config", help="a YAML file of settings; later ones win")
     parser.add_class_arguments(Tuning)
@@ -162,7 +162,7 @@ def parser(recipe: str = "mae") -> Parser:
 
 
 def parse(arguments: Sequence[str] | None = None) -> tuple[Tuning, str]:
-    """The run's configuration, and the same as YAML."""
+    """The settings of a command line, and the same as YAML."""
     arguments = sys.argv[1:] if arguments is None else arguments
     arguments = shortened(flagged(arguments))
     recipe = parser().parse_args(arguments).recipe
@@ -173,7 +173,7 @@ def parse(arguments: Sequence[str] | None = None) -> tuple[Tuning, str]:
 
 
 def check(config: Tuning) -> None:
-    """What no type says: one line for settings that contradict each other."""
+    """One line for settings that contradict each other, which their types cannot say."""
     low, high = config.augment.crop_scale
     if not 0 < low <= high:
         raise UserError(f"augment.crop_scale={low}, {high}: give the least share of the area first, above 0.")
