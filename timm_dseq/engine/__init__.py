@@ -1,1 +1,1 @@
-"""The method, one file a step: saliency → regions → plans → packing → predictor → loss. It knows no Hub and no files."""
+"""The method, one file a step: saliency → regions → plans → packing → predictor → loss. It knows neither Hub nor files."""
