@@ -1,7 +1,7 @@
-"""Many results → one Markdown table for each data set and protocol, with the paper's rows: `train/table.py FILE…`.
+"""Files of results → one Markdown table for each data set and protocol: `train/table.py FILE…`.
 
-Of results that differ in their time only the newest is shown. Protocols that end in -cached are not the published ones,
-so they stand in tables of their own, without the paper's rows; so do subsets.
+Of results of the same model, data and settings only the newest is shown. The paper's results join those of the same
+data set and protocol; protocols that end in -cached and subsets are not the paper's, and have tables of their own.
 """
 
 import sys
@@ -28,7 +28,7 @@ COLUMNS = ("model", "size", "features", "top-1 %", "95 % interval", "seeds", "ch
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Print the tables of the files named."""
+    """Print the tables; returns the exit code: 0 done, 1 something the message names is wrong, 2 no file was given."""
     files = sys.argv[1:] if arguments is None else arguments
     if not files or {"-h", "--help"} & set(files):
         print("usage: table.py RESULTS.jsonl [MORE.jsonl …]")
@@ -42,10 +42,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def tables(records: list[dict[str, Any]]) -> str:
-    """Markdown."""
-    groups: dict[tuple, dict[tuple, dict]] = {}
-    for record in records:  # later ones replace earlier ones
-        place = (
+    """Markdown: a table for each data set, subset, split and protocol, a row for each model and choice of settings."""
+    groups: dict[tuple, dict[tuple, dict]] = {}  # what a table is of → what a row is of → its newest record
+    for record in records:
+        table = (
             record["data"],
             record["label"],
             record["train"]["split"],
@@ -57,40 +57,40 @@ def tables(records: list[dict[str, Any]]) -> str:
         )
         row = (record["model"], record["weights"], *record["img_size"], record["view"], results.chosen(record))
         row += tuple(record["seeds"])
-        groups.setdefault(place, {})[row] = record
+        groups.setdefault(table, {})[row] = record
     parts = []
-    for place in sorted(groups, key=str):
-        found = sorted(groups[place].values(), key=lambda record: -record["accuracy"])
-        parts.append("\n".join([_title(found), "", *_lines(found)]))
+    for table in sorted(groups, key=str):
+        rows = sorted(groups[table].values(), key=lambda record: -record["accuracy"])
+        parts.append("\n".join([_title(rows[0]), "", *_lines(rows)]))
     return "\n\n".join(parts)
 
 
-def _title(found: list[dict[str, Any]]) -> str:
-    first = found[0]
-    train, test = first["train"], first["test"]
+def _title(record: dict[str, Any]) -> str:
+    """What the table of this record is of."""
+    train, test = record["train"], record["test"]
     subset = f" ({train['subset']})" if train["subset"] else ""
     title = (
-        f"### {first['data']}, {first['protocol']}\n\n{first['classes']} classes ({first['label']}); learnt from "
+        f"### {record['data']}, {record['protocol']}\n\n{record['classes']} classes ({record['label']}); learnt from "
         f"{train['images']:,} images of {train['split']}{subset}, tested on {test['images']:,} of {test['split']}"
     )
-    twice = first["duplicates"]["train_test"]
-    return title + (f"; {twice} test images are also in the training images, pixel for pixel." if twice else ".")
+    shared = record["duplicates"]["train_test"]
+    return title + (f"; {shared} test images are also in the training images, pixel for pixel." if shared else ".")
 
 
-def _lines(found: list[dict[str, Any]]) -> list[str]:
-    rows = [_row(record) for record in found] + _paper(found[0])
+def _lines(records: list[dict[str, Any]]) -> list[str]:
+    rows = [_row(record) for record in records] + _paper(records[0])
     return [_line(COLUMNS), _line(["---"] * len(COLUMNS)), *map(_line, rows)]
 
 
 def _row(record: dict[str, Any]) -> list[str]:
     low, high = record["interval"]
-    spread = "" if record["std"] is None else f" ± {record['std']:.2f}"
+    deviation = "" if record["std"] is None else f" ± {record['std']:.2f}"
     size = "×".join(str(side) for side in dict.fromkeys(record["img_size"]))
     return [
         f"{record['model']} ({record['parameters'] / 1e6:.1f} M)",
         size,
         record["view"],
-        f"{record['accuracy']:.2f}{spread}",
+        f"{record['accuracy']:.2f}{deviation}",
         f"{low:.2f}–{high:.2f}",
         str(len(record["each"])),
         results.chosen(record),
@@ -100,10 +100,10 @@ def _row(record: dict[str, Any]) -> list[str]:
 def _paper(record: dict[str, Any]) -> list[list[str]]:
     """The paper's results for the same data set and protocol."""
     alias = record["data"].partition(":")[0]
-    place = (SAME_DATA.get(alias, alias), record["protocol"])
-    if record["train"]["subset"] or place not in TASKS.values():
+    which = (SAME_DATA.get(alias, alias), record["protocol"])
+    if record["train"]["subset"] or which not in TASKS.values():
         return []
-    task = next(task for task, other in TASKS.items() if other == place)
+    task = next(task for task, other in TASKS.items() if other == which)
     rows = []
     for architecture, tasks in paper.RESULTS.items():
         size = "448" if architecture.endswith("448") else "224"
