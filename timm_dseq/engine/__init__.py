@@ -1,1 +1,1 @@
-"""The method, one file a step: saliency → regions → plans → packing → predictor → loss. It knows neither Hub nor files."""
+"""The method, one file a step: saliency → regions → plans → packing → predictor → loss. It knows no Hub, no files."""

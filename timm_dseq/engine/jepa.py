@@ -16,7 +16,7 @@ from .packing import pack_contexts
 from .plans import Plan
 from .predictor import Predictor
 from .regions import Regions, check_options, rank_regions
-from .saliency import TRAINING_QUERIES, check_query, saliency_from_tokens
+from .saliency import check_query, saliency_from_tokens
 from .target_blocks import Blocks
 from .terms import TERMS, check_terms
 from .vit import block_index, check_packable, embed, final_norm, full_precision, grid_of, prepare_encoder, run_blocks
@@ -74,9 +74,7 @@ class DSeqJEPA(nn.Module):
             raise UserError("img_size is for an encoder given by name: this one has its size already")
         check_packable(encoder)
         if objective != "ijepa":
-            check_query(encoder, query)
-            if query not in TRAINING_QUERIES:
-                raise UserError(f"query={query!r} is for analysis: pretrain with one of {', '.join(TRAINING_QUERIES)}")
+            check_query(encoder, query, training=True)
         self.objective, self.loss, self.flat = objective, loss, flat
         self.query, self.saliency_block = query, block_index(encoder, block)
         prepare_encoder(encoder, keep_weights=pretrained)

@@ -1,7 +1,11 @@
 """WHERE: the tokens of a ViT after one transformer block (B, prefix + h·w, D) → saliency maps (B, h, w) in [0, 1].
 
-Saliency is the similarity of a query to every patch, min-max normalised per image.
+Saliency is the similarity of a query to every patch, min-max normalised per image. `QUERIES`, at the end of this file,
+lists all queries; a new one is a function here and a line there.
 """
+
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from timm.layers import Attention
@@ -10,18 +14,34 @@ from timm.models import VisionTransformer
 from ..errors import UserError
 from .vit import block_index, check_plain, embed, final_norm, full_precision, grid_of
 
-QUERIES = ("cls_param", "cls_out", "attention", "norm", "ncut")
-TRAINING_QUERIES = ("cls_param", "cls_out", "norm")
-_NEED_CLASS_TOKEN = ("cls_param", "cls_out", "attention")
+
+@dataclass(frozen=True)
+class Query:
+    """A way to score patches: score(model, tokens (B, prefix + n, D), index of the block) → (B, n), salient ones high.
+
+    The tokens are those that the transformer block returns, or receives, without the final norm.
+    """
+
+    score: Callable[[VisionTransformer, torch.Tensor, int], torch.Tensor]
+    needs_class_token: bool = False
+    for_training: bool = True  # False: for analysis only, since it is slow or makes the host wait for the device
+    reads_input: bool = False  # whether it reads the tokens that the block receives
 
 
-def check_query(model: VisionTransformer, query: str) -> None:
-    """One line for a model that is no plain ViT, or a query that does not exist or that this model cannot answer."""
+def check_query(model: VisionTransformer, query: str, training: bool = False) -> None:
+    """One line for a model that is no plain ViT, or a query that does not exist or that this model cannot answer.
+
+    training: whether queries for analysis are refused, too.
+    """
     check_plain(model)
     if query not in QUERIES:
         raise UserError(f"query={query!r} is unknown: choose one of {', '.join(QUERIES)}")
-    if query in _NEED_CLASS_TOKEN and model.cls_token is None:
-        raise UserError(f"query={query!r} needs a class token, which this ViT lacks: use query='norm' or query='ncut'")
+    if QUERIES[query].needs_class_token and model.cls_token is None:
+        others = " or ".join(f"query={name!r}" for name, other in QUERIES.items() if not other.needs_class_token)
+        raise UserError(f"query={query!r} needs a class token, which this ViT lacks: use {others}")
+    if training and not QUERIES[query].for_training:
+        others = ", ".join(name for name, other in QUERIES.items() if other.for_training)
+        raise UserError(f"query={query!r} is for analysis: pretrain with one of {others}")
 
 
 @torch.no_grad()
@@ -32,7 +52,7 @@ def saliency_map(
     check_query(model, query)
     index = block_index(model, block)
     tokens = embed(model, images)
-    for layer in model.blocks[: index if query == "attention" else index + 1]:
+    for layer in model.blocks[: index if QUERIES[query].reads_input else index + 1]:
         tokens = layer(tokens)
     return saliency_from_tokens(model, tokens, query, block, grid_of(model, images))
 
@@ -45,28 +65,26 @@ def saliency_from_tokens(
     block: int | float = 11 / 12,
     grid: tuple[int, int] | None = None,
 ) -> torch.Tensor:
-    """Saliency from the tokens that a transformer block returned (for `attention`: that it receives): (B, h, w).
+    """Saliency from the tokens that a transformer block returned (`attention`: those that it receives): (B, h, w).
 
     tokens (B, prefix + h·w, D): without the final norm. grid (h, w): by default that of the model's own image size.
     """
     check_query(model, query)
     with torch.autocast(tokens.device.type, enabled=False):
-        if query == "norm":
-            saliency = full_precision(tokens)[:, model.num_prefix_tokens :].norm(dim=-1)
-        elif query == "attention":
-            saliency = _class_attention(model, tokens, block_index(model, block))
-        elif query == "ncut":
-            saliency = _second_eigenvector(_normed(model, tokens)[:, model.num_prefix_tokens :])
-        else:
-            saliency = _similarity(model, tokens, query)
+        scores = QUERIES[query].score(model, tokens, block_index(model, block))
     h, w = grid or model.patch_embed.grid_size
-    return min_max(saliency).view(-1, h, w)
+    return min_max(scores).view(-1, h, w)
 
 
 def min_max(saliency: torch.Tensor) -> torch.Tensor:
     """Each map (B, n) stretched to [0, 1]: (B, n). A constant map becomes 0 everywhere."""
     low, high = saliency.aminmax(dim=1, keepdim=True)
     return (saliency - low) / torch.where(high == low, torch.ones_like(low), high - low)
+
+
+def _patches(model: VisionTransformer, tokens: torch.Tensor) -> torch.Tensor:
+    """The patch tokens of all tokens (B, prefix + n, D): (B, n, D)."""
+    return tokens[:, model.num_prefix_tokens :]
 
 
 def _normed(model: VisionTransformer, tokens: torch.Tensor) -> torch.Tensor:
@@ -76,12 +94,26 @@ def _normed(model: VisionTransformer, tokens: torch.Tensor) -> torch.Tensor:
     return full_precision(norm(tokens.to(dtype)))
 
 
-def _similarity(model: VisionTransformer, tokens: torch.Tensor, query: str) -> torch.Tensor:
-    """Class token · patches / √D, on the normed tokens: (B, n)."""
+def _class_similarity(model: VisionTransformer, normed: torch.Tensor, query: torch.Tensor) -> torch.Tensor:
+    """query (B, D) · patches / √D, of normed tokens (B, prefix + n, D): (B, n)."""
+    return torch.einsum("bnd,bd->bn", _patches(model, normed), query) / normed.shape[-1] ** 0.5
+
+
+def _class_parameter(model: VisionTransformer, tokens: torch.Tensor, _index: int) -> torch.Tensor:
+    """The paper's query: the class token as it enters the model, a parameter."""
     normed = _normed(model, tokens)
-    patches = normed[:, model.num_prefix_tokens :]
-    token = normed[:, 0] if query == "cls_out" else model.cls_token[:, 0].to(normed.dtype).expand(len(normed), -1)
-    return torch.einsum("bnd,bd->bn", patches, token) / tokens.shape[-1] ** 0.5
+    return _class_similarity(model, normed, model.cls_token[:, 0].to(normed.dtype).expand(len(normed), -1))
+
+
+def _class_output(model: VisionTransformer, tokens: torch.Tensor, _index: int) -> torch.Tensor:
+    """The class token as it leaves the transformer block."""
+    normed = _normed(model, tokens)
+    return _class_similarity(model, normed, normed[:, 0])
+
+
+def _patch_norm(model: VisionTransformer, tokens: torch.Tensor, _index: int) -> torch.Tensor:
+    """The length of every patch token, without the final norm."""
+    return _patches(model, full_precision(tokens)).norm(dim=-1)
 
 
 def _class_attention(model: VisionTransformer, tokens: torch.Tensor, index: int) -> torch.Tensor:
@@ -97,6 +129,11 @@ def _class_attention(model: VisionTransformer, tokens: torch.Tensor, index: int)
     return weights.mean(1)[:, model.num_prefix_tokens :]
 
 
+def _normalised_cut(model: VisionTransformer, tokens: torch.Tensor, _index: int) -> torch.Tensor:
+    """TokenCut on the normed patch tokens."""
+    return _second_eigenvector(_patches(model, _normed(model, tokens)))
+
+
 def _second_eigenvector(patches: torch.Tensor, threshold: float = 0.2, weak: float = 1e-5) -> torch.Tensor:
     """TokenCut: the second-smallest solution of (D − A) x = λ D x, its strongest patch positive: (B, n, D) → (B, n).
 
@@ -110,3 +147,12 @@ def _second_eigenvector(patches: torch.Tensor, threshold: float = 0.2, weak: flo
     second = torch.linalg.eigh(laplacian).eigenvectors[:, :, 1] * scale
     strongest = second.gather(1, second.abs().argmax(1, keepdim=True))
     return (second * strongest.sign()).to(patches)
+
+
+QUERIES: dict[str, Query] = {
+    "cls_param": Query(_class_parameter, needs_class_token=True),
+    "cls_out": Query(_class_output, needs_class_token=True),
+    "attention": Query(_class_attention, needs_class_token=True, for_training=False, reads_input=True),
+    "norm": Query(_patch_norm),
+    "ncut": Query(_normalised_cut, for_training=False),
+}

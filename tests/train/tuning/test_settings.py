@@ -59,7 +59,9 @@ def test_a_dry_run_is_asked_for_in_any_form(words):
 
 
 def test_a_batch_larger_than_the_data_set_is_refused():
-    with pytest.raises(UserError, match=r"optim\.batch_size=1024 is more than the 30 images of the data set: give less"):
+    with pytest.raises(
+        UserError, match=r"optim\.batch_size=1024 is more than the 30 images of the data set: give less"
+    ):
         Length.of(parse(GIVEN)[0].optim, 30, 1)
 
 
