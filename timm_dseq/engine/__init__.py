@@ -1,1 +1,4 @@
-"""The method, one file a step: saliency → regions → plans → packing → predictor → loss. It knows no Hub, no files."""
+"""The method, one file a step: saliency → regions → plans → packing → predictor → loss.
+
+The engine knows neither the Hub nor files, and nothing of training.
+"""
