@@ -41,10 +41,10 @@ class Source:
     def __len__(self) -> int:
         return len(self.rows)
 
-    def read(self, index: int, read: Callable[[Any], Read]) -> Read:
-        """An image as a function of data/images.py gives it; its UnreadableImage names the image."""
+    def read(self, index: int, reader: Callable[[Any], Read]) -> Read:
+        """An image as the reader, a function of data/images.py or made of them, gives it; UnreadableImage names it."""
         try:
-            return read(self.rows[index][self.image])
+            return reader(self.rows[index][self.image])
         except UnreadableImage as error:
             raise UnreadableImage(f"{self.where(index)}: {error}") from error
 
