@@ -92,7 +92,7 @@ def test_a_collapse_is_called_one_in_words(found, says):
 
 
 @pytest.mark.xdist_group("runs")
-def test_a_run_is_watched_and_reported(tmp_path):
+def test_a_run_is_watched_and_reported(tmp_path, monkeypatch):
     output = tmp_path / "run"
     code, said = train(output, watch__pictures_every=10, watch__pictures=3)
     assert code == 0, said
@@ -112,6 +112,8 @@ def test_a_run_is_watched_and_reported(tmp_path):
     probes = page[page.index("Probes of the target encoder") :]
     assert ">step 0</text>" in probes[: probes.index("</figure>")]
     assert not re.search(r"(src|href)=\"(?!data:)", page)  # it needs nothing else
+    monkeypatch.chdir(output)
+    assert "<h1>run</h1>" in write_report(Path()).read_text()
 
 
 @pytest.mark.xdist_group("runs")

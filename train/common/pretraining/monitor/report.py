@@ -69,7 +69,7 @@ def write_report(output: Path) -> Path:
     )
     regions = _histogram(lines) + _pictures(output)
     page = _PAGE.format(
-        name=html.escape(output.name),
+        name=html.escape(output.resolve().name),
         summary=summary,
         warning=warning,
         regions=f"<h2>Regions</h2>{regions}" if regions else "",
