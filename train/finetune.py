@@ -16,24 +16,24 @@ from pathlib import Path
 import numpy as np
 import torch
 from accelerate import Accelerator
-from common.system import launch, machine
-from common.run import results
-from common.tuning.augment import AugmentedImages, training_transform
-from common.tuning.classifier import describe
 from common.data.digests import digests_of, duplicates
-from common.tuning.export import SeedResult, export
-from common.tuning.log import TuningLog
-from common.run.resume import RunCheckpoints
-from common.labels.labelled import Labelled, open_labelled
-from common.tuning.training import Batch, ClassifierTraining
-from common.run.length import TIMED, WARM, Length
 from common.data.order import DistributedBatchSampler
 from common.data.unreadable import batches_of_all
-from common.system.screen import Screen
+from common.labels.labelled import Labelled, open_labelled
+from common.run import results
+from common.run.length import TIMED, WARM, Length
+from common.run.resume import RunCheckpoints
 from common.run.schedules import warmup_cosine
-from common.tuning.evaluation import correct_answers
+from common.system import launch, machine
+from common.system.screen import Screen
 from common.system.signals import STOPPED, Stop
+from common.tuning.augment import AugmentedImages, training_transform
+from common.tuning.classifier import describe
+from common.tuning.evaluation import correct_answers
+from common.tuning.export import SeedResult, export
+from common.tuning.log import TuningLog
 from common.tuning.settings import FREE, Tuning, parse
+from common.tuning.training import Batch, ClassifierTraining
 
 from timm_dseq import UserError
 from timm_dseq.hub.load import data_config, load_backbone

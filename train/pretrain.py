@@ -9,23 +9,23 @@ import common.system.environment  # noqa: F401, I001  # before torch is loaded
 
 import sys
 
-from common.system import launch
-from common.pretraining import schedule
-from common.pretraining.settings import ADDED, AUTOMATIC, FREE, Config, parse
 from common.data.source import open_source
+from common.data.stream import images_in
+from common.pretraining import schedule
+from common.pretraining.batches import open_batches
 from common.pretraining.dry_run import dry_run
 from common.pretraining.export import check_exportable, export
-from common.run.resume import Progress, RunCheckpoints
-from common.run.length import Length
-from common.pretraining.batches import open_batches
-from common.pretraining.model import build
-from common.pretraining.precision import choose_precision
 from common.pretraining.log import PretrainingLog, available
+from common.pretraining.model import build
+from common.pretraining.monitor.monitor import Monitor
+from common.pretraining.precision import choose_precision
+from common.pretraining.settings import ADDED, AUTOMATIC, FREE, Config, parse
+from common.pretraining.training import Training
+from common.run.length import Length
+from common.run.resume import Progress, RunCheckpoints
+from common.system import launch
 from common.system.screen import Screen
 from common.system.signals import STOPPED, Interrupted, Stop, interruptible
-from common.data.stream import images_in
-from common.pretraining.training import Training
-from common.pretraining.monitor.monitor import Monitor
 
 from timm_dseq import UserError
 

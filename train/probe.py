@@ -8,17 +8,17 @@ import common.system.environment  # noqa: F401, I001  # before torch is loaded
 
 import sys
 
-from common.system import launch
-from common.run import results
 from common.data.digests import data_digest, weights_digest
+from common.labels.labelled import open_full, subset_rows
 from common.probing.answers import key_of
 from common.probing.features import FrozenBackbone
 from common.probing.knn import knn
-from common.labels.labelled import open_full, subset_rows
-from common.probing.train_heads import VTAB, head_probe, vtab
 from common.probing.logistic import logistic
-from common.probing.settings import Probe, parse
 from common.probing.probe_run import ProbeResult, ProbeRun
+from common.probing.settings import Probe, parse
+from common.probing.train_heads import VTAB, head_probe, vtab
+from common.run import results
+from common.system import launch
 
 from timm_dseq import UserError
 from timm_dseq.hub.load import data_config, load_backbone
