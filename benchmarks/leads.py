@@ -163,7 +163,7 @@ def projector(width: int, hidden: int = 1024, out: int = 64) -> nn.Sequential:
     return nn.Sequential(*layers, nn.Linear(hidden, out))
 
 
-def info_nce(views: torch.Tensor, count_global: int, temperature: float = 0.2) -> torch.Tensor:
+def info_nce(views: torch.Tensor, count_global: int, temperature: float) -> torch.Tensor:
     """Each view (V, B, P) finds the mean of the global ones (but itself) among those of other images, and is found."""
     views = F.normalize(views, dim=-1)
     loss, own = torch.zeros(()), torch.arange(views.shape[1])
@@ -193,10 +193,12 @@ def visreg(z: torch.Tensor, directions: torch.Tensor) -> torch.Tensor:
     return mean.square().mean() + (1 - std).square().mean() + (x - quantiles[:, None]).square().mean()
 
 
-def loss_of(views: torch.Tensor, count_global: int, kind: str, factor: float, generator) -> torch.Tensor:
+def loss_of(
+    views: torch.Tensor, count_global: int, kind: str, factor: float, temperature: float, generator: torch.Generator
+) -> torch.Tensor:
     """Of projected views (V, B, P), the global ones first."""
     if kind == "nce":
-        return info_nce(views, count_global)
+        return info_nce(views, count_global, temperature)
     compared = views if count_global > 1 else views[1:]
     invariance = (compared - views[:count_global].mean(0)).square().mean()
     directions = F.normalize(torch.randn(views.shape[2], 256, generator=generator), dim=0)
@@ -241,6 +243,7 @@ def main() -> None:
     parser.add_argument("--views", default="4x128@.15-1k16")
     parser.add_argument("--loss", choices=["nce", "sigreg", "visreg"], default="nce")
     parser.add_argument("--factor", type=float, default=0.02, help="of SIGReg or VISReg, 1 - factor of invariance")
+    parser.add_argument("--temperature", type=float, default=0.2, help="of InfoNCE")
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--ema", type=float, default=0.97, help="of the weights that are judged, at its end")
@@ -295,7 +298,9 @@ def main() -> None:
             pooled = torch.cat([tokens[:, 1:].float().mean(1), tokens[:, 0].float()], 1)
             with torch.autocast("cpu", torch.bfloat16):  # the statistics of each view by itself
                 projected += [model["projector"](view).float() for view in pooled.chunk(count)]
-        loss = loss_of(torch.stack(projected), groups[0][0], options.loss, options.factor, generator)
+        loss = loss_of(
+            torch.stack(projected), groups[0][0], options.loss, options.factor, options.temperature, generator
+        )
         for part in optimizer.param_groups:
             part["lr"] = options.lr * min(1.0, (done["step"] + 1) / 20)
         loss.backward()

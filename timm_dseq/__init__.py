@@ -7,6 +7,7 @@ from .engine.predictor import Predictor
 from .engine.regions import Regions, rank_regions
 from .engine.saliency import saliency_from_tokens, saliency_map
 from .engine.target_blocks import Blocks, block_masks
+from .engine.views.windows import view_windows
 from .errors import UserError
 
 __version__ = "0.1.0"
@@ -24,4 +25,5 @@ __all__ = [
     "rank_regions",
     "saliency_from_tokens",
     "saliency_map",
+    "view_windows",
 ]

@@ -11,15 +11,20 @@ from torch.distributed.tensor import DTensor
 from torch.multiprocessing import spawn
 from torch.nn.parallel import DistributedDataParallel
 
+from timm_dseq import view_windows
 from timm_dseq.engine.terms.vicreg import Contrastive
+from timm_dseq.engine.views.windows import cut
 
 from ..tiny import batch, jepa
 
+VIEWS = 2
 SETTINGS = {
     "dseq": {"objective": "dseq"},
     "by step": {"objective": "dseq", "loss": "step"},
     "causal": {"objective": "dseq_causal"},
     "contrastive": {"objective": "dseq", "contrastive": True},
+    "views": {"objective": "views", "views": VIEWS},
+    "dseq and views": {"objective": "dseq", "views": VIEWS, "views_factor": 0.5},
 }
 IMAGES = 6
 
@@ -35,8 +40,14 @@ def model_of(setting):
 def one_step(call, model, part):
     """A step on some of the images: the loss of all, what every parameter learned, and the target after its update."""
     images, coins, blocks = batch(IMAGES, dtype=torch.float64)
+    inputs = {"images": images[part], "use_regions": coins[part], "blocks": blocks[part]} if model.predicts else {}
+    if model.views:
+        windows = view_windows((6, 6), torch.arange(IMAGES * VIEWS), 0.25)
+        pixels = cut(images.repeat_interleave(VIEWS, 0), windows, (6, 6))
+        inputs |= {"pixels": pixels.unflatten(0, (-1, VIEWS))[part].flatten(0, 1)}
+        inputs |= {"windows": windows.unflatten(0, (-1, VIEWS))[part].flatten(0, 1)}
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
-    loss, count, _ = call(images[part], coins[part], blocks[part])
+    loss, count, _ = call(**inputs)
     loss.backward()
     both = torch.stack([loss.detach(), torch.tensor(float(count))])
     processes = dist.get_world_size() if dist.is_initialized() else 1

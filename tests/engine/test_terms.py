@@ -44,9 +44,9 @@ def test_contrastive_is_short_for_the_term_with_factor_1():
     )
     assert torch.equal(mean_loss(short, *INPUTS), mean_loss(long, *INPUTS))
     check_loss(twice, INPUTS, 1e-10)
-    facts = [model(*INPUTS)[2] for model in (short, twice)]
-    assert facts[1]["contrastive_loss"] == 2 * facts[0]["contrastive_loss"] > 0
-    assert facts[1]["prediction_loss"] == facts[0]["prediction_loss"]
+    losses = [model(*INPUTS)[2]["losses"] for model in (short, twice)]
+    assert losses[1]["contrastive"] == 2 * losses[0]["contrastive"] > 0
+    assert losses[1]["prediction"] == losses[0]["prediction"]
 
 
 def test_checkpoints_hold_a_term_under_its_name():
@@ -60,8 +60,8 @@ def test_a_new_term_is_a_class_and_a_line_in_the_dict(monkeypatch):
     plain.load_state_dict(model.state_dict(), strict=False)
     loss, count, facts = model(*INPUTS)
     before = mean_loss(plain, *INPUTS)
-    assert facts["length_loss"] > 0 and facts["prediction_loss"].item() == pytest.approx(before.item())
-    assert (loss / count).item() == pytest.approx((before + facts["length_loss"]).item())
+    assert facts["losses"]["length"] > 0 and facts["losses"]["prediction"].item() == pytest.approx(before.item())
+    assert (loss / count).item() == pytest.approx((before + facts["losses"]["length"]).item())
     ours, theirs = gradients(model, loss), gradients(plain, before * count)
     assert ours["length.scale"].abs().max() > 0
     assert all((ours[name] - theirs[name]).abs().max() > 0 for name in theirs if "predictor.project" in name)

@@ -60,10 +60,10 @@ class Choice:
             h, w = self.blocks.context.shape[1:]
             raise UserError(f"nothing to predict: a grid of {h}×{w} patches is too small for blocks; use larger images")
         facts = {"region_share": on_regions.float().mean().item(), "fetched": self._numbers.get("fetched")}
-        return plan, {**facts, **_region_facts(area)}
+        return plan, {**facts, **region_facts(area)}
 
 
-def _region_facts(area: torch.Tensor | None) -> dict:
+def region_facts(area: torch.Tensor | None) -> dict:
     """Regions without the remainder: mean per image, images with 0, 1, …; mean share of the image of each region.
 
     area (B, N): patches of each region, on the host.

@@ -10,8 +10,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from ..errors import UserError
-from .curriculum import Choice
-from .loss import MEANS, batch_loss
+from ..host import Fetch
+from .curriculum import Choice, region_facts
+from .loss import MEANS, batch_loss, by_step
 from .packing import pack_contexts
 from .plans import Plan
 from .predictor import Predictor
@@ -19,9 +20,11 @@ from .regions import Regions, check_options, rank_regions
 from .saliency import check_query, saliency_from_tokens
 from .target_blocks import Blocks
 from .terms import TERMS, check_terms
+from .views.recognition import Recognition
+from .views.windows import encode_windows, pooled_width
 from .vit import block_index, check_packable, embed, final_norm, full_precision, grid_of, prepare_encoder, run_blocks
 
-OBJECTIVES = ("dseq", "dseq_causal", "ijepa")
+OBJECTIVES = ("dseq", "dseq_causal", "ijepa", "views")
 
 
 class DSeqJEPA(nn.Module):
@@ -32,6 +35,8 @@ class DSeqJEPA(nn.Module):
     `saliency_map`, num_regions to stop_after those of `rank_regions`; flat=True predicts every region from R_1 alone.
     loss: the mean over target tokens ("token"), or over predictions of the mean over each one's tokens ("step").
     terms: losses to add, name → factor; contrastive=True is short for terms={"contrastive": 1.0}.
+    views: crops of each image that have to recognise one another, each by a few windows of patches (0: none);
+    objective="views" is that alone, with others it is added times views_factor. temperature: of its InfoNCE.
     """
 
     def __init__(
@@ -52,6 +57,9 @@ class DSeqJEPA(nn.Module):
         loss: str = "token",
         contrastive: bool = False,
         terms: dict[str, float] | None = None,
+        views: int = 0,
+        views_factor: float = 1.0,
+        temperature: float = 0.2,
         predictor_width: int = 384,
         predictor_depth: int | None = None,
     ) -> None:
@@ -62,6 +70,8 @@ class DSeqJEPA(nn.Module):
             raise UserError(f"loss={loss!r} is unknown: choose 'token' or 'step'")
         if flat and objective == "dseq_causal":
             raise UserError("flat=True and objective='dseq_causal' exclude each other: use objective='dseq'")
+        if views == 1 or (objective == "views" and not views):
+            raise UserError(f"views={views}: an image has to be recognised in at least two views")
         self.region_options = {"num_regions": num_regions, "min_area": min_area, "order": order}
         self.region_options |= {"regions": regions, "stop_after": stop_after}
         check_options(**self.region_options)
@@ -73,7 +83,7 @@ class DSeqJEPA(nn.Module):
         elif img_size is not None:
             raise UserError("img_size is for an encoder given by name: this one has its size already")
         check_packable(encoder)
-        if objective != "ijepa":
+        if objective.startswith("dseq"):
             check_query(encoder, query, training=True)
         self.objective, self.loss, self.flat = objective, loss, flat
         self.query, self.saliency_block = query, block_index(encoder, block)
@@ -86,7 +96,20 @@ class DSeqJEPA(nn.Module):
         self.terms = terms
         for name in terms:  # a module of this name, as it is in checkpoints
             self.add_module(name, TERMS[name](encoder.embed_dim))
+        self.predictor.requires_grad_(objective != "views")  # DDP waits for the gradient of what has one
+        self.views, self.views_factor = views, views_factor
+        self.recognition = Recognition(pooled_width(encoder), views, temperature) if views else None
         self.varlen = False  # of the student's pass; see Predictor.varlen
+
+    @property
+    def with_regions(self) -> bool:
+        """Whether images are divided into regions."""
+        return self.objective.startswith("dseq")
+
+    @property
+    def predicts(self) -> bool:
+        """Whether latents are predicted; otherwise views alone are trained."""
+        return self.objective != "views"
 
     def train(self, mode: bool = True) -> "DSeqJEPA":
         """As of any module, but the target stays in evaluation mode."""
@@ -112,10 +135,12 @@ class DSeqJEPA(nn.Module):
     @torch.compiler.disable  # torch.compile(model) would make a new graph of every batch's sizes
     def forward(
         self,
-        images: torch.Tensor,
+        images: torch.Tensor | None = None,
         use_regions: torch.Tensor | None = None,
         blocks: Blocks | None = None,
         plan: Plan | None = None,
+        pixels: torch.Tensor | None = None,
+        windows: torch.Tensor | None = None,
         target_only: bool = False,
         fetch: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, int, dict] | tuple[torch.Tensor, torch.Tensor] | torch.Tensor:
@@ -127,6 +152,9 @@ class DSeqJEPA(nn.Module):
         for images whose coin is False, or whose map has no region. fetch: numbers on the device that the caller wants
         on the host; they come as facts["fetched"], in the step's only copy from the device.
 
+        pixels (B·V, C, K·p, q) and windows (B·V, K): the patches of each view, by `view_windows` and `cut`, the V views
+        of an image side by side. Where views alone are trained, images are not needed.
+
         With a plan it returns `predict`, with target_only `features_and_saliency`: DDP and FSDP2 wrap no other method.
         """
         if plan is not None:
@@ -134,6 +162,10 @@ class DSeqJEPA(nn.Module):
         if target_only:
             tokens = self._begin_target(images)
             return self._end_target(tokens), self._saliency(images, tokens)
+        recognised, seen = self._recognised(pixels, windows)
+        if not self.predicts:
+            count = len(windows) // self.views
+            return recognised * count, count, {**self._nothing_predicted(recognised, fetch), **seen}
         if blocks is None or len(blocks) != len(images):
             raise UserError("blocks are missing: give one for each image, by block_masks(grid, seeds)")
         tokens = self._begin_target(images)
@@ -145,7 +177,10 @@ class DSeqJEPA(nn.Module):
         terms = {name: (factor, getattr(self, name)) for name, factor in self.terms.items()}
         with torch.autocast(images.device.type, enabled=False):
             loss, count, losses = batch_loss(full_precision(predictions), latents, plan, steps, self.loss, terms)
-        return loss, count, {**facts, **losses, **work}
+        if self.views:
+            loss = loss + count * self.views_factor * recognised
+            losses["losses"]["views"] = self.views_factor * recognised.detach()
+        return loss, count, {**facts, **losses, **work, **seen}
 
     def predict(self, images: torch.Tensor, plan: Plan) -> torch.Tensor:
         """The student's differentiable predictions, in the order of `plan.targets.nonzero()`: (T, D)."""
@@ -183,7 +218,7 @@ class DSeqJEPA(nn.Module):
 
     def _regions(self, images: torch.Tensor, tokens: torch.Tensor, blocks: Blocks) -> Regions | None:
         """Ranked regions of a batch; None where the objective has none."""
-        if self.objective == "ijepa":
+        if not self.with_regions:
             return None
         return rank_regions(self._saliency(images, tokens), seeds=blocks.seeds, **self.region_options)
 
@@ -195,3 +230,30 @@ class DSeqJEPA(nn.Module):
         encoded = final_norm(model)(rows).flatten(0, 1)
         predictions, predictor_layout = self.predictor(encoded, slots, plan)
         return predictions, {**layout.facts("encoder"), **predictor_layout.facts("predictor")}
+
+    def _recognised(
+        self, pixels: torch.Tensor | None, windows: torch.Tensor | None
+    ) -> tuple[torch.Tensor | None, dict]:
+        """The mean loss of the views, (), None without views; and how much the student computed for it."""
+        if not self.views:
+            return None, {"view_tokens": 0, "view_pairs": 0}
+        if windows is None or pixels is None or len(windows) % self.views:
+            raise UserError("views are missing: give the pixels and windows of each, by view_windows and cut")
+        loss = self.recognition(encode_windows(self.student, pixels, windows))
+        length = self.student.num_prefix_tokens + windows.shape[1]
+        tokens = len(windows) * length
+        return loss, {"view_tokens": tokens, "view_pairs": tokens * length}
+
+    def _nothing_predicted(self, recognised: torch.Tensor, fetch: torch.Tensor | None) -> dict:
+        """The facts of a batch of which only the views are trained."""
+        parts = [f"{part}_{fact}" for part in ("encoder", "predictor") for fact in ("tokens", "pairs", "fill")]
+        facts = dict.fromkeys(["target_tokens", *parts], 0)
+        none = recognised.detach().new_zeros(0)
+        return {
+            **facts,
+            **region_facts(None),
+            **by_step(none, none.long(), self.region_options["num_regions"] - 1),
+            "region_share": 0.0,
+            "losses": {"views": recognised.detach()},
+            "fetched": None if fetch is None else Fetch(fetch).read()[0],
+        }

@@ -23,7 +23,8 @@ def batch_loss(
     """The loss of predictions (T, D), in the order of `plan.targets.nonzero()`, to latents (B, N, D).
 
     Returns a sum, (), its count, and facts. mean: with "token" the sum is over target tokens, with "step" over
-    predictions, each the mean over its tokens. steps: K, the most that an image can have.
+    predictions, each the mean over its tokens. steps: K, the most that an image can have. The facts' "losses" are the
+    means that the loss is made of.
     """
     sizes = to_device(plan.sizes[2], latents.device)  # (P,)
     owner, targets = target_tokens(latents, plan)
@@ -33,14 +34,14 @@ def batch_loss(
     else:
         loss, count = (error * sizes.to(error.dtype).reciprocal().index_select(0, owner)).sum(), len(sizes)
     facts = {"target_tokens": len(error), **by_step(error.detach(), plan.step.index_select(0, owner), steps)}
+    losses = {"prediction": loss.detach() / count}
     if terms:
-        facts["prediction_loss"] = loss.detach() / count
         means = [token_means(x, owner, sizes) for x in (predictions, targets)]
     for name, (factor, term) in terms.items():
         value = factor * term(*means, plan, (steps, len(latents)))
-        facts[f"{name}_loss"] = value.detach()
+        losses[name] = value.detach()
         loss = loss + count * value  # so the mean of the loss is that of the prediction plus the term
-    return loss, count, facts
+    return loss, count, {**facts, "losses": losses}
 
 
 def target_tokens(latents: torch.Tensor, plan: Plan) -> tuple[torch.Tensor, torch.Tensor]:

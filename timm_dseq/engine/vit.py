@@ -22,6 +22,18 @@ def embed(model: VisionTransformer, images: torch.Tensor) -> torch.Tensor:
     return model.norm_pre(model._pos_embed(model.patch_embed(images)))
 
 
+def embed_patches(model: VisionTransformer, pixels: torch.Tensor, patches: torch.Tensor) -> torch.Tensor:
+    """The same for some patches of each image: pixels (n, C, K·p, q), places (n, K) → (n, prefix + K, D).
+
+    The prefix tokens of an encoder that was prepared have no position.
+    """
+    tokens = model.patch_embed.norm(model.patch_embed.proj(pixels).flatten(2).mT)
+    positions = model.pos_embed[0, -model.patch_embed.num_patches :]
+    prefix = [token for token in (model.cls_token, model.reg_token) if token is not None]
+    prefix = [token.expand(len(tokens), -1, -1) for token in prefix]
+    return model.norm_pre(torch.cat([*prefix, tokens + positions[patches]], dim=1))
+
+
 def grid_of(model: VisionTransformer, images: torch.Tensor) -> tuple[int, int]:
     """Rows and columns of patches that the model cuts such images into: (h, w)."""
     return model.patch_embed.dynamic_feat_size((images.shape[-2], images.shape[-1]))

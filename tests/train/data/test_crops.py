@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from common.data.crops import _weights, augmented, box_draws, crop_boxes, cropped
+from common.data.crops import _YIQ, Colours, _weights, box_draws, crop_boxes, cropped, flipped
 from common.data.order import sample_seeds
 from PIL import Image
 from scipy.stats import ks_2samp
@@ -13,6 +13,8 @@ from torchvision.transforms import InterpolationMode, RandomResizedCrop
 from torchvision.transforms import functional as tv
 
 from timm_dseq.engine.random import uniform
+
+ALL = Colours(jitter=0.5, hue=0.1, gray=0.2, solarize=0.1)
 
 SCALE = (0.3, 1.0)
 SHAPES = [(100, 100), (60, 200), (375, 500), (30, 1000), (1, 1), (1, 4000), (3, 2)]
@@ -144,27 +146,29 @@ def test_pixels_are_the_same_on_a_gpu():
     seeds = torch.arange(40)
     host, device = (cropped(images.to(where), sizes, boxes, 80) for where in ("cpu", "cuda"))
     assert torch.equal(host, device.cpu())
-    assert torch.equal(augmented(host, seeds, 0.5, 0.4), augmented(device, seeds, 0.5, 0.4).cpu())
+    host, device = (ALL(flipped(images, seeds, 0.5), seeds).cpu() for images in (host, device))
+    assert torch.equal(host, device)
 
 
-def test_without_flip_and_jitter_nothing_is_touched():
+def test_without_a_setting_nothing_is_touched():
     images = noise(4, 16)
-    assert augmented(images, torch.arange(4), 0.0, 0.0) is images
+    assert flipped(images, torch.arange(4), 0.0) is images
+    assert Colours()(images, torch.arange(4)) is images
 
 
 def test_flips_are_fair_whole_and_the_samples_own():
     images, seeds = noise(1, 16).expand(2000, -1, -1, -1), torch.arange(2000)
-    flipped = augmented(images, seeds, 0.25, 0.0)
-    turned = (flipped == images.flip(3)).all((1, 2, 3))
-    assert (turned | (flipped == images).all((1, 2, 3))).all()
+    some = flipped(images, seeds, 0.25)
+    turned = (some == images.flip(3)).all((1, 2, 3))
+    assert (turned | (some == images).all((1, 2, 3))).all()
     assert abs(turned.float().mean() - 0.25) < 4 * math.sqrt(0.25 * 0.75 / 2000)
-    assert torch.equal(augmented(images[:9], seeds[100:109], 0.25, 0.0), flipped[100:109])
-    assert torch.equal(augmented(images, seeds, 1.0, 0.0), images.flip(3))
+    assert torch.equal(flipped(images[:9], seeds[100:109], 0.25), some[100:109])
+    assert torch.equal(flipped(images, seeds, 1.0), images.flip(3))
 
 
 def test_colours_change_as_torchvision_changes_them():
     images, seeds, jitter = noise(32, 48), torch.arange(32), 0.4
-    ours = augmented(images, seeds, 0.0, jitter)
+    ours = Colours(jitter)(images, seeds)
     factors = 1 + jitter * (2 * uniform(seeds, 4, stream=4)[:, 1:] - 1)
     assert factors.min() < 0.65 and factors.max() > 1.35
     for image, own, (brightness, contrast, saturation) in zip(images, ours, factors.tolist(), strict=True):
@@ -172,9 +176,44 @@ def test_colours_change_as_torchvision_changes_them():
         off = (own - 255 * tv.adjust_saturation(other, saturation)).abs()
         assert off.max() < 3 and off.mean() < 0.5  # levels are rounded behind each of three changes
     for part in (slice(0, 1), slice(5, 12)):
-        assert torch.equal(augmented(images[part], seeds[part], 0.0, jitter), ours[part])
+        assert torch.equal(Colours(jitter)(images[part], seeds[part]), ours[part])
+
+
+def test_colours_turn_in_the_plane_of_equal_brightness():
+    images, seeds = noise(32, 24), torch.arange(32)
+    ours = Colours(hue=0.2)(images, seeds)
+    turns = 0.2 * (2 * uniform(seeds, 5, stream=4)[:, 4] - 1)
+    for image, own, turn in zip(images, ours, turns.tolist(), strict=True):
+        r, g, b = image.double()
+        y = 0.299 * r + 0.587 * g + 0.114 * b
+        i, q = 0.596 * r - 0.274 * g - 0.322 * b, 0.211 * r - 0.523 * g + 0.312 * b
+        angle = 2 * math.pi * turn
+        i, q = math.cos(angle) * i - math.sin(angle) * q, math.sin(angle) * i + math.cos(angle) * q
+        rgb = torch.linalg.solve(torch.tensor(_YIQ).double(), torch.stack([y, i, q]).flatten(1)).view(3, *y.shape)
+        assert (own - rgb.clamp(0, 255)).abs().max() < 0.8  # rounded, and the matrix is
+    assert (ours.float() - images.float()).abs().mean() > 10
+
+
+def test_gray_has_one_colour_and_solarized_turns_what_is_bright():
+    images, seeds = noise(1, 16).expand(2000, -1, -1, -1), torch.arange(2000)
+    grays = Colours(gray=0.2)(images, seeds)
+    lost = (grays == grays[:, :1]).all(1).all((1, 2))
+    assert abs(lost.float().mean() - 0.2) < 4 * math.sqrt(0.2 * 0.8 / 2000)
+    assert torch.equal(grays[~lost], images[~lost])
+    solarized = Colours(solarize=0.1)(images, seeds)
+    turned = (solarized != images).any(1).any(1).any(1)
+    assert abs(turned.float().mean() - 0.1) < 4 * math.sqrt(0.1 * 0.9 / 2000)
+    assert torch.equal(solarized[turned][0], torch.where(images[0] >= 128, 255 - images[0], images[0]))
+
+
+@pytest.mark.parametrize("colours", [Colours(hue=0.3), Colours(gray=0.5), Colours(solarize=0.5), ALL])
+def test_colours_of_a_sample_do_not_depend_on_the_batch(colours):
+    images, seeds = noise(24, 32), torch.arange(24)
+    whole = colours(images, seeds)
+    for part in (slice(0, 1), slice(5, 12)):
+        assert torch.equal(colours(images[part], seeds[part]), whole[part])
 
 
 def test_a_flip_does_not_change_what_colours_are_drawn():
     images, seeds = noise(16, 32), torch.arange(16)
-    assert torch.equal(augmented(images, seeds, 1.0, 0.4), augmented(images.flip(3), seeds, 0.0, 0.4))
+    assert torch.equal(ALL(flipped(images, seeds, 1.0), seeds), ALL(images, seeds).flip(3))

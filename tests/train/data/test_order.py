@@ -3,7 +3,7 @@
 from itertools import islice
 
 import torch
-from common.data.order import DistributedBatchSampler, order, sample_seed, sample_seeds, samples_at, seeded
+from common.data.order import DistributedBatchSampler, order, sample_seed, sample_seeds, samples_at, seeded, view_seeds
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -22,6 +22,13 @@ def test_an_epoch_holds_every_image_once_and_epochs_differ():
     assert not torch.equal(first, second)
     assert not torch.equal(first, order(1, 0, 101))
     assert [sample_at(0, 101 + i, 101) for i in range(3)] == [(1, int(second[i])) for i in range(3)]
+
+
+def test_each_view_of_a_sample_has_a_seed_of_its_own_and_the_first_is_the_samples():
+    samples = torch.tensor([[0, 5], [1, 5], [0, 6]])
+    seeds = view_seeds(3, samples, 4)
+    assert torch.equal(seeds[::4], sample_seeds(3, samples)) and len(seeds.unique()) == 12
+    assert torch.equal(view_seeds(3, samples[1:2], 2), seeds[4:6])
 
 
 @given(sizes, st.integers(5, 60), st.integers(0, 5), st.integers(0, 10))

@@ -90,8 +90,14 @@ def share(config, source, start=0, micro_batch=8, rank=0, processes=1):
     )
 
 
+def views_of(config):
+    return max(1, config.model.views)
+
+
 def resident_of(place, source, config, samples, device):
-    return Resident(place, source, config.model.img_size, config.data.crop_scale, config.seed, samples, device)
+    return Resident(
+        place, source, config.model.img_size, config.data.crop_scale, config.seed, samples, device, views_of(config)
+    )
 
 
 def batches(config, **how):
@@ -100,7 +106,7 @@ def batches(config, **how):
 
 
 def decoded(config, source, **how):
-    crops = Crops(source, config.model.img_size, config.data.crop_scale, config.seed)
+    crops = Crops(source, config.model.img_size, config.data.crop_scale, config.seed, views_of(config))
     return iter(DataLoader(crops, batch_sampler=share(config, source, **how), collate_fn=collate))
 
 
@@ -108,8 +114,9 @@ def first(some, count):
     return list(itertools.islice(some, count))
 
 
-def test_at_the_working_size_both_paths_give_the_same_samples_and_pixels_up_to_rounding(settings):
-    config = settings(model__img_size=48, data__resident_size=64)
+@pytest.mark.parametrize("views", [0, 3])
+def test_at_the_working_size_both_paths_give_the_same_samples_and_pixels_up_to_rounding(views, settings):
+    config = settings(model__img_size=48, data__resident_size=64, model__views=views)
     ours, theirs = (
         first(batches(config), 11),
         first(decoded(config, open_source(config.data)), 11),
@@ -117,7 +124,11 @@ def test_at_the_working_size_both_paths_give_the_same_samples_and_pixels_up_to_r
     for (images, samples, broken), (others, their_samples, their_broken) in zip(ours, theirs, strict=True):
         assert torch.equal(samples, their_samples) and samples.dtype == their_samples.dtype
         assert broken == their_broken == []
-        assert images.shape == others.shape and images.dtype == torch.uint8
+        assert (
+            len(images) == len(samples) * views_of(config)
+            and images.shape == others.shape
+            and images.dtype == torch.uint8
+        )
         off = (images.int() - others.int()).abs()
         assert off.max() <= 2 and (off > 1).float().mean() < 1e-4 and off.float().mean() < 0.05
 

@@ -226,15 +226,23 @@ def test_a_crop_is_a_function_of_seed_epoch_and_index(folder):
     first = crops[0, 5][0]
     torch.rand(7)
     assert torch.equal(first, crops[0, 5][0])
-    assert first.shape == (3, 32, 32) and first.dtype == torch.uint8
+    assert first.shape == (1, 3, 32, 32) and first.dtype == torch.uint8
     scenes = Crops(open_source(Data(path="scenes")), 32, (0.3, 1.0), seed=3)
     assert not torch.equal(scenes[0, 5][0], scenes[1, 5][0])
     assert not torch.equal(scenes[0, 5][0], Crops(scenes.source, 32, (0.3, 1.0), seed=4)[0, 5][0])
 
 
+def test_the_first_of_several_views_is_the_crop_without_views():
+    source = open_source(Data(path="scenes"))
+    one, three = (Crops(source, 32, (0.3, 1.0), seed=3, views=views)[1, 5][0] for views in (1, 3))
+    assert three.shape == (3, 3, 32, 32)
+    assert torch.equal(three[:1], one)
+    assert not any(torch.equal(three[i], three[j]) for i in range(3) for j in range(i))
+
+
 def test_images_smaller_than_the_crop_are_enlarged(tmp_path):
     crops = Crops(open_source(Data(path=parquet_of(tmp_path / "x.parquet"))), 96, (0.3, 1.0), seed=0)
-    assert crops[0, 0][0].shape == (3, 96, 96)
+    assert crops[0, 0][0].shape == (1, 3, 96, 96)
 
 
 def test_an_image_that_cannot_be_read_is_replaced_by_the_next_and_named(folder):
@@ -246,7 +254,7 @@ def test_an_image_that_cannot_be_read_is_replaced_by_the_next_and_named(folder):
     image, sample, said = crops[2, at]
     assert sample == (2, at)
     assert len(said) == 1 and str(broken) in said[0] and f"row {at}" in said[0]
-    assert torch.equal(image[:, 16, 16], crops[2, at + 1][0][:, 16, 16])
+    assert torch.equal(image[..., 16, 16], crops[2, at + 1][0][..., 16, 16])
     images, samples, broken_ones = collate([crops[2, at], crops[2, at + 1]])
     assert images.shape == (2, 3, 32, 32) and samples.tolist() == [[2, at], [2, at + 1]] and broken_ones == said
 

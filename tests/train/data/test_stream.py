@@ -48,7 +48,7 @@ def test_images_none_of_which_can_be_read_end_the_stream_in_one_line(workers, tm
 
 
 def test_what_cannot_be_read_is_replaced_in_its_micro_batch():
-    first, third = torch.full((3, 2, 2), 1), torch.full((3, 2, 2), 3)
+    first, third = torch.full((1, 3, 2, 2), 1), torch.full((1, 3, 2, 2), 3)
     lost = (torch.zeros(0), (0, 8), ["eight.png: damaged"])
     images, samples, broken = stream.collate_readable([(first, (0, 7), []), lost, (third, (0, 9), [])])
     assert images[:, 0, 0, 0].tolist() == [1, 3, 3]

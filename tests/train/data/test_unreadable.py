@@ -114,7 +114,8 @@ def source(damage, tmp_path):
 
 
 def decoded(source, index, folder):
-    return Crops(source, 32, (0.5, 1.0), 0)[0, index]
+    images, sample, broken = Crops(source, 32, (0.5, 1.0), 0)[0, index]
+    return images[0], sample, broken
 
 
 def resident(source, index, folder):

@@ -6,7 +6,8 @@ from common.pretraining.utilisation import WORK, Utilisation, matrix_rate
 from torch.utils.flop_counter import FlopCounterMode
 
 import timm_dseq.engine.packing
-from timm_dseq import block_masks
+from timm_dseq import block_masks, view_windows
+from timm_dseq.engine.views.windows import cut
 
 from ...tiny import jepa
 
@@ -30,6 +31,26 @@ def test_without_padding_we_count_what_torch_counts(monkeypatch):
     ours, torchs, facts = counted(model, torch.randn(6, 3, 8 * h, 8 * w), blocks)
     assert facts["encoder_fill"] == facts["predictor_fill"] == 1
     assert ours == torchs
+
+
+@pytest.mark.parametrize("objective", ["views", "ijepa"])
+def test_views_are_counted_as_torch_counts_them(objective, monkeypatch):
+    monkeypatch.setattr(timm_dseq.engine.packing, "STRIDE", 1)
+    model = jepa(objective, views=2)
+    model.explicit_attention(True)
+    grid = model.student.patch_embed.grid_size
+    windows = view_windows(grid, torch.arange(12), 0.5)
+    inputs = {"pixels": cut(torch.randn(12, 3, *model.student.patch_embed.img_size), windows, grid), "windows": windows}
+    if objective == "ijepa":
+        inputs["images"] = torch.randn(6, 3, *model.student.patch_embed.img_size)
+        seeds = torch.full((6,), 3)
+        inputs["blocks"] = block_masks(grid, seeds, target_scale=(0.18, 0.18), target_aspect=(1.0, 1.0))
+    with FlopCounterMode(display=False) as counter:
+        loss, _, facts = model(**inputs)
+        loss.backward()
+    ours = Utilisation(model).flops(6, {name: facts[name] for name in WORK})
+    unseen = 2 * 2 * 6**2 * 64 * 3 * 2  # FLOPs of the scores of views among images, which are none of a model's
+    assert abs(ours + unseen - counter.get_total_flops()) < 0.002 * ours
 
 
 @pytest.mark.parametrize("objective", ["dseq", "dseq_causal", "ijepa"])

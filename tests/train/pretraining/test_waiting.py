@@ -25,21 +25,26 @@ def training_of(tmp_path, **settings):
     return training, schedule.at(config, 80, 8192, 160)
 
 
-def batch_of(images, first=0):
+COLOURS = {"data__color_jitter": 0.4, "data__hue": 0.1, "data__gray": 0.2, "data__solarize": 0.1}
+VIEWS = {"views": {"model__objective": "views", "model__views": 2, **COLOURS}}
+
+
+def batch_of(images, first=0, views=1):
     generator = torch.Generator().manual_seed(0)
-    pixels = torch.randint(0, 256, (images, 3, 48, 48), generator=generator, dtype=torch.uint8)
+    pixels = torch.randint(0, 256, (images * views, 3, 48, 48), generator=generator, dtype=torch.uint8)
     return iter([(pixels, torch.stack([torch.zeros(images, dtype=torch.long), first + torch.arange(images)], 1), [])])
 
 
 @pytest.mark.parametrize("varlen", [False, True])
-@pytest.mark.parametrize("objective", ["dseq", "dseq_causal", "ijepa"])
+@pytest.mark.parametrize("objective", ["dseq", "dseq_causal", "ijepa", "views"])
 def test_a_step_copies_once_from_the_device_and_waits_for_nothing_it_sends(objective, varlen, tmp_path, monkeypatch):
-    training, now = training_of(tmp_path, model__objective=objective)
+    training, now = training_of(tmp_path, **VIEWS.get(objective, {"model__objective": objective}))
     model = training.model
+    views = max(1, model.views)
     if varlen:
         monkeypatch.setattr("timm_dseq.engine.attention.attend", lambda q, k, v, **_: v)  # its kernel is CUDA's
         model.varlen = model.predictor.varlen = True
-    training.step(batch_of(8), now)  # constants are made once
+    training.step(batch_of(8, views=views), now)  # constants are made once
     device = FarDevice()
     monkeypatch.setattr(torch.cuda, "Event", Event)
     monkeypatch.setattr(training.accelerator.state, "device", torch.device("cuda"))
@@ -47,7 +52,7 @@ def test_a_step_copies_once_from_the_device_and_waits_for_nothing_it_sends(objec
     device.put(*model.parameters(), *model.buffers())
     before = torch.zeros(5)
     device.put(before)
-    ((pixels, *others),) = batch_of(8, 8)
+    ((pixels, *others),) = batch_of(8, 8, views)
     with device:
         figures = training.step(iter([(pixels.pin_memory(), *others)]), now, before)  # as the loader gives them
     assert not device.waits, device.waits

@@ -5,11 +5,11 @@ decorrelated. The statistics are those of all processes.
 """
 
 import torch
-import torch.distributed as dist
 from torch import nn
 from torch.nn import functional as F
 
 from ..plans import Plan
+from .gathering import gathered
 
 
 class Contrastive(nn.Module):
@@ -28,8 +28,8 @@ class Contrastive(nn.Module):
         steps, images = shape
         cell = (plan.step - 1) * images + plan.target_image()  # (P,) of a table (K, B)
         present = predicted.new_zeros(steps * images).scatter(0, cell, 1.0)
-        pair = [_gathered(_table(self.projector(x), cell, shape)) for x in (predicted, target)]
-        present = _gathered(present.view(shape))  # (K, images of all processes)
+        pair = [gathered(_table(self.projector(x), cell, shape), dim=1) for x in (predicted, target)]
+        present = gathered(present.view(shape), dim=1)  # (K, images of all processes)
         alike = ((pair[0] - pair[1]).square().mean(2) * present).sum() / present.sum()
         statistics = [_variance_and_covariance(z, present) for z in pair]
         variance, covariance = (sum(both) for both in zip(*statistics, strict=True))
@@ -55,30 +55,3 @@ def _variance_and_covariance(z: torch.Tensor, present: torch.Tensor) -> tuple[to
     usable = (count >= 2).to(z.dtype)
     share = usable / usable.sum().clamp(min=1)
     return (variance_term * share).sum(), (covariance_term * share).sum()
-
-
-def _gathered(x: torch.Tensor) -> torch.Tensor:
-    """x (K, B, …) of all processes, side by side along B, differentiable; its shape is the same in every process."""
-    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
-        return x
-    return _Gather.apply(x)
-
-
-class _Gather(torch.autograd.Function):
-    """all_gather whose backward sums the gradients of all processes.
-
-    Each process weighs the term by its own count of tokens, so the sum weighs it by the count of the whole batch. torch
-    has no such function that exists in 2.10 and is not deprecated in 2.15.
-    """
-
-    @staticmethod
-    def forward(ctx, x: torch.Tensor) -> torch.Tensor:
-        parts = [torch.empty_like(x) for _ in range(dist.get_world_size())]
-        dist.all_gather(parts, x.contiguous())
-        return torch.cat(parts, dim=1)
-
-    @staticmethod
-    def backward(ctx, grad: torch.Tensor) -> torch.Tensor:
-        grad = grad.clone(memory_format=torch.contiguous_format)
-        dist.all_reduce(grad)
-        return grad.chunk(dist.get_world_size(), dim=1)[dist.get_rank()]

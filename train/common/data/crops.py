@@ -8,6 +8,7 @@ device nor on the rest of the batch.
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
@@ -131,29 +132,81 @@ def _exact(device: torch.device) -> Iterator[None]:
         torch.set_float32_matmul_precision(before)
 
 
-def augmented(images: torch.Tensor, seeds: torch.Tensor, flip: float, jitter: float) -> torch.Tensor:
-    """uint8 (B, 3, S, S), flipped at random, then changed in brightness, contrast and saturation, in this order.
+def flipped(images: torch.Tensor, seeds: torch.Tensor, chance: float) -> torch.Tensor:
+    """(B, 3, S, S), mirrored at random, by seeds (B,)."""
+    if not chance:
+        return images
+    draws = uniform(seeds.to(images.device), 1, stream=RandomStream.COLOURS)[:, :, None, None]
+    return torch.where(draws < chance, images.flip(3), images)
 
-    seeds: (B,). flip: probability. jitter: the three factors are drawn from 1 - jitter to 1 + jitter. If both are 0 the
-    images are returned as they are.
+
+@dataclass(frozen=True)
+class Colours:
+    """How colours change at random. jitter: brightness, contrast and saturation are multiplied by 1 - jitter to
+    1 + jitter. hue: colours are turned by -hue to hue of a circle. gray, solarize: chances."""
+
+    jitter: float = 0.0
+    hue: float = 0.0
+    gray: float = 0.0
+    solarize: float = 0.0
+
+    def __call__(self, images: torch.Tensor, seeds: torch.Tensor) -> torch.Tensor:
+        """uint8 (B, 3, H, W) → the same, by seeds (B,), changed in the order of the attributes."""
+        if not (self.jitter or self.hue or self.gray or self.solarize):
+            return images
+        draws = uniform(seeds.to(images.device), 7, stream=RandomStream.COLOURS)  # the first one is `flipped`'s
+        draws = draws[:, :, None, None, None]
+        if self.jitter or self.hue or self.gray:
+            images = self._changed(images, draws)
+        if self.solarize:
+            images = torch.where((draws[:, 6] < self.solarize) & (images >= 128), 255 - images, images)
+        return images
+
+    def _changed(self, images: torch.Tensor, draws: torch.Tensor) -> torch.Tensor:
+        """All changes but the last; draws (B, 7, 1, 1, 1)."""
+        brightness, contrast, saturation = (1 + self.jitter * (2 * draws[:, 1:4] - 1)).unbind(1)
+        saturation = torch.where(draws[:, 5] < self.gray, 0.0, saturation)
+        levels = images.float()
+        if self.jitter:
+            # rounded after each change, so the mean is one of integers: the same on every device and in every batch
+            levels = _rounded(levels.mul_(brightness))
+            mean = (_gray(levels).sum((1, 2, 3), keepdim=True, dtype=torch.float64) / images[0, 0].numel()).float()
+            levels = _rounded(levels.mul_(contrast).add_(mean * (1 - contrast)))
+        if self.hue:
+            levels = _turned(levels, saturation.flatten(), self.hue * (2 * draws[:, 4].flatten() - 1))
+        else:
+            levels = levels * saturation + _gray(levels) * (1 - saturation)
+        return _rounded(levels).to(torch.uint8)
+
+
+_YIQ = ((0.299, 0.587, 0.114), (0.596, -0.274, -0.322), (0.211, -0.523, 0.312))  # brightness, and two of colour
+
+
+def _turned(levels: torch.Tensor, saturation: torch.Tensor, turn: torch.Tensor) -> torch.Tensor:
+    """Levels (B, 3, H, W) with their colours weakened by a factor (B,) and turned by a share of a circle (B,).
+
+    The matrix is made of multiples of 1 / 4096, so that sums of its products with integers are exact in float32.
     """
-    if not flip and not jitter:
-        return images
-    draws = uniform(seeds.to(images.device), 4, stream=RandomStream.COLOURS)[:, :, None, None, None]
-    if flip:
-        images = torch.where(draws[:, 0] < flip, images.flip(3), images)
-    if not jitter:
-        return images
-    brightness, contrast, saturation = (1 + jitter * (2 * draws[:, 1:] - 1)).unbind(1)
-    # rounded after each change, so that the mean is one of integers: the same on every device and in every batch
-    levels = _rounded(images.float() * brightness)
-    mean = (_gray(levels).sum((1, 2, 3), keepdim=True, dtype=torch.float64) / images[0, 0].numel()).float()
-    levels = _rounded(levels * contrast + mean * (1 - contrast))
-    return _rounded(levels * saturation + _gray(levels) * (1 - saturation)).to(torch.uint8)
+    angle, (yiq, rgb) = 2 * math.pi * turn.double(), _yiq_and_back(levels.device)
+    cosine, sine = saturation * angle.cos(), saturation * angle.sin()
+    zero, one = torch.zeros_like(sine), torch.ones_like(sine)
+    rows = [[one, zero, zero], [zero, cosine, -sine], [zero, sine, cosine]]
+    matrix = torch.stack([torch.stack(row, dim=1) for row in rows], dim=1)  # (B, 3, 3)
+    matrix = ((rgb @ matrix @ yiq * 4096).round() / 4096).float()
+    with _exact(levels.device):
+        return (matrix @ levels.flatten(2)).view_as(levels)
+
+
+@lru_cache
+def _yiq_and_back(device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """The matrix that makes YIQ of RGB, and its inverse: (3, 3) float64 each."""
+    yiq = torch.tensor(_YIQ, dtype=torch.float64)
+    forth, back = (to_device(x, device) for x in (yiq, torch.linalg.inv(yiq)))
+    return forth, back
 
 
 def _gray(levels: torch.Tensor) -> torch.Tensor:
-    """(B, 3, S, S) → (B, 1, S, S), integers."""
+    """(B, 3, H, W) → (B, 1, H, W), integers."""
     red, green, blue = levels.unbind(1)
     return _rounded(0.299 * red + 0.587 * green + 0.114 * blue)[:, None]
 

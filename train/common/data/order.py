@@ -37,7 +37,8 @@ class Draw(IntEnum):
 
 
 class RandomStream(IntEnum):
-    """Independent sequences of random numbers of one seed, for `uniform`. The engine's blocks and orders take 0."""
+    """Independent sequences of random numbers of one seed, for `uniform`. The engine's blocks and orders take
+    0, its windows 5."""
 
     COINS = 1  # regions or blocks
     DROP_PATH = 2
@@ -54,6 +55,17 @@ def sample_seed(seed: int, epoch: int, index: int) -> int:
 def sample_seeds(seed: int, samples: torch.Tensor) -> torch.Tensor:
     """63 random bits for each (epoch, index) of samples (B, 2): (B,) int64. A sample's bits do not depend on others."""
     return hashed(torch.cat([torch.full_like(samples[:, :1], seed), samples], dim=1))
+
+
+def view_seeds(seed: int, samples: torch.Tensor, views: int) -> torch.Tensor:
+    """63 random bits for each view of samples (B, 2), those of a sample side by side: (B·V,) int64.
+
+    The first view's are `sample_seeds`, so what a sample is without views does not change.
+    """
+    columns = [sample_seeds(seed, samples)]
+    for view in range(1, views):
+        columns.append(hashed(torch.stack([columns[0], torch.full_like(columns[0], view)], dim=1)))
+    return torch.stack(columns, dim=1).flatten()
 
 
 @lru_cache(maxsize=2)  # a batch may straddle two epochs

@@ -24,6 +24,9 @@ class Data:
         workers: loader processes of each process, for the speed alone (default: its share of the cores, at most 16)
         flip: chance of a horizontal flip (the paper: 0)
         color_jitter: strength of changes of brightness, contrast and saturation (the paper: 0)
+        hue: strength of changes of hue, 0.5 is half a turn
+        gray: chance to lose all colour
+        solarize: chance that what is bright becomes dark
         resident: decode once into a file of pixels and crop on the device: true, false, or auto (where it fits)
         resident_size: side of the images in that file, in pixels (default: from the crop's side and the images)
         cache: folder of such files (default: beside the Hub's caches)
@@ -42,6 +45,9 @@ class Data:
     workers: NonNegativeInt | None = None
     flip: ClosedUnitInterval = 0.0
     color_jitter: ClosedUnitInterval = 0.0
+    hue: ClosedUnitInterval = 0.0
+    gray: ClosedUnitInterval = 0.0
+    solarize: ClosedUnitInterval = 0.0
     resident: Literal["auto"] | bool = "auto"
     resident_size: PositiveInt | None = None
     cache: str | None = None

@@ -1,4 +1,4 @@
-"""Batches of random crops from a stream: shards of a data set, read one after another, uint8 (B, 3, S, S).
+"""Batches of random crops from a stream: shards of a data set, read one after another, uint8 (B·V, 3, S, S).
 
 The order is a function of seed, epoch, shards and number of processes: `datasets` shuffles the shards, and samples are
 shuffled here in blocks of 512. A checkpoint keeps the state of the data set before the current block, and how many
@@ -45,14 +45,15 @@ class Stream:
         micro_batch: int,
         state: dict | None = None,
         pinned: bool = False,
+        views: int = 1,
     ) -> None:
-        """size: side of the crops. state: the position to go on from. pinned: batches in pinned memory."""
+        """size: side of the crops. state: the position to go on from. pinned: batches in pinned memory. views: V."""
         self.state = state or {"epoch": 0, "block": 0, "taken": 0, "rows": None}
         # The reader holds no reference to this object: in a cycle, the loader's workers would outlive the run.
         reader = Reader(data, seed, rank, processes, micro_batch, self.state)
         self.positions = reader.positions
         loader = DataLoader(
-            EncodedCrops(Crops(None, size, data.crop_scale, seed)),
+            EncodedCrops(Crops(None, size, data.crop_scale, seed, views)),
             batch_sampler=reader,
             num_workers=data.workers,
             collate_fn=collate_readable,

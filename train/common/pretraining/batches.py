@@ -43,23 +43,24 @@ def open_batches(
         pixels, why_not = pixel_file(config, source, length, progress, accelerator)
         screen.say(why_not)
     if not pixels:
-        screen.say(short_of_memory(config.data.workers, length.micro_batch * 3 * config.model.img_size**2))
+        crop = 3 * config.model.img_size**2
+        screen.say(short_of_memory(config.data.workers, length.micro_batch * max(1, config.model.views) * crop))
     rank, processes = accelerator.process_index, accelerator.num_processes
-    size, scale = config.model.img_size, config.data.crop_scale
+    size, scale, views = config.model.img_size, config.data.crop_scale, max(1, config.model.views)
     pinned = accelerator.device.type == "cuda"
     if source is None:
         state = progress.streams[rank] if progress.streams else None
-        return Stream(config.data, size, config.seed, rank, processes, length.micro_batch, state, pinned)
+        return Stream(config.data, size, config.seed, rank, processes, length.micro_batch, state, pinned, views)
     sampler = DistributedBatchSampler(
         config.seed, len(source), length.batch, length.micro_batch, rank, processes, progress.samples
     )
     if pixels:
-        resident = Resident(pixels, source, size, scale, config.seed, sampler, accelerator.device)
+        resident = Resident(pixels, source, size, scale, config.seed, sampler, accelerator.device, views)
         screen.say(resident.describe())
         return resident
     return readable(
         DataLoader(
-            Crops(source, size, scale, config.seed),
+            Crops(source, size, scale, config.seed, views),
             batch_sampler=sampler,
             num_workers=config.data.workers,
             collate_fn=collate,

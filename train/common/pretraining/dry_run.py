@@ -18,7 +18,7 @@ from .training import Batch, Training
 
 def dry_run(training: Training, batches: Iterator[Batch], images: int, length: Length, screen: Screen) -> None:
     """Measure, and say it on the screen. images: in an epoch. Nothing is written; the weights are spoilt."""
-    spent, with_regions = [], training.config.model.objective != "ijepa"
+    spent, with_regions = [], training.model.with_regions
     for end, samples in (("start", 0), ("end", length.samples - 1)):
         now = schedule.at(training.config, samples, images, length.samples)
         seconds, most = measured(training, batches, now)

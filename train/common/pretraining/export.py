@@ -79,8 +79,14 @@ def _describe(folder: Path, config: Config, chosen: dict[str, Any], lines: list[
 
 
 def _method(config: Config) -> str:
-    name = {"dseq": "DSeq-JEPA", "dseq_causal": "DSeq-JEPA (block-causal)", "ijepa": "I-JEPA"}[config.model.objective]
-    terms = {**({"contrastive": 1.0} if config.model.contrastive else {}), **config.model.terms}
+    model = config.model
+    names = {"dseq": "DSeq-JEPA", "dseq_causal": "DSeq-JEPA (block-causal)", "ijepa": "I-JEPA", "views": "views"}
+    name = names[model.objective]
+    if model.views:
+        added = "" if model.objective == "views" else f" + {model.views_factor:g} × views"
+        name += f"{added} ({model.views} of an image, {model.view_share:.0%} of the patches, InfoNCE, temperature "
+        name += f"{model.temperature:g})"
+    terms = {**({"contrastive": 1.0} if model.contrastive else {}), **model.terms}
     return name + "".join(f" + {'' if factor == 1 else f'{factor:g} × '}{term} term" for term, factor in terms.items())
 
 
@@ -93,7 +99,7 @@ def _training(config: Config, chosen: dict[str, Any], lines: list[dict]) -> str:
     rows = {
         "images": f"{public_name(data.path)}, split {data.split}; labels unused"
         + (f"; kept as squares of {side} px" if side else ""),
-        "objective": _method(config) + (f", {regions}" if model.objective != "ijepa" else ""),
+        "objective": _method(config) + (f", {regions}" if model.objective.startswith("dseq") else ""),
         "optimiser": f"AdamW, batch {optim.batch_size}",
         "length": f"{last['step']:,} steps, {last['samples']:,} images seen, of a schedule of {optim.epochs:g} epochs",
         "learning rate": f"{optim.lr_start:g} → {optim.lr:g} over {optim.warmup_epochs:g} epochs, cosine → "
@@ -102,7 +108,8 @@ def _training(config: Config, chosen: dict[str, Any], lines: list[dict]) -> str:
         "target encoder": f"moving average, {optim.momentum:g} → {optim.momentum_end:g} linear",
         "augmentation": f"RandomResizedCrop to {model.img_size}, scale {data.crop_scale[0]:g}–{data.crop_scale[1]:g}; "
         + (f"flip {data.flip:g}, " if data.flip else "no flip, ")
-        + (f"colour {data.color_jitter:g}" if data.color_jitter else "no colour"),
+        + (f"colour {data.color_jitter:g}" if data.color_jitter else "no colour")
+        + "".join(f", {name} {getattr(data, name):g}" for name in ("hue", "gray", "solarize") if getattr(data, name)),
         "precision": {"no": "float32", "bf16": "bf16 autocast"}.get(chosen["precision"], chosen["precision"]),
         "start": f"weights of {public_name(model.init)}" if model.init else "random",
         "seed": str(config.seed),

@@ -15,6 +15,7 @@ class Figures:
     loss: torch.Tensor | float = 0.0  # (), the sum over `count` target tokens, or predictions
     count: int = 0
     total: torch.Tensor | None = None  # (), the counts of all processes, summed
+    losses: dict[str, torch.Tensor] = field(default_factory=dict)  # (), what it is made of
     by_step: torch.Tensor | float = 0.0  # (2, K): sum of losses and number of tokens of each step in a sequence
     regions: list[int] = field(default_factory=list)  # images with 0, 1, … regions
     on_regions: float = 0.0  # images that were trained on their regions
@@ -33,6 +34,7 @@ class Figures:
         tokens = facts["tokens_by_step"]
         self.loss = self.loss + loss.detach()
         self.count += count
+        self.losses = {name: self.losses.get(name, 0.0) + count * mean for name, mean in facts["losses"].items()}
         self.by_step = self.by_step + torch.stack([facts["loss_by_step"].nan_to_num(0.0) * tokens, tokens])
         regions = facts["region_counts"]
         self.regions = [a + b for a, b in zip(self.regions or [0] * len(regions), regions, strict=True)]

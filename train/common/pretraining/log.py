@@ -38,7 +38,7 @@ class PretrainingLog(StepLog):
     ) -> None:
         self.utilisation = Utilisation(model)
         self.rate = matrix_rate(accelerator.device, precision.product_dtype) * accelerator.num_processes
-        self.with_regions = config.model.objective != "ijepa"
+        self.with_regions, self.predicts = model.with_regions, model.predicts
         self._warned = False  # of an image that cannot be read
         if config.watch.trackers:
             settings = {name: str(value) for name, value in flat(asdict(config)).items()}
@@ -55,13 +55,15 @@ class PretrainingLog(StepLog):
             **figures.work,
             **{f"with {i} regions": images for i, images in enumerate(figures.regions)},
         }
-        sums = torch.cat([figures.loss.reshape(1), figures.by_step.flatten()])
+        losses = torch.stack([figures.loss, *figures.losses.values()])
+        sums = torch.cat([losses, figures.by_step.flatten()])
         self.push((now, figures), sums, counts, figures.gradient_norm, stop, figures.fetched)
 
     def line(self, step: Step, sums: list[float], counts: dict[str, float]) -> dict[str, Any]:
-        """sums: the loss, then the losses and the numbers of target tokens of each step of the sequences."""
+        """sums: the loss and what it is made of, then the losses and the numbers of target tokens of each step of the
+        sequences."""
         (now, figures), images = step.facts, counts["images"]
-        loss, *by_step = sums
+        loss, parts, by_step = sums[0], sums[1 : 1 + len(figures.losses)], sums[1 + len(figures.losses) :]
         losses, tokens = by_step[: len(by_step) // 2], by_step[len(by_step) // 2 :]
         regions = [counts[f"with {i} regions"] for i in range(len(figures.regions))]
         work = {name: counts[name] for name in WORK}
@@ -69,6 +71,7 @@ class PretrainingLog(StepLog):
         self.progress.broken += int(counts["broken"])
         return {
             "loss": loss / counts["tokens"],
+            "losses": {name: part / counts["tokens"] for name, part in zip(figures.losses, parts, strict=True)},
             "loss_by_step": [part / count if count else None for part, count in zip(losses, tokens, strict=True)],
             "lr": now.lr,
             "weight_decay": now.weight_decay,
@@ -78,11 +81,14 @@ class PretrainingLog(StepLog):
             "region_counts": [int(count) for count in regions],
             "regions_found": mean_regions if self.with_regions else None,
             "broken": self.progress.broken,
-            "encoder_fill": sum(fill for fill, _ in figures.fill) / len(figures.fill),
-            "predictor_fill": sum(fill for _, fill in figures.fill) / len(figures.fill),
+            **{f"{part}_fill": self._fill(figures, i) for i, part in enumerate(("encoder", "predictor"))},
             "mfu": self.utilisation.flops(images, work) / step.seconds / self.rate,
             "graphs": graphs(),
         }
+
+    def _fill(self, figures: Figures, part: int) -> float | None:
+        """Mean fill of the rows of the encoder (0) or the predictor (1); None where nothing is predicted."""
+        return sum(fill[part] for fill in figures.fill) / len(figures.fill) if self.predicts else None
 
     def check(self, step: Step) -> None:
         """End a run that cannot read its images, or learns nothing."""

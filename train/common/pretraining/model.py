@@ -39,11 +39,14 @@ def build(config: Config) -> DSeqJEPA:
         loss=settings.loss,
         contrastive=settings.contrastive,
         terms=settings.terms,
+        views=int(settings.views),
+        views_factor=settings.views_factor,
+        temperature=settings.temperature,
         predictor_width=int(settings.predictor_width),  # the parser's own integer type breaks torch.compile
         predictor_depth=settings.predictor_depth,
     )
     rows, columns = model.student.patch_embed.grid_size
-    if not block_masks((rows, columns), torch.arange(16)).targets.any():
+    if model.predicts and not block_masks((rows, columns), torch.arange(16)).targets.any():
         raise UserError(
             f"model.img_size={settings.img_size}: {rows}×{columns} patches are too few for blocks: give more, or a "
             "smaller patch_size in model.args."

@@ -28,7 +28,10 @@ FREE = (
     *("checkpoint.", "watch.", "hub.", "output_dir", "resume", "max_steps", "dry_run"),
 )
 # Settings that older checkpoints do not know, and the values that their runs had in effect.
-ADDED = {"model.terms": {}}
+ADDED = {
+    **{"model.terms": {}, "model.views": 0, "model.views_factor": 1.0, "model.view_share": 0.25},
+    **{"model.temperature": 0.2, "data.hue": 0.0, "data.gray": 0.0, "data.solarize": 0.0},
+}
 AUTOMATIC = ("system.precision", "data.resident")  # `auto` is resolved when a run begins, and stays
 DEMO = Path(__file__).parents[2] / "configs" / "demo.yaml"
 
@@ -42,7 +45,8 @@ class Model:
         img_size: side of the training crops, in pixels
         args: further arguments of timm.create_model
         init: weights to start from, or a folder with pretraining.safetensors to continue from
-        objective: dseq (the paper), dseq_causal (one pass, block-causal) or ijepa (random blocks only)
+        objective: dseq (the paper), dseq_causal (one pass, block-causal), ijepa (random blocks only) or views (views
+            alone)
         query: what saliency is the similarity to, cls_param, cls_out or norm
         block: the block saliency is read from, an index or a share of the depth
         num_regions: most regions of an image, the remainder among them
@@ -54,6 +58,10 @@ class Model:
         loss: mean over target tokens, or over the tokens of each step first
         contrastive: add C-JEPA's VICReg term, short for terms.contrastive=1
         terms: losses to add, each with its factor
+        views: crops of each image, each seen through a few windows, that have to recognise one another (0: none)
+        views_factor: of that loss, where a prediction is trained, too
+        view_share: share of its patches that a view keeps
+        temperature: of the views' InfoNCE
         predictor_width: channels of the predictor
         predictor_depth: its blocks (default: 6 up to a depth of 12, else 12)
     """
@@ -62,7 +70,7 @@ class Model:
     img_size: PositiveInt = 224
     args: dict[str, Any] = field(default_factory=dict)
     init: str | None = None
-    objective: Literal["dseq", "dseq_causal", "ijepa"] = "dseq"
+    objective: Literal["dseq", "dseq_causal", "ijepa", "views"] = "dseq"
     query: Literal["cls_param", "cls_out", "norm"] = "cls_param"
     block: int | float = 11 / 12
     num_regions: PositiveInt = 5
@@ -74,6 +82,10 @@ class Model:
     loss: Literal["token", "step"] = "token"
     contrastive: bool = False
     terms: dict[str, float] = field(default_factory=dict)
+    views: NonNegativeInt = 0
+    views_factor: PositiveFloat = 1.0
+    view_share: ClosedUnitInterval = 0.25
+    temperature: PositiveFloat = 0.2
     predictor_width: PositiveInt = 384
     predictor_depth: PositiveInt | None = None
 
@@ -234,6 +246,8 @@ def check(config: Config) -> None:
         raise UserError(f"data.crop_scale={low}, {high}: give the least share of the area first, above 0.")
     if model.flat and model.objective == "dseq_causal":
         raise UserError("model.flat and model.objective=dseq_causal exclude each other: use objective=dseq.")
+    if model.views == 1 or (model.objective == "views" and not model.views):
+        raise UserError(f"model.views={model.views}: an image has to be recognised in at least two views.")
     if config.hub.push_to and not config.hub.license:
         raise UserError("hub.push_to needs hub.license, which the model card states: apache-2.0 or another.")
     if config.data.streaming and config.data.resident is True:

@@ -11,12 +11,13 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
-from timm_dseq import DSeqJEPA, UserError, block_masks
+from timm_dseq import DSeqJEPA, UserError, block_masks, view_windows
 from timm_dseq.engine.random import uniform
+from timm_dseq.engine.views.windows import cut
 from timm_dseq.host import to_device
 
-from ..data.crops import augmented, normalised
-from ..data.order import RandomStream, sample_seeds
+from ..data.crops import Colours, flipped, normalised
+from ..data.order import RandomStream, view_seeds
 from ..run.update import update
 from .attention import choose_attention
 from .figures import Figures
@@ -25,7 +26,7 @@ from .precision import Precision
 from .schedule import Now
 from .settings import Config
 
-# images (B, 3, S, S) uint8, samples (B, 2) as (epoch, index), messages about images that cannot be read
+# images (B·V, 3, S, S) uint8, samples (B, 2) as (epoch, index), messages about images that cannot be read
 Batch = tuple[torch.Tensor, torch.Tensor, list[str]]
 
 
@@ -42,6 +43,8 @@ class Training:
             model.compile()
         self.wrapped = wrap(model, config, accelerator)
         self.optimizer = optimizer_of(model, config.optim)
+        data = config.data
+        self.colours = Colours(data.color_jitter, data.hue, data.gray, data.solarize)
 
     def step(self, batches: Iterator[Batch], now: Now, fetch: torch.Tensor | None = None) -> Figures:
         """One optimiser step; the host waits for the device once, for the numbers that a plan needs.
@@ -54,13 +57,20 @@ class Training:
         config, accelerator, device, figures = self.config, self.accelerator, self.accelerator.device, Figures()
         for last_round in [False] * (config.optim.accumulation - 1) + [True]:
             images, samples, broken = next(batches)
-            seeds = to_device(sample_seeds(config.seed, samples), device)
-            coins = uniform(seeds, 1, stream=RandomStream.COINS)[:, 0] < now.regions
-            images = augmented(images.to(device, non_blocking=True), seeds, config.data.flip, config.data.color_jitter)
-            inputs = normalised(images, self.precision.dtype)
-            blocks = block_masks(self.model.student.patch_embed.grid_size, seeds)
+            views = max(1, config.model.views)
+            every_view = to_device(view_seeds(config.seed, samples, views), device)
+            crops = flipped(images.to(device, non_blocking=True), every_view, config.data.flip)
+            seeds, grid = every_view[::views], self.model.student.patch_embed.grid_size
+            inputs = {"fetch": fetch}
+            if self.model.views:
+                windows = view_windows(grid, every_view, config.model.view_share)
+                inputs |= {"windows": windows, "pixels": self._pixels(cut(crops, windows, grid), every_view)}
+            if self.model.predicts:
+                inputs["images"] = self._pixels(crops[::views], seeds)
+                inputs["use_regions"] = uniform(seeds, 1, stream=RandomStream.COINS)[:, 0] < now.regions
+                inputs["blocks"] = block_masks(grid, seeds)
             with gradient_sync(self.wrapped, last_round), self.precision.autocast():
-                loss, count, facts = self.wrapped(inputs, coins, blocks, fetch=fetch)
+                loss, count, facts = self.wrapped(**inputs)
                 loss.backward()
             figures.add(loss, count, facts, samples, broken)
             fetch = None  # the first round has brought it
@@ -73,6 +83,10 @@ class Training:
         figures.gradient_norm = update(self.wrapped.parameters(), self.optimizer, divisor, config.optim.clip)
         self.model.update_target(now.momentum)
         return figures
+
+    def _pixels(self, crops: torch.Tensor, seeds: torch.Tensor) -> torch.Tensor:
+        """uint8 (n, 3, H, W) → what the model takes, the colours changed by seeds (n,)."""
+        return normalised(self.colours(crops, seeds), self.precision.dtype)
 
 
 def wrap(model: DSeqJEPA, config: Config, accelerator: Accelerator) -> torch.nn.Module:

@@ -15,6 +15,7 @@ from ..system.launch import wait
 
 # the facts of a batch that FLOPs follow from: tokens computed, and pairs of tokens that may attend to each other
 WORK = ("encoder_tokens", "predictor_tokens", "target_tokens", "encoder_pairs", "predictor_pairs")
+WORK += ("view_tokens", "view_pairs")
 
 
 class Utilisation:
@@ -22,21 +23,28 @@ class Utilisation:
 
     def __init__(self, model: DSeqJEPA) -> None:
         patches = model.student.patch_embed
-        self.length = patches.num_patches + model.target.num_prefix_tokens
-        self.embedding = 2 * _weights(patches) * patches.num_patches  # FLOPs of an image
+        self.patches, self.prefix = patches.num_patches, model.target.num_prefix_tokens
+        self.embedding = 2 * _weights(patches)  # FLOPs of a patch
         self.encoder, self.predictor = _of_a_token(model.student.blocks), _of_a_token(model.predictor.blocks)
+        self.predicts, self.views = model.predicts, model.views
+        self.projection = 2 * _weights(model.recognition.projector) if model.views else 0  # of a view
         self.narrowing, self.widening = (2 * _weights(m) for m in (model.predictor.embed, model.predictor.project))
 
     def flops(self, images: float, work: dict[str, float]) -> float:
-        """FLOPs of a step: one pass of the target over all patches; forward and backward of student and predictor."""
+        """FLOPs of a step on so many images: one pass of the target over all patches, where something is predicted;
+        forward and backward of student, predictor and projector."""
         token, pair = self.encoder
-        target = images * (self.embedding + token * self.length + pair * self.length**2)
-        student = token * work["encoder_tokens"] + pair * work["encoder_pairs"]
+        length, views = self.patches + self.prefix, images * self.views
+        embedded = images * self.predicts * self.patches
+        target = self.embedding * embedded + images * self.predicts * (token * length + pair * length**2)
+        embedded += work["view_tokens"] - views * self.prefix
+        student = token * (work["encoder_tokens"] + work["view_tokens"])
+        student += pair * (work["encoder_pairs"] + work["view_pairs"]) + views * self.projection
         token, pair = self.predictor
         predictor = token * work["predictor_tokens"] + pair * work["predictor_pairs"]
         predictor += self.narrowing * work["encoder_tokens"] + self.widening * work["target_tokens"]
         # images have no gradient, so the backward of the patch embedding is one product
-        return target + 2 * images * self.embedding + 3 * (student + predictor)
+        return target + 2 * self.embedding * embedded + 3 * (student + predictor)
 
 
 def matrix_rate(device: torch.device, dtype: torch.dtype, tries: int = 5) -> float:

@@ -15,7 +15,7 @@ from timm_dseq.host import to_device
 
 from ..crops import box_draws, crop_boxes, cropped
 from ..images import UnreadableImage
-from ..order import DistributedBatchSampler, sample_seeds
+from ..order import DistributedBatchSampler, view_seeds
 from ..source import Source
 from ..unreadable import TRIES, none_readable
 from .pixel_file import PixelFile
@@ -24,7 +24,7 @@ _OF_DEVICE = 0.3  # share of the device's free memory that pixels may take
 
 
 class Resident:
-    """This process's endless micro-batches: crops (B, 3, S, S) uint8, (epoch, index) (B, 2), broken images.
+    """This process's endless micro-batches: crops (B·V, 3, S, S) uint8, (epoch, index) (B, 2), broken images.
 
     Crops are made on the device. The pixels are there, too, or in the mapped file if they are too many.
     """
@@ -38,9 +38,10 @@ class Resident:
         seed: int,
         sampler: DistributedBatchSampler,
         device: torch.device,
+        views: int = 1,
     ) -> None:
-        """size: side of the crops. scale: least and greatest share of an image's area."""
-        self.source, self.size, self.scale, self.seed = source, size, scale, seed
+        """size: side of the crops. scale: least and greatest share of an image's area. views: V, crops of an image."""
+        self.source, self.size, self.scale, self.seed, self.views = source, size, scale, seed, views
         self.device = device if device.type == "cuda" else torch.device("cpu")
         images, self.sizes = file.read()
         self.readable = _readable(self.sizes, source)
@@ -63,9 +64,11 @@ class Resident:
         samples, images = next(self.batches)
         indices = samples[:, 1].numpy()
         taken = self.readable[indices]
-        boxes = crop_boxes(box_draws(sample_seeds(self.seed, samples), self.scale), self.sizes[taken])
+        sizes = self.sizes[taken].repeat(self.views, axis=0)
+        boxes = crop_boxes(box_draws(view_seeds(self.seed, samples, self.views), self.scale), sizes)
         broken = [line for index in indices[taken != indices].tolist() for line in self._broken(index)]
-        return cropped(images, self.sizes[taken], boxes, self.size), samples, broken
+        images = images[:, None].expand(-1, self.views, -1, -1, -1).flatten(0, 1)
+        return cropped(images, sizes, boxes, self.size), samples, broken
 
     def _batches(self, sampler: DistributedBatchSampler) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Samples (B, 2), and the pixels of their images (B, 3, W, W) on the device."""
