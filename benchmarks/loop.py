@@ -76,7 +76,11 @@ class Loop:
 
     def batches(self, way: str) -> Timed:
         self.config.data.resident = way == "resident"
-        return Timed(open_batches(self.config, self.source, self.length, Progress(), self.accelerator, self.screen))
+        return Timed(
+            open_batches(
+                self.config, self.training.framing, self.source, self.length, Progress(), self.accelerator, self.screen
+            )
+        )
 
     def step(self, batches: Iterator) -> None:
         """As train/pretrain.py takes it."""
@@ -117,7 +121,7 @@ def measured(config: Config, text: str, ways: list[str], accelerator, extras: bo
         loop.seconds(batches[way], 1)
         built[way] = time.perf_counter() - begun
     ready = cycle(list(islice(batches[ways[0]], config.optim.accumulation)))
-    crops = Crops(loop.source, config.model.img_size, config.data.crop_scale, config.seed)
+    crops = Crops(loop.source, loop.training.framing)
 
     def decode() -> float:
         begun = time.thread_time()  # of this thread: the loader's workers go on beside it

@@ -64,7 +64,7 @@ def run(config: Config, text: str) -> int:
     screen = Screen(last, progress.step, accelerator.is_main_process)
     screen.say(headline(config, training, length, progress))
     screen.say(f"on {launch.described(accelerator)}, {why}; attention: {training.attention}")
-    batches = open_batches(config, source, length, progress, accelerator, screen)
+    batches = open_batches(config, training.framing, source, length, progress, accelerator, screen)
     if config.dry_run:
         dry_run(training, batches, images, length, screen)
         return 0

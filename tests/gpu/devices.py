@@ -47,7 +47,7 @@ def batches_of(count, images=8, size=48):
     shape = (images, 3, size, size)
     for step in range(count):
         samples = torch.tensor([[0, step * images + i] for i in range(images)])
-        yield torch.randint(0, 256, shape, generator=draw, dtype=torch.uint8), samples, []
+        yield {"images": torch.randint(0, 256, shape, generator=draw, dtype=torch.uint8)}, samples, []
 
 
 def placed(device):

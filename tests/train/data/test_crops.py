@@ -5,14 +5,17 @@ import math
 import numpy as np
 import pytest
 import torch
-from common.data.crops import _YIQ, Colours, _weights, box_draws, crop_boxes, cropped, flipped
+from common.data import crops
+from common.data.crops import _YIQ, Colours, _weights, box_draws, crop_boxes, cropped, cropped_windows
 from common.data.order import sample_seeds
 from PIL import Image
 from scipy.stats import ks_2samp
 from torchvision.transforms import InterpolationMode, RandomResizedCrop
 from torchvision.transforms import functional as tv
 
+from timm_dseq import view_windows
 from timm_dseq.engine.random import uniform
+from timm_dseq.engine.views.windows import cut
 
 ALL = Colours(jitter=0.5, hue=0.1, gray=0.2, solarize=0.1)
 
@@ -146,24 +149,17 @@ def test_pixels_are_the_same_on_a_gpu():
     seeds = torch.arange(40)
     host, device = (cropped(images.to(where), sizes, boxes, 80) for where in ("cpu", "cuda"))
     assert torch.equal(host, device.cpu())
-    host, device = (ALL(flipped(images, seeds, 0.5), seeds).cpu() for images in (host, device))
+    assert torch.equal(ALL(host, seeds), ALL(device, seeds).cpu())
+    windows, flips = view_windows((8, 8), seeds, 0.25), seeds % 3 == 0
+    host, device = (
+        cropped_windows(images.to(where), sizes, boxes, 64, flips, windows, (8, 8)).cpu() for where in ("cpu", "cuda")
+    )
     assert torch.equal(host, device)
 
 
 def test_without_a_setting_nothing_is_touched():
     images = noise(4, 16)
-    assert flipped(images, torch.arange(4), 0.0) is images
     assert Colours()(images, torch.arange(4)) is images
-
-
-def test_flips_are_fair_whole_and_the_samples_own():
-    images, seeds = noise(1, 16).expand(2000, -1, -1, -1), torch.arange(2000)
-    some = flipped(images, seeds, 0.25)
-    turned = (some == images.flip(3)).all((1, 2, 3))
-    assert (turned | (some == images).all((1, 2, 3))).all()
-    assert abs(turned.float().mean() - 0.25) < 4 * math.sqrt(0.25 * 0.75 / 2000)
-    assert torch.equal(flipped(images[:9], seeds[100:109], 0.25), some[100:109])
-    assert torch.equal(flipped(images, seeds, 1.0), images.flip(3))
 
 
 def test_colours_change_as_torchvision_changes_them():
@@ -214,6 +210,21 @@ def test_colours_of_a_sample_do_not_depend_on_the_batch(colours):
         assert torch.equal(colours(images[part], seeds[part]), whole[part])
 
 
-def test_a_flip_does_not_change_what_colours_are_drawn():
-    images, seeds = noise(16, 32), torch.arange(16)
-    assert torch.equal(ALL(flipped(images, seeds, 1.0), seeds), ALL(images, seeds).flip(3))
+def test_flips_mirror_what_the_box_shows():
+    images, boxes, sizes = noise(30, 96), boxes_of(30, (150, 90)), np.tile((150, 90), (30, 1))
+    flips = torch.arange(30) % 3 == 0
+    plain = cropped(images, sizes, boxes, 80)
+    expected = torch.where(flips[:, None, None, None], plain.flip(3), plain)
+    assert torch.equal(cropped(images, sizes, boxes, 80, flips), expected)
+
+
+@pytest.mark.parametrize(("grid", "size"), [((8, 8), 64), ((7, 7), 112), ((5, 5), 40)])
+def test_windows_alone_are_those_of_whole_crops_to_the_last_bit(grid, size, monkeypatch):
+    monkeypatch.setattr(crops, "_AT_ONCE", 5 * 12 * 96**2)  # five images at a time, or fewer
+    images, views = noise(7, 96), 3
+    boxes, sizes = boxes_of(7 * views, (150, 90)), np.tile((150, 90), (7 * views, 1))
+    seeds = torch.arange(7 * views)
+    windows, flips = view_windows(grid, seeds, 0.25), seeds % 2 == 0
+    whole = cropped(images.repeat_interleave(views, 0), sizes, boxes, size, flips)
+    ours = cropped_windows(images, sizes, boxes, size, flips, windows, grid)
+    assert ours.dtype == torch.uint8 and torch.equal(ours, cut(whole, windows, grid))

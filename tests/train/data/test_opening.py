@@ -6,6 +6,7 @@ import tarfile
 import datasets
 import numpy as np
 import pytest
+from common.data.framing import Framing
 from common.data.opening import opening
 from common.data.opening import test_split as split_to_test
 from common.data.scenes import Scenes
@@ -64,7 +65,11 @@ WRONG = {
 @pytest.mark.parametrize("wrong", WRONG)
 @pytest.mark.parametrize(
     "door",
-    [open_source, lambda data: first_of_stream(data, 4), lambda data: next(Stream(data, 32, 0, 0, 1, 4))],
+    [
+        open_source,
+        lambda data: first_of_stream(data, 4),
+        lambda data: next(Stream(data, Framing(0, 32, (0.5, 1.0)), 0, 1, 4)),
+    ],
     ids=["numbered", "first of a stream", "stream"],
 )
 def test_a_data_set_that_cannot_be_opened_is_one_line(wrong, door, tmp_path):

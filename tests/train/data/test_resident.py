@@ -15,6 +15,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from common.data.decoded import Crops, collate
+from common.data.framing import Framing
 from common.data.order import DistributedBatchSampler
 from common.data.resident import batches as resident
 from common.data.resident import build as building
@@ -90,14 +91,13 @@ def share(config, source, start=0, micro_batch=8, rank=0, processes=1):
     )
 
 
-def views_of(config):
-    return max(1, config.model.views)
+def framing_of(config):
+    size, data = config.model.img_size, config.data
+    return Framing(config.seed, size, data.crop_scale, data.flip, views=config.model.views, grid=(4, 4), share=0.5)
 
 
 def resident_of(place, source, config, samples, device):
-    return Resident(
-        place, source, config.model.img_size, config.data.crop_scale, config.seed, samples, device, views_of(config)
-    )
+    return Resident(place, source, framing_of(config), samples, device)
 
 
 def batches(config, **how):
@@ -106,7 +106,7 @@ def batches(config, **how):
 
 
 def decoded(config, source, **how):
-    crops = Crops(source, config.model.img_size, config.data.crop_scale, config.seed, views_of(config))
+    crops = Crops(source, framing_of(config))
     return iter(DataLoader(crops, batch_sampler=share(config, source, **how), collate_fn=collate))
 
 
@@ -116,43 +116,44 @@ def first(some, count):
 
 @pytest.mark.parametrize("views", [0, 3])
 def test_at_the_working_size_both_paths_give_the_same_samples_and_pixels_up_to_rounding(views, settings):
-    config = settings(model__img_size=48, data__resident_size=64, model__views=views)
+    config = settings(model__img_size=48, data__resident_size=64, data__flip=0.5, model__views=views)
     ours, theirs = (
         first(batches(config), 11),
         first(decoded(config, open_source(config.data)), 11),
     )  # two epochs and more
-    for (images, samples, broken), (others, their_samples, their_broken) in zip(ours, theirs, strict=True):
+    for (own_pixels, samples, broken), (others, their_samples, their_broken) in zip(ours, theirs, strict=True):
         assert torch.equal(samples, their_samples) and samples.dtype == their_samples.dtype
         assert broken == their_broken == []
-        assert (
-            len(images) == len(samples) * views_of(config)
-            and images.shape == others.shape
-            and images.dtype == torch.uint8
-        )
-        off = (images.int() - others.int()).abs()
-        assert off.max() <= 2 and (off > 1).float().mean() < 1e-4 and off.float().mean() < 0.05
+        assert own_pixels.keys() == others.keys() == ({"images", "pixels"} if views else {"images"})
+        for name, own in own_pixels.items():
+            assert own.shape == others[name].shape and own.dtype == torch.uint8
+            off = (own.int() - others[name].int()).abs()
+            assert off.max() <= 2 and (off > 1).float().mean() < 1e-4 and off.float().mean() < 0.05
+        if views:
+            assert own_pixels["pixels"].shape == (3 * len(samples), 3, 8 * 12, 12)
 
 
 def test_images_of_other_shapes_are_framed_as_in_the_decoded_path(settings, tmp_path):
     """The boxes are those of the original image: half a pixel of error would be seen in noise that soft."""
     config = settings(data_set(tmp_path / "y.parquet", shapes=SHAPES), data__resident_size=64)
     ours, theirs = first(batches(config), 5), first(decoded(config, open_source(config.data)), 5)
-    for (images, _, _), (others, _, _) in zip(ours, theirs, strict=True):
-        assert (images.int() - others.int()).abs().float().mean((1, 2, 3)).max() < 1.5
+    for (own, _, _), (others, _, _) in zip(ours, theirs, strict=True):
+        assert (own["images"].int() - others["images"].int()).abs().float().mean((1, 2, 3)).max() < 1.5
 
 
 @pytest.mark.parametrize("processes", [1, 2])
 @pytest.mark.parametrize("start", [0, 24, 40, 72])
 def test_processes_and_a_start_amid_an_epoch_change_no_bit(settings, processes, start):
-    config = settings()
+    config = settings(model__views=2)
     whole = first(batches(config), 16)
     parts = [
         batches(config, start=start, micro_batch=8 // processes, rank=rank, processes=processes)
         for rank in range(processes)
     ]
-    for images, samples, _ in whole[start // 8 :]:
+    for every, samples, _ in whole[start // 8 :]:
         own = [next(part) for part in parts]
-        assert torch.equal(torch.cat([part[0] for part in own]), images)
+        for name in ("images", "pixels"):
+            assert torch.equal(torch.cat([part[0][name] for part in own]), every[name])
         assert torch.equal(torch.cat([part[1] for part in own]), samples)
 
 
@@ -162,7 +163,7 @@ def test_what_cannot_be_read_is_replaced_and_named_as_in_the_decoded_path(settin
         first(batches(config), 10), first(decoded(config, open_source(config.data)), 10), strict=True
     ):
         assert torch.equal(ours[1], theirs[1]) and ours[2] == theirs[2]
-        assert (ours[0].int() - theirs[0].int()).abs().float().mean((1, 2, 3)).max() < 3
+        assert (ours[0]["images"].int() - theirs[0]["images"].int()).abs().float().mean((1, 2, 3)).max() < 3
 
 
 def test_a_run_counts_broken_images_alike_in_both_paths(tmp_path):
@@ -201,7 +202,9 @@ def test_images_in_a_row_that_cannot_be_read_end_a_run():
 
 def test_a_step_does_not_loop_over_images(settings, tmp_path):
     """As many calls of Python functions for 64 images as for 512."""
-    config = settings(data_set(tmp_path / "y.parquet", count=1100, shapes=SHAPES), optim__batch_size=512)
+    config = settings(
+        data_set(tmp_path / "y.parquet", count=1100, shapes=SHAPES), optim__batch_size=512, model__views=2
+    )
     calls = {}
     for size in (64, 512):
         some = batches(config, micro_batch=size)
@@ -209,17 +212,17 @@ def test_a_step_does_not_loop_over_images(settings, tmp_path):
         count = itertools.count()
         sys.setprofile(lambda frame, event, _, count=count: next(count) if event.endswith("call") else None)
         try:
-            images, _, _ = next(some)
+            batch, _, _ = next(some)
         finally:
             sys.setprofile(None)
-        assert len(images) == size
+        assert len(batch["images"]) == size
         calls[size] = next(count)
     assert calls[64] == calls[512]
 
 
 @pytest.mark.parametrize("room", [2**40, 2**10], ids=["on the device", "in the mapped file"])
 def test_batches_on_a_device_are_those_of_the_host_and_nothing_waits(room, settings, tmp_path, monkeypatch):
-    config = settings(data_set(tmp_path / "y.parquet", shapes=SHAPES))
+    config = settings(data_set(tmp_path / "y.parquet", shapes=SHAPES), model__views=2)
     place, source = built(config)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (room, room))
     device, empty = FarDevice(), torch.empty
@@ -235,11 +238,14 @@ def test_batches_on_a_device_are_those_of_the_host_and_nothing_waits(room, setti
         some = resident_of(place, source, config, share(config, source), torch.device("cuda"))
         next(some)
         device.waits.clear()  # the pixels were sent once
-        images, samples, _ = next(some)
-        assert images.device.type == "cuda" and ("on the device" in some.describe()) == (room > 2**20)
+        batch, samples, _ = next(some)
+        assert {own.device.type for own in batch.values()} == {"cuda"} and ("on the device" in some.describe()) == (
+            room > 2**20
+        )
     assert not device.crossings and not device.waits, (device.crossings, device.waits)
     (_, (theirs, their_samples, _)) = first(batches(config), 2)
-    assert torch.equal(samples, their_samples) and torch.equal(images, theirs)
+    assert torch.equal(samples, their_samples)
+    assert all(torch.equal(batch[name], theirs[name]) for name in ("images", "pixels"))
 
 
 def test_a_file_is_safetensors_with_untouched_squares(settings):

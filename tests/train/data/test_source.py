@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from common.data.decoded import Crops, collate
+from common.data.framing import Framing
 from common.data.images import decode, measure
 from common.data.scenes import LABELS, Scenes
 from common.data.settings import Data
@@ -15,6 +16,7 @@ from common.data.source import open_source
 from PIL import Image
 
 from timm_dseq import UserError
+from timm_dseq.engine.views.windows import cut
 
 from .. import runs
 
@@ -80,32 +82,34 @@ def test_the_size_of_an_image_is_known_before_it_is_decoded(kind, orientation):
 
 @pytest.mark.parametrize("size", [32, 64, 150])
 def test_a_large_jpeg_is_decoded_smaller_and_the_crop_stays(size):
-    crops = Crops(None, size, (0.3, 1.0), 0)
+    crops = Crops(None, Framing(0, size, (0.3, 1.0)))
     draws = crops.draws([(0, index) for index in range(20)])
     large = encoded(waves(), "JPEG", quality=95)
     whole = decode(large)
     assert decode(large, 3.9).size == (450, 320) and decode(large, 9).size == (113, 80)
     for each in draws:
-        gap = (crops.crop(large, each).int() - crops.crop(whole, each).int()).abs().float()
+        gap = (crops.crop(large, each)["images"].int() - crops.crop(whole, each)["images"].int()).abs().float()
         assert 0 < gap.mean() < 0.6 and gap.max() < 8
-    shifted = (crops.crop(whole, draws[0]).int() - crops.crop(whole, draws[1]).int()).abs().float().mean()
+    shifted = (
+        (crops.crop(whole, draws[0])["images"].int() - crops.crop(whole, draws[1])["images"].int()).abs().float().mean()
+    )
     assert shifted > 10  # other boxes would be seen
 
 
 @pytest.mark.parametrize("orientation", range(2, 9))
 def test_a_large_jpeg_that_is_turned_is_cropped_upright(orientation):
-    exif, crops = Image.Exif(), Crops(None, 32, (0.3, 1.0), 0)
+    exif, crops = Image.Exif(), Crops(None, Framing(0, 32, (0.3, 1.0)))
     exif[0x0112] = orientation
     large = encoded(waves(), "JPEG", exif=exif, quality=95)
     for draws in crops.draws([(0, index) for index in range(4)]):
-        assert torch.equal(crops.crop(large, draws), crops.crop(decode(large), draws))
+        assert torch.equal(crops.crop(large, draws)["images"], crops.crop(decode(large), draws)["images"])
 
 
 def test_a_crop_that_needs_all_pixels_gets_them():
-    image, crops = encoded(waves(120, 100), "JPEG", quality=95), Crops(None, 64, (0.3, 1.0), 0)
+    image, crops = encoded(waves(120, 100), "JPEG", quality=95), Crops(None, Framing(0, 64, (0.3, 1.0)))
     whole = decode(image)  # what is lossless now has the same pixels, and no smaller version
     for draws in crops.draws([(0, index) for index in range(20)]):
-        assert torch.equal(crops.crop(image, draws), crops.crop(whole, draws))
+        assert torch.equal(crops.crop(image, draws)["images"], crops.crop(whole, draws)["images"])
 
 
 def test_rotation_by_exif_is_undone():
@@ -221,42 +225,52 @@ def test_a_data_set_that_cannot_be_used_is_named_in_one_line(settings, says, tmp
 
 def test_a_crop_is_a_function_of_seed_epoch_and_index(folder):
     source = open_source(Data(path=str(folder)))
-    crops = Crops(source, 32, (0.3, 1.0), seed=3)
+    crops = Crops(source, Framing(3, 32, (0.3, 1.0)))
     torch.manual_seed(0)
-    first = crops[0, 5][0]
+    first = crops[0, 5][0]["images"]
     torch.rand(7)
-    assert torch.equal(first, crops[0, 5][0])
+    assert torch.equal(first, crops[0, 5][0]["images"])
     assert first.shape == (1, 3, 32, 32) and first.dtype == torch.uint8
-    scenes = Crops(open_source(Data(path="scenes")), 32, (0.3, 1.0), seed=3)
-    assert not torch.equal(scenes[0, 5][0], scenes[1, 5][0])
-    assert not torch.equal(scenes[0, 5][0], Crops(scenes.source, 32, (0.3, 1.0), seed=4)[0, 5][0])
+    scenes = Crops(open_source(Data(path="scenes")), Framing(3, 32, (0.3, 1.0)))
+    assert not torch.equal(scenes[0, 5][0]["images"], scenes[1, 5][0]["images"])
+    assert not torch.equal(
+        scenes[0, 5][0]["images"], Crops(scenes.source, Framing(4, 32, (0.3, 1.0)))[0, 5][0]["images"]
+    )
 
 
-def test_the_first_of_several_views_is_the_crop_without_views():
+def test_the_first_of_several_views_is_the_crop_without_views_and_each_is_seen_through_its_windows():
     source = open_source(Data(path="scenes"))
-    one, three = (Crops(source, 32, (0.3, 1.0), seed=3, views=views)[1, 5][0] for views in (1, 3))
-    assert three.shape == (3, 3, 32, 32)
-    assert torch.equal(three[:1], one)
-    assert not any(torch.equal(three[i], three[j]) for i in range(3) for j in range(i))
+    one, three = (
+        Crops(source, Framing(3, 32, (0.3, 1.0), 0.5, views=views, grid=(4, 4), share=1.0))[1, 5][0] for views in (0, 3)
+    )
+    assert torch.equal(one["images"], three["images"]) and one.keys() == {"images"}
+    assert three["pixels"].shape == (3, 3, 16 * 8, 8)
+    windows = Framing(3, 32, (0.3, 1.0), views=3, grid=(4, 4), share=1.0).draw(torch.tensor([[1, 5]])).windows
+    assert torch.equal(three["pixels"][:1], cut(one["images"], windows[:1], (4, 4)))
+    assert not any(torch.equal(three["pixels"][i], three["pixels"][j]) for i in range(3) for j in range(i))
 
 
 def test_images_smaller_than_the_crop_are_enlarged(tmp_path):
-    crops = Crops(open_source(Data(path=parquet_of(tmp_path / "x.parquet"))), 96, (0.3, 1.0), seed=0)
-    assert crops[0, 0][0].shape == (1, 3, 96, 96)
+    crops = Crops(open_source(Data(path=parquet_of(tmp_path / "x.parquet"))), Framing(0, 96, (0.3, 1.0)))
+    assert crops[0, 0][0]["images"].shape == (1, 3, 96, 96)
 
 
 def test_an_image_that_cannot_be_read_is_replaced_by_the_next_and_named(folder):
     broken = sorted(folder.rglob("*.png"))[3]
     broken.write_bytes(broken.read_bytes()[:40])
     source = open_source(Data(path=str(folder)))
-    crops = Crops(source, 32, (1.0, 1.0), seed=0)
+    crops = Crops(source, Framing(0, 32, (1.0, 1.0)))
     at = next(i for i in range(len(source)) if broken.name in source.where(i))
-    image, sample, said = crops[2, at]
+    pixels, sample, said = crops[2, at]
     assert sample == (2, at)
     assert len(said) == 1 and str(broken) in said[0] and f"row {at}" in said[0]
-    assert torch.equal(image[..., 16, 16], crops[2, at + 1][0][..., 16, 16])
-    images, samples, broken_ones = collate([crops[2, at], crops[2, at + 1]])
-    assert images.shape == (2, 3, 32, 32) and samples.tolist() == [[2, at], [2, at + 1]] and broken_ones == said
+    assert torch.equal(pixels["images"][..., 16, 16], crops[2, at + 1][0]["images"][..., 16, 16])
+    together, samples, broken_ones = collate([crops[2, at], crops[2, at + 1]])
+    assert (
+        together["images"].shape == (2, 3, 32, 32)
+        and samples.tolist() == [[2, at], [2, at + 1]]
+        and broken_ones == said
+    )
 
 
 @pytest.mark.parametrize("workers", [0, 1])

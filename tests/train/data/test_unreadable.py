@@ -17,6 +17,7 @@ import torch
 from accelerate import Accelerator
 from common.data.decoded import Crops
 from common.data.digests import data_digest, digests_of
+from common.data.framing import Framing
 from common.data.images import UnreadableImage, content, decode, measure, open_image
 from common.data.order import DistributedBatchSampler
 from common.data.resident.batches import Resident
@@ -40,6 +41,7 @@ from .test_source import encoded
 
 AT = 3  # the row of the broken image
 POSTSCRIPT = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n"
+FRAMING = Framing(0, 32, (0.5, 1.0))
 DATA = {"input_size": (3, 32, 32), "interpolation": "bicubic", "mean": (0.5,) * 3, "std": (0.5,) * 3, "crop_pct": 1.0}
 
 
@@ -114,22 +116,22 @@ def source(damage, tmp_path):
 
 
 def decoded(source, index, folder):
-    images, sample, broken = Crops(source, 32, (0.5, 1.0), 0)[0, index]
-    return images[0], sample, broken
+    images, sample, broken = Crops(source, FRAMING)[0, index]
+    return images["images"][0], sample, broken
 
 
 def resident(source, index, folder):
     accelerator, data = Accelerator(cpu=True), Data(cache=str(folder / "cache"))
     file = build(PixelFile.of(source, working_side(source, 35), data), source, 0, accelerator)
     sampler = DistributedBatchSampler(0, len(source), len(source), len(source), 0, 1)
-    images, samples, broken = next(Resident(file, source, 32, (0.5, 1.0), 0, sampler, accelerator.device))
-    return images[samples[:, 1] == index][0], index, broken if index == AT else []
+    images, samples, broken = next(Resident(file, source, FRAMING, sampler, accelerator.device))
+    return images["images"][samples[:, 1] == index][0], index, broken if index == AT else []
 
 
 def streamed(source, index, folder):
     items = [(source.rows[at]["image"], (0, at)) for at in range(index, 8)]
-    images, samples, broken = collate_readable(EncodedCrops(Crops(None, 32, (0.5, 1.0), 0)).__getitems__(items))
-    return images[0], samples[0], broken
+    images, samples, broken = collate_readable(EncodedCrops(Crops(None, FRAMING)).__getitems__(items))
+    return images["images"][0], samples[0], broken
 
 
 def monitored(source, index, folder):

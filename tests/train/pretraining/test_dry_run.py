@@ -27,7 +27,7 @@ class Clock:
         self.now += 100.0 if warming else (2.0 if now.regions < 0.5 else 4.0)
 
 
-def dry_run_of(monkeypatch, objective):
+def dry_run_of(monkeypatch, with_regions):
     """A dry run in which nothing is computed: its clock, and what it said."""
     clock, said = Clock(), []
     optim = SimpleNamespace(
@@ -35,9 +35,9 @@ def dry_run_of(monkeypatch, objective):
         **{"momentum": 0.9, "momentum_end": 1.0, "regions": 0.0, "regions_end": 1.0},
     )
     training = SimpleNamespace(
-        config=SimpleNamespace(optim=optim, model=SimpleNamespace(objective=objective)),
+        config=SimpleNamespace(optim=optim),
         accelerator=SimpleNamespace(device=torch.device("cpu")),
-        model=SimpleNamespace(region_options={"num_regions": 5}),
+        model=SimpleNamespace(region_options={"num_regions": 5}, with_regions=with_regions),
         step=clock.step,
     )
     monkeypatch.setattr(module.time, "perf_counter", lambda: clock.now)
@@ -47,7 +47,7 @@ def dry_run_of(monkeypatch, objective):
 
 
 def test_warming_up_is_not_counted_and_both_ends_are_measured(monkeypatch):
-    clock, said = dry_run_of(monkeypatch, "dseq")
+    clock, said = dry_run_of(monkeypatch, True)
     assert clock.lambdas[0] == 0 and clock.lambdas[-1] > 0.99
     assert "start of the run (lambda 0.00): 2 s a step, 4 images/s" in said[0]
     assert "end of the run (lambda 1.00): 4 s a step, 2 images/s" in said[1]
@@ -55,7 +55,7 @@ def test_warming_up_is_not_counted_and_both_ends_are_measured(monkeypatch):
 
 
 def test_without_regions_nothing_is_said_of_them(monkeypatch):
-    _, said = dry_run_of(monkeypatch, "ijepa")
+    _, said = dry_run_of(monkeypatch, False)
     assert not any(word in line for line in said for word in ("lambda", "region"))
     assert "start of the run: 2 s a step" in said[0] and "1200 steps would take about" in said[-1]
 

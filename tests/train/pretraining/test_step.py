@@ -41,7 +41,7 @@ def steps(tmp_path, count, spoil=lambda model: model, **settings):
         batches = iter(
             [
                 (
-                    torch.randint(0, 256, (8 // rounds, 3, 48, 48), generator=draw, dtype=torch.uint8),
+                    {"images": torch.randint(0, 256, (8 // rounds, 3, 48, 48), generator=draw, dtype=torch.uint8)},
                     torch.tensor([[0, 8 * step + i] for i in range(8 // rounds)]),
                     [],
                 )

@@ -29,9 +29,10 @@ COLOURS = {"data__color_jitter": 0.4, "data__hue": 0.1, "data__gray": 0.2, "data
 VIEWS = {"views": {"model__objective": "views", "model__views": 2, **COLOURS}}
 
 
-def batch_of(images, first=0, views=1):
+def batch_of(images, first=0, views=0):
     generator = torch.Generator().manual_seed(0)
-    pixels = torch.randint(0, 256, (images * views, 3, 48, 48), generator=generator, dtype=torch.uint8)
+    name, shape = ("pixels", (images * views, 3, 8 * 8, 8)) if views else ("images", (images, 3, 48, 48))
+    pixels = {name: torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8)}
     return iter([(pixels, torch.stack([torch.zeros(images, dtype=torch.long), first + torch.arange(images)], 1), [])])
 
 
@@ -40,7 +41,7 @@ def batch_of(images, first=0, views=1):
 def test_a_step_copies_once_from_the_device_and_waits_for_nothing_it_sends(objective, varlen, tmp_path, monkeypatch):
     training, now = training_of(tmp_path, **VIEWS.get(objective, {"model__objective": objective}))
     model = training.model
-    views = max(1, model.views)
+    views = model.views
     if varlen:
         monkeypatch.setattr("timm_dseq.engine.attention.attend", lambda q, k, v, **_: v)  # its kernel is CUDA's
         model.varlen = model.predictor.varlen = True
@@ -54,7 +55,8 @@ def test_a_step_copies_once_from_the_device_and_waits_for_nothing_it_sends(objec
     device.put(before)
     ((pixels, *others),) = batch_of(8, 8, views)
     with device:
-        figures = training.step(iter([(pixels.pin_memory(), *others)]), now, before)  # as the loader gives them
+        pixels = {name: own.pin_memory() for name, own in pixels.items()}
+        figures = training.step(iter([(pixels, *others)]), now, before)  # as the loader gives them
     assert not device.waits, device.waits
     assert len(device.crossings) == 1, device.crossings
     assert "copy_ in __init__: self._host = " in device.crossings[0]  # of `Fetch`

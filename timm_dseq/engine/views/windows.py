@@ -6,6 +6,7 @@ The windows of a view are a pure function of its seed.
 import torch
 from timm.models import VisionTransformer
 
+from ...errors import UserError
 from ..random import uniform
 from ..vit import embed_patches, final_norm, full_precision, run_blocks
 
@@ -14,19 +15,22 @@ _STREAM = 5  # of the seeds' random numbers: streams 0 to 4 are taken
 
 
 def view_windows(grid: tuple[int, int], seeds: torch.Tensor, share: float) -> torch.Tensor:
-    """The patches (row by row in a grid h×w) in random windows that tile it, sorted: (n, K) int64, K = share · h · w.
+    """The patches (row by row in a grid h×w) in random windows, window by window: (n, K) int64, K about share · h · w.
 
-    Where windows do not fit into the grid, those at its edges are cut, at either end. The last window may be, too.
+    The windows are some of those that tile the grid. An odd grid has a row or column more than they cover: it is the
+    first or the last one.
     """
     h, w = grid
-    rows, columns = (-(-size // SIDE) for size in grid)
-    keep = max(1, round(share * h * w))
+    if min(grid) < SIDE:
+        raise UserError(f"a grid of {h}×{w} patches is too small for windows of {SIDE}×{SIDE}: use larger images")
+    rows, columns = h // SIDE, w // SIDE
+    keep = min(max(1, round(share * h * w / SIDE**2)), rows * columns)
     draws = uniform(seeds, 2 + rows * columns, stream=_STREAM)
-    patch = torch.arange(h * w, device=seeds.device)
-    row = (patch // w + h % SIDE * (draws[:, :1] < 0.5)) // SIDE  # (n, h·w): of the windows that patches lie in
-    column = (patch % w + w % SIDE * (draws[:, 1:2] < 0.5)) // SIDE
-    turn = draws[:, 2:].gather(1, row * columns + column)  # (n, h·w): when the patch's window is taken
-    return turn.argsort(dim=1, stable=True)[:, :keep].sort(1).values
+    window = draws[:, 2:].argsort(dim=1, stable=True)[:, :keep]  # (n, windows)
+    top = window // columns * SIDE + h % SIDE * (draws[:, :1] < 0.5)
+    left = window % columns * SIDE + w % SIDE * (draws[:, 1:2] < 0.5)
+    corner = top * w + left
+    return torch.stack([corner + i * w + j for i in range(SIDE) for j in range(SIDE)], dim=2).flatten(1)
 
 
 def cut(images: torch.Tensor, patches: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Random crops, flips and colours: seeds (B,) → boxes (B, 4), and batches of pixels, uint8 in and out.
+"""Random crops and colours: seeds (B,) → boxes (B, 4), and batches of pixels, uint8 in and out.
 
 Boxes are drawn on the host, for decoded and for resident images alike, so a sample's box is the same in both. A batch
 is cropped at once by matrix products of integers small enough to be exact in float32: pixels depend neither on the
@@ -16,6 +16,7 @@ import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from timm_dseq.engine.random import uniform
+from timm_dseq.engine.views.windows import SIDE
 from timm_dseq.host import to_device
 
 from .order import RandomStream
@@ -58,28 +59,77 @@ def crop_boxes(draws: np.ndarray, sizes: np.ndarray) -> np.ndarray:
     return np.concatenate([corner, box], axis=1).astype(np.int64)
 
 
-def cropped(images: torch.Tensor, sizes: np.ndarray, boxes: np.ndarray, size: int) -> torch.Tensor:
-    """Boxes (B, 4) of images, resized to S × S: uint8 (B, 3, S, S).
+def cropped(
+    images: torch.Tensor, sizes: np.ndarray, boxes: np.ndarray, size: int, flips: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Boxes (B, 4) of images, resized to S × S: uint8 (B, 3, S, S); mirrored where flips (B,) say so.
 
     images: uint8 (B, 3, W, W), resized from (height, width) sizes (B, 2), in which the boxes are given. As Pillow's
     bicubic resizing of the cropped image: antialiased, rounded to integers between its two passes, without pixels from
     beyond the box. (Pillow from 13 on makes the vertical pass of tall boxes first, which differs where values between
     the passes are clipped at 0 or 255.)
     """
-    side = images.shape[-1]
+    lines = torch.arange(size).expand(len(boxes), 1, -1)
+    return _cropped_parts(images, sizes, boxes, size, lines, lines, flips).squeeze(1)
+
+
+def cropped_windows(
+    images: torch.Tensor,
+    sizes: np.ndarray,
+    boxes: np.ndarray,
+    size: int,
+    flips: torch.Tensor,
+    windows: torch.Tensor,
+    grid: tuple[int, int],
+) -> torch.Tensor:
+    """Some patches of V such crops of each image, as `cut` cuts them: uint8 (B·V, 3, K·p, p).
+
+    sizes, boxes, flips, windows (B·V, …): those of an image side by side. Only the windows are computed.
+    """
+    corner, patch = windows[:, :: SIDE**2], size // grid[0]
+    line = torch.arange(SIDE * patch)
+    down, across = (part[..., None] * patch + line for part in (corner // grid[1], corner % grid[1]))
+    parts = _cropped_parts(images, sizes, boxes, size, down, across, flips)  # (B·V, windows, 3, 2·p, 2·p)
+    parts = parts.unflatten(4, (SIDE, patch)).unflatten(3, (SIDE, patch))
+    return parts.permute(0, 2, 1, 3, 5, 4, 6).flatten(2, 5)
+
+
+def _cropped_parts(
+    images: torch.Tensor,
+    sizes: np.ndarray,
+    boxes: np.ndarray,
+    size: int,
+    down: torch.Tensor,
+    across: torch.Tensor,
+    flips: torch.Tensor | None,
+) -> torch.Tensor:
+    """Parts of crops to S × S, V of each image: uint8 (B·V, M, 3, r, c).
+
+    images (B, 3, W, W); sizes, boxes, flips (B·V, …). down (B·V, M, r) and across (B·V, M, c): the lines and columns of
+    the crop that each of its M parts has.
+    """
+    batch, _, side, _ = images.shape
+    views, count, width = len(boxes) // batch, down.shape[1], across.shape[2]
+    if flips is not None:
+        across = torch.where(flips[:, None, None], size - 1 - across, across)
     spans = boxes.reshape(-1, 2, 2) * (side / sizes.astype(np.float64))[:, None]  # start, length; down, across
     spans = to_device(torch.from_numpy(spans), images.device)
-    count = max(1, _AT_ONCE // (12 * side**2))
+    down, across = (to_device(lines, images.device) for lines in (down, across))
+    at_once = max(1, _AT_ONCE // (12 * side * max(side, views * count * width)))
     with _exact(images.device):
-        return torch.cat([_cropped(*part, size) for part in zip(images.split(count), spans.split(count), strict=True)])
-
-
-def _cropped(images: torch.Tensor, spans: torch.Tensor, size: int) -> torch.Tensor:
-    batch, _, side, _ = images.shape
-    down, across = (_weights(*spans[:, :, axis].T, side, size) for axis in (0, 1))  # (B, S, W)
-    levels = images.reshape(batch, 3 * side, side).float().sub_(128)
-    levels = _centred(levels @ across.transpose(1, 2)).view(batch, 3, side, size)
-    return _centred(down[:, None] @ levels).add_(128).to(torch.uint8)
+        found = []
+        for part in range(0, batch, at_once):
+            crops = slice(part * views, (part + at_once) * views)
+            own = images[part : part + at_once]
+            rows = _weights(*spans[crops, :, 0].T, side, size, down[crops])  # (b·V, M, r, W)
+            columns = _weights(*spans[crops, :, 1].T, side, size, across[crops])
+            levels = own.reshape(len(own), 3 * side, side).float().sub_(128)
+            levels = _centred(levels @ columns.view(len(own), -1, side).mT)  # (b, 3·W, V·M·c)
+            levels = levels.view(len(own), 3, side, views * count, width).permute(0, 3, 2, 1, 4)
+            levels = rows.flatten(0, 1) @ levels.reshape(-1, side, 3 * width)  # (b·V·M, r, 3·c)
+            levels = _centred(levels).add_(128).to(torch.uint8)
+            found.append(levels.view(-1, count, levels.shape[1], 3, width).transpose(2, 3))
+        return torch.cat(found)
 
 
 def _centred(levels: torch.Tensor) -> torch.Tensor:
@@ -87,24 +137,29 @@ def _centred(levels: torch.Tensor) -> torch.Tensor:
     return levels.add_(0.5).floor_().clamp_(-128, 127)
 
 
-def _weights(start: torch.Tensor, length: torch.Tensor, side: int, size: int) -> torch.Tensor:
-    """Weights of `side` input lines in each of `size` output lines, for boxes along one axis: (B, size, side) float32.
+def _weights(
+    start: torch.Tensor, length: torch.Tensor, side: int, size: int, lines: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Weights of `side` input lines in `size` output lines, for boxes along one axis: (B, size, side) float32; or in
+    some of them, lines (B, M, r): (B, M, r, side).
 
     start, length: of the boxes (B,), in input lines. A line that lies in the box partly counts partly. The weights of
     an output line are multiples of 1 / _FINE and add up to 1.
     """
     device = start.device
-    step = length[:, None, None] / size
+    if lines is None:
+        lines = torch.arange(size, device=device).expand(len(start), -1)
+    start, length = (x.view(-1, *[1] * lines.ndim) for x in (start, length))
+    step = length / size
     width = step.clamp(min=1)  # of the filter, in input lines
     taps = min(side, math.ceil(4 * max(1.0, side / size)) + 1)
-    centre = start[:, None, None] + (torch.arange(size, device=device)[:, None] + 0.5) * step  # (B, S, 1)
-    line = (centre - 2 * width).floor().clamp(0, side - taps) + torch.arange(taps, device=device)  # (B, S, taps)
-    start, end = start[:, None, None], (start + length)[:, None, None]
-    covered = (end.minimum(line + 1) - start.maximum(line)).clamp(0, 1)
-    cumulative = (_bicubic((line + 0.5 - centre) / width) * covered * 2.0**30).round().cumsum(2)
+    centre = start + (lines[..., None] + 0.5) * step  # (B, …, 1)
+    line = (centre - 2 * width).floor().clamp(0, side - taps) + torch.arange(taps, device=device)  # (B, …, taps)
+    covered = ((start + length).minimum(line + 1) - start.maximum(line)).clamp(0, 1)
+    cumulative = (_bicubic((line + 0.5 - centre) / width) * covered * 2.0**30).round().cumsum(-1)
     cumulative = (cumulative / cumulative[..., -1:] * _FINE).round()
-    weight = cumulative.diff(dim=2, prepend=torch.zeros_like(cumulative[..., :1])) / _FINE
-    return torch.zeros(len(line), size, side, device=device).scatter_(2, line.long(), weight.float())
+    weight = cumulative.diff(dim=-1, prepend=torch.zeros_like(cumulative[..., :1])) / _FINE
+    return torch.zeros(*lines.shape, side, device=device).scatter_(-1, line.long(), weight.float())
 
 
 def _bicubic(x: torch.Tensor) -> torch.Tensor:
@@ -132,14 +187,6 @@ def _exact(device: torch.device) -> Iterator[None]:
         torch.set_float32_matmul_precision(before)
 
 
-def flipped(images: torch.Tensor, seeds: torch.Tensor, chance: float) -> torch.Tensor:
-    """(B, 3, S, S), mirrored at random, by seeds (B,)."""
-    if not chance:
-        return images
-    draws = uniform(seeds.to(images.device), 1, stream=RandomStream.COLOURS)[:, :, None, None]
-    return torch.where(draws < chance, images.flip(3), images)
-
-
 @dataclass(frozen=True)
 class Colours:
     """How colours change at random. jitter: brightness, contrast and saturation are multiplied by 1 - jitter to
@@ -154,7 +201,7 @@ class Colours:
         """uint8 (B, 3, H, W) → the same, by seeds (B,), changed in the order of the attributes."""
         if not (self.jitter or self.hue or self.gray or self.solarize):
             return images
-        draws = uniform(seeds.to(images.device), 7, stream=RandomStream.COLOURS)  # the first one is `flipped`'s
+        draws = uniform(seeds.to(images.device), 7, stream=RandomStream.COLOURS)  # the first one is the flip's
         draws = draws[:, :, None, None, None]
         if self.jitter or self.hue or self.gray:
             images = self._changed(images, draws)

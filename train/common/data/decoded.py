@@ -1,4 +1,4 @@
-"""Batches of random crops, from images that are decoded each time they are taken: uint8 (B·V, 3, S, S)."""
+"""Batches of random crops, from images that are decoded each time they are taken: uint8."""
 
 from collections.abc import Iterable, Iterator
 from itertools import chain
@@ -10,23 +10,24 @@ from PIL import Image
 from torch.utils.data import Dataset
 from torchvision.transforms.functional import pil_to_tensor
 
-from .crops import box_draws, crop_boxes
+from timm_dseq.engine.views.windows import cut
+
+from .crops import crop_boxes
+from .framing import Draws, Framing
 from .images import as_unreadable, decode, measure
-from .order import view_seeds
 from .source import Source
 from .unreadable import first_readable, none_readable
 
-Item = tuple[torch.Tensor, tuple[int, int], list[str]]  # V crops (V, 3, S, S) uint8, (epoch, index), broken images
-# crops (B·V, 3, S, S) uint8, those of a sample side by side; (epoch, index) (B, 2); broken images
-Batch = tuple[torch.Tensor, torch.Tensor, list[str]]
+Pixels = dict[str, torch.Tensor]  # "images" and "pixels", as `Framing` has them
+Item = tuple[Pixels, tuple[int, int], list[str]]  # a sample's pixels, (epoch, index), broken images
+Batch = tuple[Pixels, torch.Tensor, list[str]]  # pixels, (epoch, index) (B, 2), broken images
 
 
 class Crops(Dataset):
-    """`crops[epoch, index]`: an image's crops in an epoch, or the next image's if it cannot be read."""
+    """`crops[epoch, index]`: what is seen of an image in an epoch, or of the next image if it cannot be read."""
 
-    def __init__(self, source: Source | None, size: int, scale: tuple[float, float], seed: int, views: int = 1) -> None:
-        """size: side of the crops. scale: least and greatest share of an image's area. views: V, crops of an image."""
-        self.source, self.size, self.scale, self.seed, self.views = source, size, scale, seed, views
+    def __init__(self, source: Source | None, framing: Framing) -> None:
+        self.source, self.framing = source, framing
 
     def __getitem__(self, sample: tuple[int, int]) -> Item:
         return self.__getitems__([sample])[0]
@@ -34,47 +35,50 @@ class Crops(Dataset):
     def __getitems__(self, samples: list[tuple[int, int]]) -> list[Item]:
         return [self._item(sample, draws) for sample, draws in zip(samples, self.draws(samples), strict=True)]
 
-    def draws(self, samples: list[tuple[int, int]]) -> np.ndarray:
-        """The random numbers that give the samples' boxes, (B, V, 10, 4)."""
-        draws = box_draws(view_seeds(self.seed, torch.tensor(samples), self.views), self.scale)
-        return draws.reshape(len(samples), self.views, *draws.shape[1:])
+    def draws(self, samples: list[tuple[int, int]]) -> list[Draws]:
+        """The random choices of each sample."""
+        return self.framing.draw_each(torch.tensor(samples))
 
     @as_unreadable()
-    def crop(self, value: Any, draws: np.ndarray) -> torch.Tensor:
-        """A sample's crops of an image, by its random numbers (V, 10, 4): (V, 3, S, S) uint8."""
-        image, shape = measure(value)
-        boxes = crop_boxes(draws, np.array([shape] * len(draws)))
-        picture = decode(image, boxes[:, 2:].min() / self.size)
+    def crop(self, value: Any, draws: Draws) -> Pixels:
+        """What is seen of an image by a sample's random choices."""
+        framing, (image, shape) = self.framing, measure(value)
+        boxes = crop_boxes(draws.boxes, np.array([shape] * len(draws.boxes)))
+        picture = decode(image, boxes[:, 2:].min() / framing.size)
         shrunk = round(shape[1] / picture.width)
-        size, bicubic, crops = (self.size, self.size), Image.Resampling.BICUBIC, []
-        for top, left, height, width in boxes.tolist():
+        size, bicubic, crops = (framing.size, framing.size), Image.Resampling.BICUBIC, []
+        for (top, left, height, width), flip in zip(boxes.tolist(), draws.flips.tolist(), strict=True):
             box = (left, top, left + width, top + height)
             if shrunk == 1:
                 crop = picture.crop(box).resize(size, bicubic)
             else:  # the box lies between pixels
                 crop = picture.resize(size, bicubic, box=tuple(edge / shrunk for edge in box))
-            crops.append(pil_to_tensor(crop))
-        return torch.stack(crops)
+            crops.append(pil_to_tensor(crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if flip else crop))
+        pixels = {"images": crops[0][None]} if framing.whole else {}
+        if draws.windows is not None:
+            pixels["pixels"] = cut(torch.stack(crops), draws.windows, framing.grid)
+        return pixels
 
-    def _item(self, sample: tuple[int, int], draws: np.ndarray) -> Item:
+    def _item(self, sample: tuple[int, int], draws: Draws) -> Item:
         _, index = sample
         source = self.source
         indices = chain(range(index, len(source)), range(index))
-        crop, _, broken = first_readable(indices, lambda at: source.read(at, lambda value: self.crop(value, draws)))
-        return (torch.zeros(0) if crop is None else crop), sample, broken
+        pixels, _, broken = first_readable(indices, lambda at: source.read(at, lambda value: self.crop(value, draws)))
+        return pixels or {}, sample, broken
 
 
 def collate(items: list[Item]) -> Batch:
-    """One batch; no images at all where one of them has found no image that can be read."""
-    images, samples, broken = zip(*items, strict=True)
-    if lost := next((lines for image, lines in zip(images, broken, strict=True) if not image.numel()), None):
-        return torch.zeros(0), torch.zeros(0), lost
-    return torch.cat(images), torch.tensor(samples), [line for lines in broken for line in lines]
+    """One batch; no pixels at all where one of them has found no image that can be read."""
+    pixels, samples, broken = zip(*items, strict=True)
+    if lost := next((lines for own, lines in zip(pixels, broken, strict=True) if not own), None):
+        return {}, torch.zeros(0), lost
+    together = {name: torch.cat([own[name] for own in pixels]) for name in pixels[0]}
+    return together, torch.tensor(samples), [line for lines in broken for line in lines]
 
 
 def readable(loader: Iterable[Batch]) -> Iterator[Batch]:
-    """A loader's batches, until one has no images: an error that a worker raises would be a traceback."""
-    for images, samples, broken in loader:
-        if not len(images):
+    """A loader's batches, until one has no pixels: an error that a worker raises would be a traceback."""
+    for pixels, samples, broken in loader:
+        if not pixels:
             raise none_readable(len(broken), broken[0])
-        yield images, samples, broken
+        yield pixels, samples, broken

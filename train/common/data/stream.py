@@ -1,4 +1,4 @@
-"""Batches of random crops from a stream: shards of a data set, read one after another, uint8 (B·V, 3, S, S).
+"""Batches of random crops from a stream: shards of a data set, read one after another, uint8.
 
 The order is a function of seed, epoch, shards and number of processes: `datasets` shuffles the shards, and samples are
 shuffled here in blocks of 512. A checkpoint keeps the state of the data set before the current block, and how many
@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from itertools import islice
 from typing import Any
 
-import numpy as np
 import torch
 from datasets.distributed import split_dataset_by_node
 from torch.utils.data import DataLoader, Dataset
@@ -20,6 +19,7 @@ from timm_dseq import UserError
 
 from ..system.signals import ignore_signals
 from .decoded import Batch, Crops, Item, collate
+from .framing import Draws, Framing
 from .images import UnreadableImage
 from .opening import one_line, open_rows
 from .order import Draw, sample_seed
@@ -38,22 +38,20 @@ class Stream:
     def __init__(
         self,
         data: Data,
-        size: int,
-        seed: int,
+        framing: Framing,
         rank: int,
         processes: int,
         micro_batch: int,
         state: dict | None = None,
         pinned: bool = False,
-        views: int = 1,
     ) -> None:
-        """size: side of the crops. state: the position to go on from. pinned: batches in pinned memory. views: V."""
+        """state: the position to go on from. pinned: batches in pinned memory."""
         self.state = state or {"epoch": 0, "block": 0, "taken": 0, "rows": None}
         # The reader holds no reference to this object: in a cycle, the loader's workers would outlive the run.
-        reader = Reader(data, seed, rank, processes, micro_batch, self.state)
+        reader = Reader(data, framing.seed, rank, processes, micro_batch, self.state)
         self.positions = reader.positions
         loader = DataLoader(
-            EncodedCrops(Crops(None, size, data.crop_scale, seed, views)),
+            EncodedCrops(Crops(None, framing)),
             batch_sampler=reader,
             num_workers=data.workers,
             collate_fn=collate_readable,
@@ -66,11 +64,11 @@ class Stream:
         return self
 
     def __next__(self) -> Batch:
-        images, samples, broken = next(self.batches)
+        pixels, samples, broken = next(self.batches)
         self.state = self.positions.popleft()
-        if not len(images):
+        if not pixels:
             raise none_readable(len(broken), broken[0])
-        return images, samples, broken
+        return pixels, samples, broken
 
 
 class Reader:
@@ -138,7 +136,7 @@ class Reader:
 
 
 class EncodedCrops(Dataset):
-    """(encoded image, (epoch, number)) → crop, (epoch, number), broken images; the crop is empty if it is broken."""
+    """(encoded image, (epoch, number)) → pixels, (epoch, number), broken images; no pixels if it is broken."""
 
     def __init__(self, crops: Crops) -> None:
         self.crops = crops
@@ -147,23 +145,23 @@ class EncodedCrops(Dataset):
         draws = self.crops.draws([sample for _, sample in items])
         return [self._item(value, sample, own) for (value, sample), own in zip(items, draws, strict=True)]
 
-    def _item(self, value: Any, sample: tuple[int, int], draws: np.ndarray) -> Item:
+    def _item(self, value: Any, sample: tuple[int, int], draws: Draws) -> Item:
         try:
             return self.crops.crop(value, draws), sample, []
         except UnreadableImage as error:
             path = value.get("path") if isinstance(value, dict) else None
-            return torch.zeros(0), sample, [f"{path or f'sample {sample}'}: {error}"]
+            return {}, sample, [f"{path or f'sample {sample}'}: {error}"]
 
 
 def collate_readable(items: list[Item]) -> Batch:
-    """One batch, each broken image replaced by the next of the batch that is not; no images where all are broken."""
+    """One batch, each broken image replaced by the next of the batch that is not; no pixels where all are broken."""
     broken = [line for _, _, lines in items for line in lines]
-    readable = [item for item in items if item[0].numel()]
+    readable = [item for item in items if item[0]]
     if not readable:
-        return torch.zeros(0), torch.zeros(0), broken
-    kept = [item if item[0].numel() else readable[at % len(readable)] for at, item in enumerate(items)]
-    images, samples, _ = collate([(image, sample, []) for image, sample, _ in kept])
-    return images, samples, broken
+        return {}, torch.zeros(0), broken
+    kept = [item if item[0] else readable[at % len(readable)] for at, item in enumerate(items)]
+    pixels, samples, _ = collate([(own, sample, []) for own, sample, _ in kept])
+    return pixels, samples, broken
 
 
 def shard_in(error: BaseException) -> str | None:

@@ -8,7 +8,8 @@ from torch.utils.data import DataLoader
 
 from timm_dseq import UserError
 
-from ..data.decoded import Crops, collate, readable
+from ..data.decoded import Batch, Crops, collate, readable
+from ..data.framing import Framing
 from ..data.order import DistributedBatchSampler
 from ..data.resident.batches import Resident
 from ..data.resident.build import build
@@ -21,13 +22,13 @@ from ..system.machine import free_memory, short_of_memory
 from ..system.screen import Screen
 from ..system.signals import ignore_signals
 from .settings import Config
-from .training import Batch
 
 _OF_MEMORY = 0.5  # share of the host's free memory that `auto` may fill; the system can take pages back
 
 
 def open_batches(
     config: Config,
+    framing: Framing,
     source: Source | None,
     length: Length,
     progress: Progress,
@@ -44,23 +45,22 @@ def open_batches(
         screen.say(why_not)
     if not pixels:
         crop = 3 * config.model.img_size**2
-        screen.say(short_of_memory(config.data.workers, length.micro_batch * max(1, config.model.views) * crop))
+        screen.say(short_of_memory(config.data.workers, length.micro_batch * framing.crops * crop))
     rank, processes = accelerator.process_index, accelerator.num_processes
-    size, scale, views = config.model.img_size, config.data.crop_scale, max(1, config.model.views)
     pinned = accelerator.device.type == "cuda"
     if source is None:
         state = progress.streams[rank] if progress.streams else None
-        return Stream(config.data, size, config.seed, rank, processes, length.micro_batch, state, pinned, views)
+        return Stream(config.data, framing, rank, processes, length.micro_batch, state, pinned)
     sampler = DistributedBatchSampler(
         config.seed, len(source), length.batch, length.micro_batch, rank, processes, progress.samples
     )
     if pixels:
-        resident = Resident(pixels, source, size, scale, config.seed, sampler, accelerator.device, views)
+        resident = Resident(pixels, source, framing, sampler, accelerator.device)
         screen.say(resident.describe())
         return resident
     return readable(
         DataLoader(
-            Crops(source, size, scale, config.seed, views),
+            Crops(source, framing),
             batch_sampler=sampler,
             num_workers=config.data.workers,
             collate_fn=collate,

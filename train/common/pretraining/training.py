@@ -11,13 +11,14 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
-from timm_dseq import DSeqJEPA, UserError, block_masks, view_windows
+from timm_dseq import DSeqJEPA, UserError, block_masks
 from timm_dseq.engine.random import uniform
-from timm_dseq.engine.views.windows import cut
 from timm_dseq.host import to_device
 
-from ..data.crops import Colours, flipped, normalised
-from ..data.order import RandomStream, view_seeds
+from ..data.crops import Colours, normalised
+from ..data.decoded import Batch
+from ..data.framing import Framing
+from ..data.order import RandomStream
 from ..run.update import update
 from .attention import choose_attention
 from .figures import Figures
@@ -25,9 +26,6 @@ from .model import optimizer_of
 from .precision import Precision
 from .schedule import Now
 from .settings import Config
-
-# images (B·V, 3, S, S) uint8, samples (B, 2) as (epoch, index), messages about images that cannot be read
-Batch = tuple[torch.Tensor, torch.Tensor, list[str]]
 
 
 class Training:
@@ -44,6 +42,7 @@ class Training:
         self.wrapped = wrap(model, config, accelerator)
         self.optimizer = optimizer_of(model, config.optim)
         data = config.data
+        self.framing = framing_of(config, model)
         self.colours = Colours(data.color_jitter, data.hue, data.gray, data.solarize)
 
     def step(self, batches: Iterator[Batch], now: Now, fetch: torch.Tensor | None = None) -> Figures:
@@ -55,22 +54,19 @@ class Training:
         fetch: numbers on the device that the same copy brings to the host, as the figures' `fetched`.
         """
         config, accelerator, device, figures = self.config, self.accelerator, self.accelerator.device, Figures()
+        framing = self.framing
         for last_round in [False] * (config.optim.accumulation - 1) + [True]:
-            images, samples, broken = next(batches)
-            views = max(1, config.model.views)
-            every_view = to_device(view_seeds(config.seed, samples, views), device)
-            crops = flipped(images.to(device, non_blocking=True), every_view, config.data.flip)
-            seeds, grid = every_view[::views], self.model.student.patch_embed.grid_size
-            inputs = {"fetch": fetch}
-            if self.model.views:
-                windows = view_windows(grid, every_view, config.model.view_share)
-                inputs |= {"windows": windows, "pixels": self._pixels(cut(crops, windows, grid), every_view)}
-            if self.model.predicts:
-                inputs["images"] = self._pixels(crops[::views], seeds)
+            pixels, samples, broken = next(batches)
+            every_seed = to_device(framing.seeds(samples), device)
+            seeds = every_seed[:: framing.crops]
+            inputs = {name: self._coloured(x, seeds if name == "images" else every_seed) for name, x in pixels.items()}
+            if framing.views:
+                inputs["windows"] = framing.windows(every_seed)
+            if framing.whole:
                 inputs["use_regions"] = uniform(seeds, 1, stream=RandomStream.COINS)[:, 0] < now.regions
-                inputs["blocks"] = block_masks(grid, seeds)
+                inputs["blocks"] = block_masks(framing.grid, seeds)
             with gradient_sync(self.wrapped, last_round), self.precision.autocast():
-                loss, count, facts = self.wrapped(**inputs)
+                loss, count, facts = self.wrapped(**inputs, fetch=fetch)
                 loss.backward()
             figures.add(loss, count, facts, samples, broken)
             fetch = None  # the first round has brought it
@@ -84,9 +80,25 @@ class Training:
         self.model.update_target(now.momentum)
         return figures
 
-    def _pixels(self, crops: torch.Tensor, seeds: torch.Tensor) -> torch.Tensor:
-        """uint8 (n, 3, H, W) → what the model takes, the colours changed by seeds (n,)."""
-        return normalised(self.colours(crops, seeds), self.precision.dtype)
+    def _coloured(self, crops: torch.Tensor, seeds: torch.Tensor) -> torch.Tensor:
+        """uint8 (n, 3, H, W) → what the model takes, on the device, the colours changed by seeds (n,)."""
+        crops = self.colours(crops.to(self.accelerator.device, non_blocking=True), seeds)
+        return normalised(crops, self.precision.dtype)
+
+
+def framing_of(config: Config, model: DSeqJEPA) -> Framing:
+    """What the model is to see of a run's images."""
+    data, settings = config.data, config.model
+    return Framing(
+        config.seed,
+        settings.img_size,
+        data.crop_scale,
+        data.flip,
+        whole=model.predicts,
+        views=model.views,
+        grid=model.student.patch_embed.grid_size,
+        share=settings.view_share,
+    )
 
 
 def wrap(model: DSeqJEPA, config: Config, accelerator: Accelerator) -> torch.nn.Module:

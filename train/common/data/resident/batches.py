@@ -13,9 +13,11 @@ import torch
 
 from timm_dseq.host import to_device
 
-from ..crops import box_draws, crop_boxes, cropped
+from ..crops import crop_boxes, cropped, cropped_windows
+from ..decoded import Batch
+from ..framing import Framing
 from ..images import UnreadableImage
-from ..order import DistributedBatchSampler, view_seeds
+from ..order import DistributedBatchSampler
 from ..source import Source
 from ..unreadable import TRIES, none_readable
 from .pixel_file import PixelFile
@@ -24,7 +26,7 @@ _OF_DEVICE = 0.3  # share of the device's free memory that pixels may take
 
 
 class Resident:
-    """This process's endless micro-batches: crops (B·V, 3, S, S) uint8, (epoch, index) (B, 2), broken images.
+    """This process's endless micro-batches: pixels, (epoch, index) (B, 2), broken images.
 
     Crops are made on the device. The pixels are there, too, or in the mapped file if they are too many.
     """
@@ -33,15 +35,11 @@ class Resident:
         self,
         file: PixelFile,
         source: Source,
-        size: int,
-        scale: tuple[float, float],
-        seed: int,
+        framing: Framing,
         sampler: DistributedBatchSampler,
         device: torch.device,
-        views: int = 1,
     ) -> None:
-        """size: side of the crops. scale: least and greatest share of an image's area. views: V, crops of an image."""
-        self.source, self.size, self.scale, self.seed, self.views = source, size, scale, seed, views
+        self.source, self.framing = source, framing
         self.device = device if device.type == "cuda" else torch.device("cpu")
         images, self.sizes = file.read()
         self.readable = _readable(self.sizes, source)
@@ -57,18 +55,24 @@ class Resident:
         count, _, side, _ = self.pixels.shape
         return f"resident: {count:,} images at {side} px, {self.pixels.nbytes / 2**30:.1f} GiB, {where}"
 
-    def __iter__(self) -> Iterator[tuple[torch.Tensor, torch.Tensor, list[str]]]:
+    def __iter__(self) -> Iterator[Batch]:
         return self
 
-    def __next__(self) -> tuple[torch.Tensor, torch.Tensor, list[str]]:
+    def __next__(self) -> Batch:
         samples, images = next(self.batches)
-        indices = samples[:, 1].numpy()
+        indices, framing = samples[:, 1].numpy(), self.framing
         taken = self.readable[indices]
-        sizes = self.sizes[taken].repeat(self.views, axis=0)
-        boxes = crop_boxes(box_draws(view_seeds(self.seed, samples, self.views), self.scale), sizes)
         broken = [line for index in indices[taken != indices].tolist() for line in self._broken(index)]
-        images = images[:, None].expand(-1, self.views, -1, -1, -1).flatten(0, 1)
-        return cropped(images, sizes, boxes, self.size), samples, broken
+        draws, sizes = framing.draw(samples), self.sizes[taken].repeat(framing.crops, axis=0)
+        boxes, first = crop_boxes(draws.boxes, sizes), slice(None, None, framing.crops)
+        pixels = {}
+        if framing.whole:
+            pixels["images"] = cropped(images, sizes[first], boxes[first], framing.size, draws.flips[first])
+        if framing.views:
+            pixels["pixels"] = cropped_windows(
+                images, sizes, boxes, framing.size, draws.flips, draws.windows, framing.grid
+            )
+        return pixels, samples, broken
 
     def _batches(self, sampler: DistributedBatchSampler) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Samples (B, 2), and the pixels of their images (B, 3, W, W) on the device."""
