@@ -1,6 +1,7 @@
 """The command, as a user types it: exit codes, what is printed, and the whole way from a checkpoint to the Hub."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch.utils.flop_counter import FlopCounterMode
 
 from timm_dseq.cli import main
-from timm_dseq.dseq_jepa import ARCHITECTURES, TAGS
+from timm_dseq.dseq_jepa import ARCHITECTURES, SHIPPED, TAGS
 from timm_dseq.hub import cards
 from timm_dseq.hub.stock import macs, registered
 
@@ -38,9 +39,13 @@ def test_models_lists_all_with_their_size_cost_and_weights(run):
     assert code == 0 and rows.keys() == ARCHITECTURES.keys()
     assert rows["dseq_jepa_vit_b16"]["parameters"] == pytest.approx(85.80e6, rel=1e-3)
     assert rows["dseq_jepa_vit_h16_448"]["image"] == [448, 448]
-    assert all(row["weights"] == {tag: {"published": None, "cached": False} for tag in TAGS} for row in rows.values())
+    for name, row in rows.items():
+        shipped = {tag for known, _, tag in (full.partition(".") for full in SHIPPED) if known == name}
+        nowhere = {"published": None, "cached": False}
+        assert row["weights"] == {tag: {**nowhere, "shipped": tag in shipped} for tag in {*TAGS, *shipped}}
     code, out, _ = run("models")
-    assert all(name in out for name in ARCHITECTURES) and out.count("none published") == len(ARCHITECTURES)
+    assert all(name in out for name in ARCHITECTURES)
+    assert out.count("in this package") == len(SHIPPED) == len(ARCHITECTURES) - out.count("none published")
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
@@ -58,7 +63,7 @@ def test_models_tells_published_and_cached_weights(hub, exported, run_python):
 import timm_dseq, timm
 from timm_dseq.cli import main
 main(["models"])
-timm.create_model("dseq_jepa_vit_ti16", pretrained=True)
+timm.create_model("dseq_jepa_vit_ti16.in1k", pretrained=True)
 main(["models"])
 """
     run = run_python(code, TIMM_DSEQ_NAMESPACE="lab")
@@ -97,7 +102,7 @@ def test_the_whole_way_from_a_checkpoint_to_the_hub_and_back(hub, run, roles, tm
     assert code == 0 and "stock timm from the Hub: largest" in out, out + err
     overlay = {"hf_hub_id": repository}
     model = timm.create_model(
-        "dseq_jepa_vit_ti16", pretrained=True, pretrained_cfg_overlay=overlay, cache_dir=tmp_path / "cache"
+        "dseq_jepa_vit_ti16.in1k", pretrained=True, pretrained_cfg_overlay=overlay, cache_dir=tmp_path / "cache"
     )
     assert torch.equal(model.norm.weight, roles["target"]["norm.weight"])
 
@@ -225,12 +230,41 @@ def test_explain_draws_a_picture_and_names_what_is_wrong(run, exported, tmp_path
     for image, model, message in [
         ("text.png", f"local-dir:{exported}", "text.png is no image"),
         ("nowhere.png", f"local-dir:{exported}", "nowhere.png cannot be opened"),
-        ("photo.png", "dseq_jepa_vit_ti16", "dseq_jepa_vit_ti16 has no published weights: give a folder or"),
+        ("photo.png", "dseq_jepa_vit_s16", "dseq_jepa_vit_s16 has no published weights: give a folder or"),
         ("photo.png", "vit_smal_patch16_224", "neither a model of timm nor a path that exists, maybe vit_small_patch"),
         ("photo.png", f"local-dir:{tmp_path}", "holds no backbone"),
     ]:
         code, _, err = run("explain", tmp_path / image, "--model", model)
         assert code == 1 and message in err and err.count("\n") == 1, err
+
+
+def test_explain_needs_no_model_and_reads_no_foreign_format_no_bomb_and_no_pipe(run, photo, tmp_path, monkeypatch):
+    from PIL import Image
+
+    code, _, err = run("explain", photo, "-o", tmp_path / "x.png")
+    assert code == 0 and Image.open(tmp_path / "x.png").width > 1000, err
+    (tmp_path / "page.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\nshowpage\n")
+    (tmp_path / "cut.png").write_bytes(photo.read_bytes()[:200])
+    os.mkfifo(tmp_path / "pipe.png")
+    for name, message in [("page.png", "no image"), ("cut.png", "cut.png cannot be read"), ("pipe.png", "regular")]:
+        code, _, err = run("explain", tmp_path / name)
+        assert code == 1 and message in err and err.count("\n") == 1, err
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    code, _, err = run("explain", photo)
+    assert code == 1 and "too many pixels" in err, err
+
+
+def test_explain_turns_a_photo_upright(run, tmp_path):
+    from PIL import Image
+
+    exif, image = Image.Exif(), Image.linear_gradient("L").resize((96, 64)).convert("RGB")
+    exif[0x0112] = 6
+    image.transpose(Image.Transpose.ROTATE_90).save(tmp_path / "turned.png", exif=exif)
+    image.save(tmp_path / "upright.png")
+    for name in ("turned", "upright"):
+        assert run("explain", tmp_path / f"{name}.png", "-o", tmp_path / f"{name}.out.png")[0] == 0
+    turned, upright = (Image.open(tmp_path / f"{name}.out.png") for name in ("turned", "upright"))
+    assert turned.tobytes() == upright.tobytes()
 
 
 @pytest.fixture

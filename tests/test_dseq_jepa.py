@@ -15,7 +15,7 @@ from timm.models.vision_transformer import VisionTransformer
 
 import timm_dseq
 from timm_dseq import UserError
-from timm_dseq.dseq_jepa import ARCHITECTURES, BACKBONE, STOCK, TAGS, default_cfgs
+from timm_dseq.dseq_jepa import ARCHITECTURES, BACKBONE, SHIPPED, STOCK, TAGS, default_cfgs
 from timm_dseq.positions import sincos_positions
 
 from . import layouts
@@ -32,19 +32,21 @@ def image_for(model, batch=1):
     return torch.randn(batch, 3, *model.patch_embed.img_size)
 
 
-def test_the_registry_knows_names_and_tags_and_claims_no_weights():
+def test_the_registry_knows_names_and_tags_and_claims_the_weights_that_it_has():
     assert sorted(timm.list_models("dseq*")) == sorted(NAMES)
-    assert set(timm.list_models("dseq*", include_tags=True)) == {f"{name}.{tag}" for name in NAMES for tag in TAGS}
-    assert timm.list_pretrained("dseq*") == []
+    tagged = {f"{name}.{tag}" for name in NAMES for tag in TAGS}
+    assert set(timm.list_models("dseq*", include_tags=True)) == tagged | SHIPPED.keys()
+    assert timm.list_pretrained("dseq*") == [*SHIPPED]
     assert timm.list_models(module="dseq_jepa") == timm.list_models("dseq*")
-    assert all(cfgs.tags[0] == "in1k" for cfgs in default_cfgs.values())
+    first = {name.partition(".")[0]: name.partition(".")[2] for name in SHIPPED}
+    assert all(cfgs.tags[0] == first.get(name, "in1k") for name, cfgs in default_cfgs.items())
 
 
 @each_name
 def test_each_model_is_the_stock_vit_it_names(name):
     """Same parameters, and with the same weights the same outputs: what lets stock timm load our exports."""
     with torch.device("meta"):
-        ours, stock = timm.create_model(name), timm.create_model(STOCK[name], num_classes=0, **BACKBONE)
+        ours, stock = timm.create_model(f"{name}.in1k"), timm.create_model(STOCK[name], num_classes=0, **BACKBONE)
     assert isinstance(ours, VisionTransformer)
     assert {k: v.shape for k, v in ours.state_dict().items()} == {k: v.shape for k, v in stock.state_dict().items()}
     assert ours.patch_embed.img_size == stock.patch_embed.img_size
@@ -61,7 +63,7 @@ def test_each_model_is_the_stock_vit_it_names(name):
 def test_widths_heads_and_input_are_the_papers(name):
     heads = {192: 3, 384: 6, 768: 12, 1024: 16, 1280: 16}
     with torch.device("meta"):
-        model = timm.create_model(name)
+        model = timm.create_model(f"{name}.in1k")
     assert model.blocks[0].attn.num_heads == heads[model.embed_dim]
     assert model.patch_embed.patch_size == ((14, 14) if name.endswith("h14") else (16, 16))
     config = timm.data.resolve_data_config({}, model=model)
@@ -72,7 +74,7 @@ def test_widths_heads_and_input_are_the_papers(name):
 
 
 def test_the_feature_is_the_mean_of_the_normed_patch_tokens():
-    model = shallow("dseq_jepa_vit_ti16")
+    model = shallow("dseq_jepa_vit_ti16.in1k")
     image = image_for(model, 2)
     tokens = model.forward_features(image)
     assert tokens.shape == (2, 197, 192)
@@ -81,7 +83,7 @@ def test_the_feature_is_the_mean_of_the_normed_patch_tokens():
 
 
 def test_the_class_token_carries_no_position():
-    model = shallow("dseq_jepa_vit_ti16")
+    model = shallow("dseq_jepa_vit_ti16.in1k")
     assert model.pos_embed.shape == (1, 196, 192)
     seen = []
     model.blocks[0].register_forward_pre_hook(lambda module, args: seen.append(args[0]))
@@ -108,7 +110,7 @@ def test_initial_weights_are_ijepas(size):
 
 def test_timms_own_initialisations_stay_available():
     torch.manual_seed(0)
-    model = timm.create_model("dseq_jepa_vit_ti16", weight_init="jax")
+    model = timm.create_model("dseq_jepa_vit_ti16.in1k", weight_init="jax")
     assert (model.pos_embed[0] - sincos_positions((14, 14), 192)).abs().max() > 0.1
     fixed = timm.create_model("dseq_jepa_vit_ti16", fix_init=True)
     assert fixed.blocks[0].attn.proj.weight.std().item() == pytest.approx(0.02 / 2**0.5, rel=0.03)
@@ -119,7 +121,7 @@ def test_a_model_materialised_from_the_meta_device_is_initialised():
         model = timm.create_model("dseq_jepa_vit_ti16", depth=2)
     assert all(parameter.is_meta for parameter in model.parameters())
     model.to_empty(device="cpu").init_weights()
-    torch.testing.assert_close(model.pos_embed[0], sincos_positions((14, 14), 192))
+    torch.testing.assert_close(model.pos_embed[0], sincos_positions(model.patch_embed.grid_size, 192))
     assert torch.isfinite(model(image_for(model))).all()
 
 
@@ -299,7 +301,7 @@ def test_unpublished_weights_are_one_line_with_the_mend_before_anything_is_built
 class TestPretrained:
     """Loading weights, here from a file: the download is tested in hub/test_download.py."""
 
-    NAME = "dseq_jepa_vit_ti16"
+    NAME = "dseq_jepa_vit_ti16.in1k"
 
     @pytest.fixture
     def load(self, tmp_path, roles):
@@ -380,7 +382,7 @@ class TestPretrained:
 def test_the_namespace_gives_every_tag_its_repository(run_python):
     code = """
 import timm, timm_dseq
-names = timm.list_pretrained("dseq*")
+names = [name for name in timm.list_pretrained("dseq*") if name not in timm_dseq.dseq_jepa.SHIPPED]
 assert len(names) == 24, names
 for name in names:
     cfg = timm.get_pretrained_cfg(name)
@@ -395,10 +397,10 @@ def test_a_wrong_namespace_spoils_no_import_and_is_named_when_weights_are_asked_
     code = """
 import timm_dseq, timm
 from timm_dseq.cli import main
-assert timm.list_pretrained("dseq*") == []
+assert timm.list_pretrained("dseq*") == ["dseq_jepa_vit_ti16.photos65k"]
 timm.create_model("dseq_jepa_vit_ti16", depth=1)
 assert main(["models"]) == 1
-timm.create_model("dseq_jepa_vit_ti16", pretrained=True)
+timm.create_model("dseq_jepa_vit_s16", pretrained=True)
 """
     run = run_python(code, TIMM_DSEQ_NAMESPACE=namespace)
     lines = [

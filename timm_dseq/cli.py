@@ -12,6 +12,10 @@ from . import __version__
 from .errors import UserError
 from .hub.load import NAMES, load_backbone
 
+EXPLAINED = "dseq_jepa_vit_ti16"  # its weights are part of this package
+# Others are not even tried: Pillow hands PostScript to a program that runs it.
+_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns its exit code. A command returns its result, and one line if a check failed."""
@@ -78,7 +82,7 @@ def _parser() -> argparse.ArgumentParser:
 
     sub = command("explain", _explain, _show_explain, "draw where a model looks, its ranked regions and their sequence")
     sub.add_argument("image", metavar="IMAGE")
-    sub.add_argument("--model", required=True, metavar="NAME", help=NAMES)
+    sub.add_argument("--model", default=EXPLAINED, metavar="NAME", help=f"{NAMES} (default: {EXPLAINED})")
     sub.add_argument("-o", "--output", "--out", metavar="PNG", help="default: IMAGE's name, with .explained.png")
     return parser
 
@@ -108,7 +112,7 @@ def _models(options: argparse.Namespace) -> tuple[list[dict], str | None]:
                 "parameters": sum(parameter.numel() for parameter in model.parameters()),
                 "macs": macs(model),
                 "weights": {
-                    tag: {"published": cfg.hf_hub_id, "cached": cached(cfg.hf_hub_id)}
+                    tag: {"published": cfg.hf_hub_id, "cached": cached(cfg.hf_hub_id), "shipped": bool(cfg.file)}
                     for tag, cfg in default_cfgs[name].cfgs.items()
                 },
             }
@@ -120,15 +124,15 @@ def _show_models(rows: list[dict]) -> str:
     lines = [f"{'model':24}{'image':>10}{'params':>10}{'GMACs':>9}  weights"]
     for row in rows:
         published = [
-            f"{tag} ({'cached' if state['cached'] else state['published']})"
+            f"{tag} ({'in this package' if state['shipped'] else 'cached' if state['cached'] else state['published']})"
             for tag, state in row["weights"].items()
-            if state["published"]
+            if state["published"] or state["shipped"]
         ]
         lines.append(
             f"{row['model']:24}{'×'.join(map(str, row['image'])):>10}{row['parameters'] / 1e6:>8.1f} M"
             f"{row['macs'] / 1e9:>9.2f}  {', '.join(published) or 'none published'}"
         )
-    tags = ", ".join(rows[0]["weights"])
+    tags = ", ".join(rows[1]["weights"])
     return "\n".join([*lines, "", f"tags: {tags}", "import timm_dseq before timm.create_model(NAME)"])
 
 
@@ -221,7 +225,7 @@ def _explain(options: argparse.Namespace) -> tuple[dict, str | None]:
     from pathlib import Path
 
     import timm
-    from PIL import Image, UnidentifiedImageError
+    from PIL import Image
 
     from .explain import explain
     from .hub.stock import registered
@@ -229,12 +233,7 @@ def _explain(options: argparse.Namespace) -> tuple[dict, str | None]:
     output = Path(options.output or Path(options.image).with_suffix(".explained.png").name)
     if output.is_dir() or Image.registered_extensions().get(output.suffix.lower()) not in Image.SAVE:
         raise UserError(f"{output} names no picture that can be written: give an --output that ends in .png.")
-    try:
-        image = Image.open(options.image).convert("RGB")
-    except UnidentifiedImageError as error:
-        raise UserError(f"{options.image} is no image that can be read: give a JPEG, PNG or WebP.") from error
-    except OSError as error:
-        raise UserError(f"{options.image} cannot be opened ({error.strerror or error}): check the file.") from error
+    image = _photo(options.image)
     if timm.is_model(options.model) and not Path(options.model).exists():
         _check_explainable(registered(options.model).blueprint, options.model)  # before a download
     model, _ = load_backbone(options.model, random=None)
@@ -244,6 +243,29 @@ def _explain(options: argparse.Namespace) -> tuple[dict, str | None]:
     except OSError as error:
         raise UserError(f"{output} cannot be written ({error.strerror or error}): name another --output.") from error
     return {"output": str(output)}, None
+
+
+def _photo(path: str):
+    """A file as an upright image of 8-bit RGB."""
+    import os
+    import warnings
+
+    from PIL import Image, ImageOps, UnidentifiedImageError
+
+    if not os.path.isfile(path):  # a FIFO or a device could be read for ever
+        reason = "not a regular file" if os.path.exists(path) else "No such file or directory"
+        raise UserError(f"{path} cannot be opened ({reason}): check the file.")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            return ImageOps.exif_transpose(Image.open(path, formats=_FORMATS)).convert("RGB")
+    except UnidentifiedImageError as error:
+        raise UserError(f"{path} is no image that can be read: give a JPEG, PNG or WebP.") from error
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
+        raise UserError(f"{path} has too many pixels to be opened safely: make it smaller.") from error
+    except Exception as error:  # Pillow raises almost anything on a damaged image
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
+        raise UserError(f"{path} cannot be read ({reason}): it is damaged, give another.") from error
 
 
 def _check_explainable(model, name: str) -> None:

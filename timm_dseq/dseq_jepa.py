@@ -9,6 +9,7 @@ its feature, and the final norm before the mean. Images (B, C, H, W) go in, feat
 import os
 import re
 import warnings
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,7 +23,10 @@ from .errors import UserError
 from .hub.weights import check_safetensors, encoder_weights, misfits
 from .positions import sincos_positions
 
-__all__ = ["ARCHITECTURES", "BACKBONE", "PUBLISHED", "STOCK", "TAGS", "DSeqVisionTransformer", "default_cfgs"]
+__all__ = [
+    *("ARCHITECTURES", "BACKBONE", "PUBLISHED", "SHIPPED", "STOCK", "TAGS"),
+    *("DSeqVisionTransformer", "default_cfgs"),
+]
 
 # What makes a ViT a DSeq-JEPA backbone, as arguments of timm's VisionTransformer.
 BACKBONE = {"class_token": True, "no_embed_class": True, "global_pool": "avg", "fc_norm": False}
@@ -98,8 +102,19 @@ TAGS = {
     "in1k_ijepa": {},
 }
 
+# Weights that are part of this package: model.tag → what differs from `_cfg`. A card stands beside each file.
+SHIPPED = {
+    "dseq_jepa_vit_ti16.photos65k": {"size": 128, "license": "other"},
+}
+WEIGHTS = Path(__file__).parent / "weights"
+
+# timm takes the first tag of a model that has weights where none is named, and with it the image size.
 default_cfgs = generate_default_cfgs(
     {
+        name: _cfg(name, hf_hub_id=None, file=str(WEIGHTS / f"{name}.safetensors"), **settings)
+        for name, settings in SHIPPED.items()
+    }
+    | {
         f"{architecture}.{tag}": _cfg(f"{architecture}.{tag}", 448 if architecture.endswith("448") else 224, **settings)
         for architecture in ARCHITECTURES
         for tag, settings in TAGS.items()
@@ -252,14 +267,14 @@ def _create_dseq_jepa(variant: str, pretrained: bool = False, **kwargs: Any) -> 
         feature_cfg={"out_indices": arguments.pop("out_indices", 3), "feature_cls": "getter"},
         **arguments,
     )
-    if file and not source[1].get("file"):  # a path in the cache does not belong in the model's configuration
+    if not source[1].get("file"):  # a path of this machine does not belong in the model's configuration
         model.pretrained_cfg.pop("file", None)
     return model
 
 
 @register_model
 def dseq_jepa_vit_ti16(pretrained: bool = False, **kwargs: Any) -> DSeqVisionTransformer:
-    """DSeq-JEPA ViT-Ti/16 at 224: not in the paper, small enough for a laptop."""
+    """DSeq-JEPA ViT-Ti/16, not in the paper: at 128 with the weights of this package, else at 224."""
     return _create_dseq_jepa("dseq_jepa_vit_ti16", pretrained, **kwargs)
 
 

@@ -23,7 +23,7 @@ def test_the_committed_hub_folders_are_exactly_what_is_generated(tmp_path):
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_a_config_names_the_stock_architecture_and_its_arguments_only(architecture):
-    config = registered(architecture).config("in1k", "apache-2.0")
+    config = registered(f"{architecture}.in1k").config("in1k", "apache-2.0")
     assert config["architecture"] == STOCK[architecture]
     assert config["model_args"] == BACKBONE
     assert config["pretrained_cfg"]["crop_pct"] == 0.875 and config["pretrained_cfg"]["tag"] == "in1k"

@@ -33,7 +33,7 @@ def load(tmp_path):
         overlay = {"hf_hub_id": repo}
         cache = tmp_path / "cache"
         return timm.create_model(
-            "dseq_jepa_vit_ti16", pretrained=True, pretrained_cfg_overlay=overlay, cache_dir=cache, **kwargs
+            "dseq_jepa_vit_ti16.in1k", pretrained=True, pretrained_cfg_overlay=overlay, cache_dir=cache, **kwargs
         )
 
     load.cache = tmp_path / "cache"
@@ -74,7 +74,7 @@ def test_the_environment_rules_namespace_home_and_offline(published, run_python,
     """In processes of their own: these variables are read at import."""
     code = """
 import timm_dseq, timm
-timm.create_model("dseq_jepa_vit_ti16", pretrained=True)
+timm.create_model("dseq_jepa_vit_ti16.in1k", pretrained=True)
 """
     names = {"TIMM_DSEQ_NAMESPACE": "lab"}
     missed = run_python(code, HF_HUB_OFFLINE="1", **names)
@@ -231,7 +231,7 @@ folder = sys.argv[1]
 for command in (
     ["explain", "photo.png", "--model", "vit_tiny_patch16_224"],
     ["explain", "photo.png", "--model", "hf-hub:lab/x"],
-    ["explain", "photo.png", "--model", "dseq_jepa_vit_ti16"],
+    ["explain", "photo.png", "--model", "dseq_jepa_vit_ti16.in1k"],
     ["verify", "lab/x"],
     ["push", folder, "lab/x"],
 ):
@@ -275,7 +275,7 @@ import time, timm, timm_dseq
 from timm_dseq.cli import main
 from timm_dseq.hub.load import load_backbone
 start = time.monotonic()
-load_backbone("dseq_jepa_vit_ti16")
+load_backbone("dseq_jepa_vit_ti16.in1k")
 load_backbone("hf-hub:lab/dseq_jepa_vit_ti16.in1k")
 assert time.monotonic() - start < 10
 assert main(["verify", "lab/dseq_jepa_vit_ti16.in1k"]) == 0

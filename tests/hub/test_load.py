@@ -95,7 +95,7 @@ def test_what_names_no_backbone(tmp_path, hub):
         "lab/x": "neither a model .*; a repository of the Hub is named hf-hub:lab/x",
         "local-dir:nowhere": "nowhere is no folder: name one that timm-dseq convert has written",
         "hf-hub:alone/a/b": "hf-hub:alone/a/b is no repository of the Hub: write ORGANISATION/NAME",
-        "dseq_jepa_vit_ti16": "has no published weights.* --random true for fresh ones",
+        "dseq_jepa_vit_s16": "has no published weights.* --random true for fresh ones",
         str(tmp_path / "empty"): "holds no backbone",
         str(tmp_path / "wrong"): "cannot be made",
     }.items():

@@ -141,7 +141,7 @@ class DSeqJEPA(nn.Module):
         plan: Plan | None = None,
         pixels: torch.Tensor | None = None,
         windows: torch.Tensor | None = None,
-        target_only: bool = False,
+        encode: str | None = None,
         fetch: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, int, dict] | tuple[torch.Tensor, torch.Tensor] | torch.Tensor:
         """The loss of a batch as a sum, (); the number of target tokens, or predictions, in it; facts about the batch.
@@ -155,20 +155,22 @@ class DSeqJEPA(nn.Module):
         pixels (B·V, C, K·p, q) and windows (B·V, K): the patches of each view, by `view_windows` and `cut`, the V views
         of an image side by side. Where views alone are trained, images are not needed.
 
-        With a plan it returns `predict`, with target_only `features_and_saliency`: DDP and FSDP2 wrap no other method.
+        With a plan it returns `predict`, with encode="target" or "student" `features_and_saliency`: DDP and FSDP2 wrap
+        no other method.
         """
         if plan is not None:
             return self._predictions(images, plan)[0]
-        if target_only:
-            tokens = self._begin_target(images)
-            return self._end_target(tokens), self._saliency(images, tokens)
+        if encode is not None:
+            encoder = {"target": self.target, "student": self.student}[encode]
+            tokens = self._begin(encoder, images)
+            return self._end(encoder, tokens), self._saliency(encoder, images, tokens)
         recognised, seen = self._recognised(pixels, windows)
         if not self.predicts:
             count = len(windows) // self.views
             return recognised * count, count, {**self._nothing_predicted(recognised, fetch), **seen}
         if blocks is None or len(blocks) != len(images):
             raise UserError("blocks are missing: give one for each image, by block_masks(grid, seeds)")
-        tokens = self._begin_target(images)
+        tokens = self._begin(self.target, images)
         choice = Choice(self._regions(images, tokens, blocks), use_regions, blocks, images.device, fetch)
         latents = self._latents(tokens)  # the device computes them while the numbers of `choice` come to the host
         plan, facts = choice.plan(self.flat, self.objective == "dseq_causal")
@@ -186,9 +188,9 @@ class DSeqJEPA(nn.Module):
         """The student's differentiable predictions, in the order of `plan.targets.nonzero()`: (T, D)."""
         return self(images, plan=plan)
 
-    def features_and_saliency(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """The target encoder's patch features after the final norm (B, N, D), and saliency (B, h, w)."""
-        return self(images, target_only=True)
+    def features_and_saliency(self, images: torch.Tensor, encoder: str = "target") -> tuple[torch.Tensor, torch.Tensor]:
+        """Patch features of the target, or of the student, after the final norm (B, N, D), and saliency (B, h, w)."""
+        return self(images, encode=encoder)
 
     @torch.no_grad()
     def update_target(self, momentum: float) -> None:
@@ -196,31 +198,31 @@ class DSeqJEPA(nn.Module):
         torch._foreach_lerp_(list(self.target.parameters()), list(self.student.parameters()), 1 - momentum)
 
     @torch.no_grad()
-    def _begin_target(self, images: torch.Tensor) -> torch.Tensor:
-        """The target's pass up to the transformer block that saliency is read from: its tokens (B, prefix + N, D)."""
-        return run_blocks(self.target.blocks[: self.saliency_block + 1], embed(self.target, images))
+    def _begin(self, encoder: VisionTransformer, images: torch.Tensor) -> torch.Tensor:
+        """A pass up to the transformer block that saliency is read from: its tokens (B, prefix + N, D)."""
+        return run_blocks(encoder.blocks[: self.saliency_block + 1], embed(encoder, images))
 
     @torch.no_grad()
-    def _end_target(self, tokens: torch.Tensor) -> torch.Tensor:
+    def _end(self, encoder: VisionTransformer, tokens: torch.Tensor) -> torch.Tensor:
         """The rest of the pass: patch features after the final norm (B, N, D)."""
-        tokens = run_blocks(self.target.blocks[self.saliency_block + 1 :], tokens)
-        return final_norm(self.target)(tokens)[:, self.target.num_prefix_tokens :]
+        tokens = run_blocks(encoder.blocks[self.saliency_block + 1 :], tokens)
+        return final_norm(encoder)(tokens)[:, encoder.num_prefix_tokens :]
 
     def _latents(self, tokens: torch.Tensor) -> torch.Tensor:
         """What is to be predicted (B, N, D): the target's features, layer-normed without parameters."""
-        features = self._end_target(tokens)
+        features = self._end(self.target, tokens)
         with torch.autocast(tokens.device.type, enabled=False):
             return F.layer_norm(full_precision(features), features.shape[-1:])
 
-    def _saliency(self, images: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
-        """Saliency of images (B, C, H, W) from the target's tokens (B, prefix + N, D): (B, h, w)."""
-        return saliency_from_tokens(self.target, tokens, self.query, grid=grid_of(self.target, images))
+    def _saliency(self, encoder: VisionTransformer, images: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+        """Saliency of images (B, C, H, W) from an encoder's tokens (B, prefix + N, D): (B, h, w)."""
+        return saliency_from_tokens(encoder, tokens, self.query, grid=grid_of(encoder, images))
 
     def _regions(self, images: torch.Tensor, tokens: torch.Tensor, blocks: Blocks) -> Regions | None:
         """Ranked regions of a batch; None where the objective has none."""
         if not self.with_regions:
             return None
-        return rank_regions(self._saliency(images, tokens), seeds=blocks.seeds, **self.region_options)
+        return rank_regions(self._saliency(self.target, images, tokens), seeds=blocks.seeds, **self.region_options)
 
     def _predictions(self, images: torch.Tensor, plan: Plan) -> tuple[torch.Tensor, dict]:
         """Predictions (T, D) in the order of `plan.targets.nonzero()`, and how much the two transformers computed."""

@@ -74,7 +74,7 @@ def dseq_card(model_tag: str, stock: StockModel | None = None, license: str | No
     license: of the weights, as the Hub writes it, if not the tag's default.
     """
     architecture, _, tag = model_tag.partition(".")
-    stock = stock or registered(architecture)
+    stock = stock or registered(model_tag)
     if license is None and tag == "in1k_official":
         metadata, licence = {"license": "other", "license_name": "not-stated"}, _OFFICIAL_LICENCE
     else:
@@ -252,7 +252,7 @@ def write_hub_configs(folder: Path) -> None:
         for tag in TAGS:
             name = f"{architecture}.{tag}"
             (folder / name).mkdir(parents=True, exist_ok=True)
-            config = registered(architecture).config(tag, license_of(tag))
+            config = registered(name).config(tag, license_of(tag))
             (folder / name / "config.json").write_text(config_text(config), encoding="utf-8")
             (folder / name / "README.md").write_text(dseq_card(name), encoding="utf-8")
 

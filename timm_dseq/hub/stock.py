@@ -128,14 +128,15 @@ def check_plain_vit(model: torch.nn.Module, name: str) -> None:
 
 @lru_cache
 def registered(model_name: str) -> StockModel:
-    """The encoder behind one of our names, or any ViT of timm by its name; a tag after the dot does not matter."""
+    """The encoder behind one of our names, or any ViT of timm by its name; a tag after the dot decides its size."""
     name = model_name.partition(".")[0]
     if not timm.is_model(name):
         hint = similar(name, timm.list_models())
         raise UserError(
             f"{model_name or 'An empty name'} is no model of timm or of timm_dseq{hint}: see timm-dseq models."
         )
-    size = tuple(timm.get_pretrained_cfg(name).input_size[1:])
+    tagged = model_name in timm.list_models(f"{name}.*", include_tags=True)
+    size = tuple(timm.get_pretrained_cfg(model_name if tagged else name).input_size[1:])
     return StockModel(STOCK[name], size, dict(BACKBONE)) if name in STOCK else StockModel(name, size)
 
 

@@ -78,17 +78,45 @@ def test_rank_me_counts_dimensions_and_spread_sees_equal_images():
 
 
 @pytest.mark.parametrize(
-    ("found", "says"),
+    ("found", "before", "step", "says", "collapse"),
     [
-        ({"feature_std": 0.001, "rank_me": 30.0}, "all images look alike"),
-        ({"feature_std": 0.3, "rank_me": 1.5}, "1.5 dimensions"),
-        ({"feature_std": float("nan"), "rank_me": 30.0}, "all images look alike"),
-        ({"feature_std": 0.3, "rank_me": 30.0}, None),
+        ({"feature_std": 0.001, "rank_me": 30.0}, 30.0, 100, "all images look alike", True),
+        ({"feature_std": 0.3, "rank_me": 1.5}, 30.0, 100, "1.5 dimensions", True),
+        ({"feature_std": float("nan"), "rank_me": 30.0}, 30.0, 100, "all images look alike", True),
+        ({"knn": None, "feature_std": None, "rank_me": None}, 30.0, 100, "not finite", True),
+        ({"feature_std": 0.3, "rank_me": 30.0}, 30.0, 100, None, None),
+        ({"feature_std": 0.3, "rank_me": 12.0}, 30.0, 400, "12.0 dimensions, 30.0 before the first step", False),
+        ({"feature_std": 0.3, "rank_me": 12.0}, 30.0, 20000, "12.0 dimensions, 30.0 before the first step", True),
+        ({"feature_std": 0.3, "rank_me": 12.0}, None, 400, None, None),
     ],
 )
-def test_a_collapse_is_called_one_in_words(found, says):
-    words = probes.collapse(found)
-    assert words is None if says is None else says in words
+def test_a_collapse_is_called_one_and_the_fall_of_the_first_steps_is_not(found, before, step, says, collapse):
+    words = probes.phase({"knn": 0.3, **found}, before and {"rank_me": before}, step)
+    assert words is None if says is None else says in words.sign
+    assert words is None or (words.collapse == collapse and words.advice.endswith("."))
+
+
+def test_shares_of_the_tokens_variance_are_those_of_a_slow_count():
+    tokens = torch.randn(12, 9, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    tokens += 0.8 * tokens[:, :1] + 0.5 * tokens[:1]  # an image's own, and a place's own
+    sums = sum(probes.moments(part) for part in tokens.split(5))
+    ours = probes.variance_shares(sums, 16)
+    rows = torch.stack([(x - x.mean()) / (x.var(correction=0) + 1e-5).sqrt() for x in tokens.flatten(0, 1)])
+    rows = rows.view(12, 9, 16)
+    total = (rows - rows.mean((0, 1))).square().sum(2).mean()
+    image = (rows.mean(1) - rows.mean((0, 1))).square().sum(1).mean() / total
+    place = (rows.mean(0) - rows.mean((0, 1))).square().sum(1).mean() / total
+    assert ours == {"share_image": pytest.approx(image.item()), "share_place": pytest.approx(place.item())}
+    assert 0.15 < ours["share_image"] < 0.8 and 0.05 < ours["share_place"] < 0.5
+
+
+@pytest.mark.parametrize("kind", ["image", "place"])
+def test_tokens_that_are_their_image_or_their_place_alone_have_all_of_their_variance_there(kind):
+    own = torch.randn(10, 16)
+    tokens = own[:, None].expand(-1, 10, -1) if kind == "image" else own.expand(10, -1, -1)
+    shares = probes.variance_shares(probes.moments(tokens), 16)
+    assert shares[f"share_{kind}"] == pytest.approx(1, abs=1e-4)
+    assert sum(shares.values()) == pytest.approx(1, abs=1e-4)
 
 
 @pytest.mark.xdist_group("runs")
@@ -102,14 +130,17 @@ def test_a_run_is_watched_and_reported(tmp_path, monkeypatch):
     assert str(output / "export") in said and "timm-dseq verify" in said
     first, *rest = log_of(output)
     assert f"after step 0: kNN {first['probe_before']['knn']:.1%}" in said
+    assert first["probe_before"]["student"]["knn"] == first["probe_before"]["knn"]  # the target begins as its copy
+    assert rest[-1]["probe"]["student"]["knn"] is not None
     assert not any("probe_before" in line for line in rest)
     speeds = sorted(json.loads(line)["images_per_second"] for line in (output / "log.jsonl").read_text().splitlines())
     assert speeds[-1] < 20 * speeds[len(speeds) // 2]  # steps with a checkpoint or a probe count as any other
     page = write_report(output).read_text()
-    for title in ("Loss", "Loss by place in the sequence", "Probes of the target encoder", "RankMe", "Regions"):
+    for title in ("Loss", "Loss by place in the sequence", "Probes", "Variance of the tokens: shares", "Regions"):
         assert f"<figcaption>{title}</figcaption>" in page
     assert page.count("data:image/jpeg;base64,") >= 3
-    probes = page[page.index("Probes of the target encoder") :]
+    probes = page[page.index("<figcaption>Probes") :]
+    assert "knn of the target" in probes and "linear of the student" in probes
     assert ">step 0</text>" in probes[: probes.index("</figure>")]
     assert not re.search(r"(src|href)=\"(?!data:)", page)  # it needs nothing else
     monkeypatch.chdir(output)
@@ -209,14 +240,14 @@ def test_a_tracker_that_is_not_installed_is_named(tmp_path):
 
 @pytest.mark.parametrize(("seconds", "lines"), [(0.0, ["64", "100", "64", "100"]), (60.0, [])])
 def test_a_long_probe_says_how_far_it_is(seconds, lines, monkeypatch, capsys):
-    monkeypatch.setattr(monitor.Monitor, "_encode", lambda self, images: (torch.ones(len(images), 4, 8), None))
+    monkeypatch.setattr(monitor.Monitor, "_encode", lambda self, images, _: (torch.ones(len(images), 4, 8), None))
     watching = monitor.Monitor.__new__(monitor.Monitor)
     watching.screen = Screen(10, 0, shown=True, seconds=seconds)
     for _ in range(2):
-        features = watching._features(torch.zeros(100, 3, 2, 2))
-    assert features.shape == (100, 8)
+        features, tokens, _ = watching._features(torch.zeros(100, 3, 2, 2), "target")
+    assert features.shape == tokens.shape == (100, 8)
     said = capsys.readouterr().out.splitlines()
-    assert said == [f"probing: features of {done} of 100 images" for done in lines]
+    assert said == [f"probing: target's features of {done} of 100 images" for done in lines]
 
 
 def test_the_time_left_is_that_of_the_steps_not_of_the_probe_before_them(monkeypatch, capsys):
@@ -240,14 +271,14 @@ def test_probes_run_in_the_runs_precision_whoever_wraps_the_model(name, dtype):
     seen = []
 
     class Model(torch.nn.Module):
-        def forward(self, images, target_only):
+        def forward(self, images, encode):
             seen.append(torch.nn.functional.linear(images.flatten(1), torch.ones(4, images[0].numel())).dtype)
             return images.flatten(2), None
 
     watching = monitor.Monitor.__new__(monitor.Monitor)
     watching.model, watching.screen, watching.accelerator = Model(), Screen(1, 0, False), Accelerator()
     watching.precision = Precision(name, torch.device("cpu"))
-    features = watching._features(torch.zeros(70, 3, 2, 2, dtype=torch.uint8))
+    features, *_ = watching._features(torch.zeros(70, 3, 2, 2, dtype=torch.uint8), "target")
     assert seen == [dtype, dtype] and features.dtype == torch.float32
 
 
@@ -322,7 +353,9 @@ def test_probe_images_none_of_which_can_be_read_end_the_run_in_one_line(tmp_path
 def test_judging_leaves_the_precision_of_products_as_it_was():
     torch.set_float32_matmul_precision("high")
     try:
-        probes.probe(*clusters(50, 1.5), *clusters(20, 1.5, seed=1))
+        tokens = clusters(50, 1.5)[0]
+        sums = probes.moments(tokens[:, None])
+        probes.probe(*clusters(50, 1.5), *clusters(20, 1.5, seed=1), tokens, sums)
         assert torch.get_float32_matmul_precision() == "high"
     finally:
         torch.set_float32_matmul_precision("highest")

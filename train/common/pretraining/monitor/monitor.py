@@ -1,5 +1,6 @@
-"""Monitors the target encoder while it learns: probes, signs of a collapse, pictures of its saliency and regions."""
+"""Monitors the encoders while they learn: probes, signs of a collapse, pictures of saliency and regions."""
 
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,13 @@ from timm_dseq import rank_regions
 
 from ...data.crops import normalised
 from ...data.source import Source
+from ...run.log import records
 from ...system.screen import Screen
 from ..precision import Precision
 from ..settings import Config
 from .images import BATCH, in_order, picture_images, probe_images, sources
 from .pictures import save_sheet
-from .probes import collapse, probe
+from .probes import Phase, moments, phase, probe
 
 
 class Monitor:
@@ -57,43 +59,69 @@ class Monitor:
             self._draw(step)
         if not self.train:
             return {}
-        train, test = (
-            in_order(self._features(part.images), part.count, self.accelerator) for part in (self.train, self.test)
-        )
+        found = {encoder: self._probe(encoder) for encoder in ("target", "student")}
         if not self.accelerator.is_main_process:
             return {}
-        return {"probe" if step else "probe_before": self._probe(step, train, test)}
+        target, student = found["target"], found["student"]
+        figures = {**target, "student": {name: student[name] for name in ("knn", "linear", "rank_me")}}
+        before = self._before if step else figures
+        if words := phase(figures, before, step):
+            figures["collapse" if words.collapse else "phase"] = words.sign
+        self._show(step, figures, words)
+        if not step:
+            self._before = figures
+        return {"probe" if step else "probe_before": figures}
 
-    def _probe(self, step: int, train: torch.Tensor, test: torch.Tensor) -> dict[str, Any]:
-        """The figures of features (n, D), which are also shown."""
-        if not train.isfinite().all():
-            self.screen.say(f"after step {step}: the features are not finite. See docs/pretraining.md.")
-            nothing = dict.fromkeys(("knn", "linear", "rank_me", "feature_std"))
-            return {**nothing, "collapse": "the features are not finite"}
-        figures = probe(train, self.train.labels, test, self.test.labels)
-        self.screen.say(
-            f"after step {step}: kNN {figures['knn']:.1%}, linear {figures['linear']:.1%}, "
-            f"RankMe {figures['rank_me']:.1f}, feature std {figures['feature_std']:.3f}"
-        )
-        if sign := collapse(figures):
-            self.screen.say(f"after step {step}: {sign}: a collapse. See docs/pretraining.md.")
-            figures["collapse"] = sign
-        return figures
+    @cached_property
+    def _before(self) -> dict[str, Any] | None:
+        """What was found before the first step: of a run that was resumed, its log says it."""
+        log = Path(self.config.output_dir) / "log.jsonl"
+        return next((line.get("probe_before") for line in records(log)[:1]), None) if log.exists() else None
 
-    def _features(self, images: torch.Tensor) -> torch.Tensor:
-        """Mean patch features (n, D), float32, of images (n, 3, S, S) uint8."""
-        means = []
+    def _probe(self, encoder: str) -> dict[str, Any]:
+        """The figures of an encoder's features, in the main process; all have to call it."""
+        train, tokens, sums = self._features(self.train.images, encoder)
+        test, _, _ = self._features(self.test.images, encoder)
+        train, tokens = (in_order(part, self.train.count, self.accelerator) for part in (train, tokens))
+        test = in_order(test, self.test.count, self.accelerator)
+        sums = self.accelerator.reduce(sums, "sum")
+        if not self.accelerator.is_main_process:
+            return {}
+        return probe(train, self.train.labels, test, self.test.labels, tokens, sums)
+
+    def _show(self, step: int, figures: dict[str, Any], words: Phase | None) -> None:
+        """On the screen."""
+        if figures["knn"] is not None:
+            student = figures["student"]["knn"]
+            self.screen.say(
+                f"after step {step}: kNN {figures['knn']:.1%}, linear {figures['linear']:.1%}, "
+                f"RankMe {figures['rank_me']:.1f} (tokens {figures['rank_me_tokens']:.1f}), "
+                f"feature std {figures['feature_std']:.3f}; of the tokens' variance {figures['share_image']:.0%} is "
+                f"the image's mean and {figures['share_place']:.0%} the place"
+                + (f"; student: kNN {student:.1%}" if student is not None else "")
+            )
+        if words:
+            self.screen.say(f"after step {step}: {words.sign}. {words.advice}")
+
+    def _features(self, images: torch.Tensor, encoder: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Mean patch features (n, D), float32, of images (n, 3, S, S) uint8; one token of each, (n, D); and the
+        `moments` of all tokens."""
+        means, tokens, sums = [], [], 0
         for part in images.split(BATCH):
-            means.append(self._encode(part)[0].float().mean(1))
-            self.screen.note(f"probing: features of {sum(map(len, means))} of {len(images)} images")
-        return torch.cat(means)
+            features = self._encode(part, encoder)[0].float()
+            means.append(features.mean(1))
+            place = (sum(map(len, tokens)) + torch.arange(len(part), device=features.device)) % features.shape[1]
+            tokens.append(features[torch.arange(len(part), device=features.device), place])
+            sums = sums + moments(features)
+            self.screen.note(f"probing: {encoder}'s features of {sum(map(len, means))} of {len(images)} images")
+        return torch.cat(means), torch.cat(tokens), sums
 
     @torch.no_grad()
-    def _encode(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """The target's patch tokens (n, N, D) and saliency (n, h, w)."""
+    def _encode(self, images: torch.Tensor, encoder: str = "target") -> tuple[torch.Tensor, torch.Tensor]:
+        """An encoder's patch tokens (n, N, D) and saliency (n, h, w)."""
         images = normalised(images.to(self.accelerator.device), self.precision.dtype)
         with self.precision.autocast():  # FSDP's wrapper does not switch it on, DDP's does
-            return self.model(images, target_only=True)
+            return self.model(images, encode=encoder)
 
     def _draw(self, step: int) -> None:
         """The sheet of this step. All processes compute, as FSDP needs it; the main one writes."""

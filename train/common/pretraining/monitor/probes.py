@@ -1,4 +1,7 @@
-"""How good an encoder is by its features (n, D): kNN and linear accuracy, RankMe, feature std, signs of a collapse."""
+"""How good an encoder is by its features: kNN and linear accuracy, RankMe, what they vary with, signs of a collapse."""
+
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch.nn import functional as F
@@ -6,13 +9,29 @@ from torch.nn import functional as F
 from ...classifiers import Regression, vote
 
 _NEIGHBOURS, _TEMPERATURE = 20, 0.07
+FALLEN = 0.6  # of the dimensions before the first step: fewer are a fall
+FALL_ENDS = 8000  # steps by which runs had climbed out of it
+NAMES = ("knn", "linear", "rank_me", "rank_me_tokens", "feature_std", "share_image", "share_place")
 _PENALTY = 1e-3  # on the squared weights of the logistic regression
 
 
-def probe(train: torch.Tensor, labels: torch.Tensor, test: torch.Tensor, truth: torch.Tensor) -> dict[str, float]:
-    """All figures of features (n, D) float32 with classes (n,), computed on CUDA or else on the CPU."""
+def probe(
+    train: torch.Tensor,
+    labels: torch.Tensor,
+    test: torch.Tensor,
+    truth: torch.Tensor,
+    tokens: torch.Tensor,
+    sums: torch.Tensor,
+) -> dict[str, float | None]:
+    """All figures of mean features (n, D) float32 with classes (n,), computed on CUDA or else on the CPU; None each
+    where a feature is not finite.
+
+    tokens (n, D): one of each image. sums: the `moments` of all tokens.
+    """
+    if not train.isfinite().all():
+        return dict.fromkeys(NAMES)
     device = train.device if train.is_cuda else torch.device("cpu")
-    train, labels, test, truth = (tensor.to(device) for tensor in (train, labels, test, truth))
+    train, labels, test, truth, tokens = (tensor.to(device) for tensor in (train, labels, test, truth, tokens))
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")  # TF32 would stop the line search early
     try:
@@ -21,7 +40,9 @@ def probe(train: torch.Tensor, labels: torch.Tensor, test: torch.Tensor, truth: 
             "knn": knn(near, labels, far, truth),
             "linear": linear(train, labels, test, truth),
             "rank_me": rank_me(train),
+            "rank_me_tokens": rank_me(tokens),
             "feature_std": feature_std(train),
+            **variance_shares(sums, train.shape[1]),
         }
     finally:
         torch.set_float32_matmul_precision(before)
@@ -68,10 +89,54 @@ def feature_std(features: torch.Tensor) -> float:
     return (centred.square().sum(1).mean() / features.square().sum(1).mean().clamp(min=1e-12)).sqrt().item()
 
 
-def collapse(figures: dict[str, float]) -> str | None:
-    """A sign that the features no longer distinguish images, in words, or None."""
+def moments(tokens: torch.Tensor) -> torch.Tensor:
+    """Sums over tokens (n, N, D), each layer-normed as a target is, that those of other images can be added to:
+    (3 + N·D,)."""
+    tokens = F.layer_norm(tokens, tokens.shape[-1:])
+    of_images = tokens.mean(1).square().sum()
+    numbers = torch.stack([torch.full_like(of_images, len(tokens)), tokens.square().sum(), of_images])
+    return torch.cat([numbers, tokens.sum(0).flatten()])
+
+
+def variance_shares(sums: torch.Tensor, dims: int) -> dict[str, float]:
+    """Of the variance of all tokens, the shares that are the mean of their image and the mean of their place.
+
+    The rest is what tells the patches of an image apart. sums: `moments`. dims: D.
+    """
+    count, squares, of_images = sums[:3].double().tolist()
+    of_places = sums[3:].view(-1, dims).double() / count  # (N, D)
+    centre = of_places.mean(0).square().sum().item()
+    total = max(squares / count / len(of_places) - centre, 1e-12)
+    place = of_places.square().sum(1).mean().item() - centre
+    return {"share_image": (of_images / count - centre) / total, "share_place": place / total}
+
+
+@dataclass(frozen=True)
+class Phase:
+    """What figures say of a run beyond themselves, and what to do."""
+
+    sign: str
+    advice: str
+    collapse: bool  # it does not end by itself
+
+
+def phase(figures: dict[str, Any], before: dict[str, Any] | None, step: int) -> Phase | None:
+    """A collapse, or the fall that latent prediction begins with and climbs out of; None where all is well.
+
+    figures: by `probe`. before: those before the first step, if they are known.
+    """
+    if figures["knn"] is None:
+        return Phase("the features are not finite", "See docs/pretraining.md.", collapse=True)
+    sign = None
     if not figures["feature_std"] > 0.01:
-        return f"all images look alike (feature std {figures['feature_std']:.4f})"
-    if figures["rank_me"] < 2:
-        return f"they use {figures['rank_me']:.1f} dimensions"
-    return None
+        sign = f"all images look alike (feature std {figures['feature_std']:.4f})"
+    elif figures["rank_me"] < 2:
+        sign = f"the features use {figures['rank_me']:.1f} dimensions"
+    if sign:
+        return Phase(f"{sign}: a collapse", "See docs/pretraining.md.", collapse=True)
+    if not before or not before.get("rank_me") or figures["rank_me"] > FALLEN * before["rank_me"]:
+        return None
+    sign = f"the features use {figures['rank_me']:.1f} dimensions, {before['rank_me']:.1f} before the first step"
+    if step < FALL_ENDS:
+        return Phase(sign, "Normal: latent prediction begins with a fall, for some thousand steps.", collapse=False)
+    return Phase(sign, "They should have climbed by now: train views beside it (--model.views=4).", collapse=True)

@@ -29,17 +29,37 @@ def write_report(output: Path) -> Path:
         points = [(line["step"], value(line)) for line in of]
         return name, [(x, y) for x, y in points if y is not None]
 
+    names = lines[0].get("losses", {}) if lines else {}  # older logs have none
+    parts = [curve(name, lambda line, name=name: line["losses"][name]) for name in names if len(names) > 1]
     charts = [
-        ("Loss", [curve("loss", lambda line: line["loss"])]),
+        ("Loss", [curve("loss", lambda line: line["loss"]), *parts]),
         (
             "Loss by place in the sequence",
             [curve(f"step {k + 1}", lambda line, k=k: line["loss_by_step"][k]) for k in range(places)],
         ),
         (
-            "Probes of the target encoder",
-            [curve(name, lambda line, name=name: line["probe"][name], probes) for name in ("knn", "linear")],
+            "Probes",
+            [
+                curve(f"{name} of the {encoder}", lambda line, of=(encoder, name): _probed(line, *of), probes)
+                for encoder in ("target", "student")
+                for name in ("knn", "linear")
+            ],
         ),
-        ("RankMe", [curve("dimensions in use", lambda line: line["probe"]["rank_me"], probes)]),
+        (
+            "RankMe: dimensions in use",
+            [
+                curve("target, images", lambda line: line["probe"]["rank_me"], probes),
+                curve("target, tokens", lambda line: line["probe"].get("rank_me_tokens"), probes),
+                curve("student, images", lambda line: _probed(line, "student", "rank_me"), probes),
+            ],
+        ),
+        (
+            "Variance of the tokens: shares",
+            [
+                curve("the image's mean", lambda line: line["probe"].get("share_image"), probes),
+                curve("the place", lambda line: line["probe"].get("share_place"), probes),
+            ],
+        ),
         ("Feature spread over images", [curve("std", lambda line: line["probe"]["feature_std"], probes)]),
         (
             "Regions",
@@ -62,10 +82,15 @@ def write_report(output: Path) -> Path:
         f"{skipped} steps skipped because they were not finite"
     )
     collapsed = [line for line in probes if "collapse" in line["probe"]]
-    warning = (
-        f"<p class=bad>After step {collapsed[0]['step']} {html.escape(collapsed[0]['probe']['collapse'])}.</p>"
-        if collapsed
-        else ""
+    warning = "".join(
+        f"<p class=bad>After step {line['step']} {html.escape(line['probe']['collapse'])}.</p>"
+        for line in collapsed[:1]
+    )
+    fallen = [line for line in probes if "phase" in line["probe"]]
+    warning += "".join(
+        f"<p>After step {line['step']} {html.escape(line['probe']['phase'])}. Latent prediction begins with such a "
+        "fall, and climbs out of it within some thousand steps.</p>"
+        for line in fallen[-1:]
     )
     regions = _histogram(lines) + _pictures(output)
     page = _PAGE.format(
@@ -79,6 +104,11 @@ def write_report(output: Path) -> Path:
     path = output / "report.html"
     path.write_text(page)
     return path
+
+
+def _probed(line: dict[str, Any], encoder: str, name: str) -> float | None:
+    """A figure of one of the encoders; older logs have none of the student."""
+    return (line["probe"] if encoder == "target" else line["probe"].get("student", {})).get(name)
 
 
 def _chart(title: str, curves: list[Curve]) -> str:
