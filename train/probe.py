@@ -18,6 +18,7 @@ from common.probing.probe_run import ProbeResult, ProbeRun
 from common.probing.settings import Probe, parse
 from common.probing.train_heads import VTAB, head_probe, vtab
 from common.run import results
+from common.run.export import public_name
 from common.system import launch
 
 from timm_dseq import UserError
@@ -71,7 +72,7 @@ def report(probe: ProbeRun, name: str, found: list[ProbeResult], duplicates: dic
         "parameters": sum(parameter.numel() for parameter in probe.backbone.model.parameters()),
         "img_size": list(probe.preprocessing["input_size"][1:]),
         "weights": probe.weights,
-        "data": config.data.path,
+        "data": public_name(config.data.path),
         "data_digest": data_digest(data.train),
         "label": data.train.label,
         "train": {"split": data.train_split, "images": images, "subset": config.data.subset},

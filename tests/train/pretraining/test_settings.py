@@ -51,8 +51,31 @@ def test_a_misspelt_setting_is_named_with_what_was_meant(mistake, says, tmp_path
 
 
 @pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ("", "holds no settings"),
+        ("- a\n- b\n", "holds no settings"),
+        ("optim:\n  lr: [1\nmodel: 2\n", "line 3: this is no YAML"),
+        (b"\xff\xfe\x00", "cannot be read"),
+        (None, "cannot be read (No such file or directory)"),
+    ],
+)
+def test_a_file_that_holds_no_settings_is_named(content, says, tmp_path, capsys):
+    file = tmp_path / "settings.yaml"
+    if content is not None:
+        file.write_bytes(content if isinstance(content, bytes) else content.encode())
+    for words in ([f"--config={file}"], ["--config", str(file)]):
+        with pytest.raises(SystemExit) as exit:
+            parse(words)
+        error = capsys.readouterr().err
+        assert exit.value.code == 2 and f"--config {file}" in error and says in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
     ("mistake", "says"),
     [
+        (["--model.objective=views"], "at least two views"),
+        (["--model.views=1"], "at least two views"),
         (["--optim.accumulation=3"], "no multiple of optim.accumulation=3"),
         (["--data.crop_scale=[0.5,0.2]"], "least share"),
         (["--model.flat=true", "--model.objective=dseq_causal"], "exclude each other"),

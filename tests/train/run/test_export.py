@@ -20,6 +20,9 @@ from common.run.export import public_name, replacing
         ("{here}/train.parquet", "train.parquet"),
         ("{here}/gone", "gone"),
         ("~/gone", "gone"),
+        ("cub:{here}", "cub:birds"),
+        ("imagenet:../birds", "imagenet:birds"),
+        ("cub", "cub"),
     ],
 )
 def test_a_card_names_the_folder_and_not_the_way_there(path, name, tmp_path, monkeypatch):

@@ -16,7 +16,7 @@ from timm_dseq import UserError
 class Log(StepLog):
     """A log of losses and of a fact."""
 
-    shown = {"fact": "d"}  # noqa: RUF012
+    shown = {"fact": "fact {:d}"}  # noqa: RUF012
 
     def line(self, step, sums, counts):
         return {"loss": sums[0] / counts["images"], "fact": step.facts}

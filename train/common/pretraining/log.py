@@ -25,7 +25,7 @@ from .utilisation import WORK, Utilisation, matrix_rate
 class PretrainingLog(StepLog):
     """The log of a pretraining run, which also counts images that cannot be read."""
 
-    shown: ClassVar = {"lambda": ".2f", "regions_found": ".1f"}
+    shown: ClassVar = {"lambda": "lambda {:.2f}", "regions_found": "regions {:.1f}"}
 
     def __init__(
         self,

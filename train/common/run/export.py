@@ -18,7 +18,11 @@ def replacing(folder: Path) -> Iterator[Path]:
 
 
 def public_name(path: str) -> str:
-    """How a model card names data or weights: a name of the Hub as it is, a path on this machine by its last part."""
+    """How cards and results name data or weights: a name of the Hub as it is, a path on this machine by its last part,
+    and so the path in ALIAS:PATH."""
+    alias, colon, rest = path.partition(":")
+    if colon and rest and "/" not in alias and not Path(path).exists():
+        return f"{alias}:{public_name(rest)}"
     local = Path(path).exists() or Path(path).is_absolute() or path.startswith((".", "~"))
     return Path(path).resolve().name if local else path
 

@@ -60,7 +60,7 @@ class StepLog:
     them. Each kind of run defines `line`, `advice` and `shown`.
     """
 
-    shown: ClassVar[dict[str, str]]  # fields of a line that the screen shows, and their formats
+    shown: ClassVar[dict[str, str]]  # fields of a line that the screen shows, and as what
 
     def __init__(self, config: Settings, accelerator: Accelerator, progress: Progress, screen: Screen) -> None:
         self.config, self.accelerator, self.progress, self.screen = config, accelerator, progress, screen
@@ -145,7 +145,7 @@ class StepLog:
             figures = {name: value for name, value in flat(line).items() if isinstance(value, (int, float))}
             self.accelerator.log(figures, step=step.number)
         words = ["loss not finite" if line["loss"] is None else f"loss {line['loss']:.4f}"]
-        words += [f"{name} {line[name]:{form}}" for name, form in self.shown.items() if line[name] is not None]
+        words += [words_for.format(line[name]) for name, words_for in self.shown.items() if line[name] is not None]
         self.screen.show(step.number, "  ".join([*words, f"{line['images_per_second']:.0f} images/s"]))
         self.check(step)
 

@@ -9,8 +9,10 @@ import re
 import sys
 import types
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Literal, NoReturn, TypeVar, Union, get_args, get_origin
 
+import yaml
 from jsonargparse import ArgumentParser, Namespace
 from jsonargparse.typing import ClosedUnitInterval, NonNegativeInt, PositiveFloat, PositiveInt
 
@@ -39,6 +41,8 @@ class Parser(ArgumentParser):
 
     def settings(self, kind: type[Settings], arguments: Sequence[str]) -> tuple[Settings, str]:
         """The settings of a command line, and the same as YAML."""
+        for file in config_files(arguments):
+            self._check_file(file)
         namespace = self.parse_args(arguments)
         for section in self._sections():
             if not isinstance(namespace[section], Namespace):
@@ -57,6 +61,19 @@ class Parser(ArgumentParser):
             line = self._wrong_value(*wrong.groups())
         print(f"{self.prog}: {line}", file=sys.stderr)
         sys.exit(2)
+
+    def _check_file(self, path: str) -> None:
+        """End the program if a file of settings is none."""
+        try:
+            settings = yaml.safe_load(Path(path).read_text())
+        except (OSError, UnicodeDecodeError) as error:
+            self.error(f"--config {path} cannot be read ({getattr(error, 'strerror', None) or 'no text'})")
+        except yaml.YAMLError as error:
+            mark = getattr(error, "problem_mark", None)
+            where = f", line {mark.line + 1}" if mark else ""
+            self.error(f"--config {path}{where}: this is no YAML ({getattr(error, 'problem', None) or error})")
+        if not isinstance(settings, dict):
+            self.error(f"--config {path} holds no settings: write them as section, colon, and NAME: VALUE below it")
 
     def _sections(self) -> dict[str, str]:
         """The sections, and a setting of each."""
@@ -81,6 +98,15 @@ class Parser(ArgumentParser):
             return f"{name}: {reason}"
         given = _GIVEN.search(reason)
         return f"{name} takes {takes(kind)}" + (f", not {next(filter(None, given.groups()), '')}" if given else "")
+
+
+def config_files(arguments: Sequence[str]) -> list[str]:
+    """The files of settings on a command line."""
+    following = [*arguments, ""][1:]
+    pairs = zip(arguments, following, strict=True)
+    return [
+        after if word == "--config" else word.partition("=")[2] for word, after in pairs if word.startswith("--config")
+    ]
 
 
 def flagged(arguments: Sequence[str]) -> list[str]:

@@ -12,7 +12,7 @@ import torch
 from ..data.digests import data_digest
 from ..labels.labelled import Labelled
 from ..run import results
-from ..run.export import next_steps, table
+from ..run.export import next_steps, public_name, table
 from . import classifier
 from .classifier import Description
 from .settings import Tuning
@@ -59,7 +59,7 @@ def record_of(
         "parameters": sum(tensor.numel() for tensor in first.weights.values()),
         "img_size": list(first.description.preprocessing["input_size"][1:]),
         "weights": first.description.backbone_digest,
-        "data": config.data.path,
+        "data": public_name(config.data.path),
         "data_digest": data_digest(labelled.train),
         "label": labelled.train.label,
         "train": {"split": labelled.train_split, "images": len(labelled.train), "subset": config.data.subset},

@@ -20,7 +20,7 @@ class Figures:
 class TuningLog(StepLog):
     """The log of one seed's run."""
 
-    shown: ClassVar = {"lr": ".2e"}
+    shown: ClassVar = {"lr": "lr {:.2e}"}
 
     def add(self, lr: float, figures: Figures, stop: bool) -> None:
         """Take a step's figures; its line is written when the next one is added."""
