@@ -19,7 +19,7 @@ class Dense:
     def __call__(self, images: torch.Tensor, plan: Plan) -> torch.Tensor:
         model, copies = self.model, self.copies
         vit, predictor = model.student, model.predictor
-        latents = model._latents(model._begin_target(images))
+        latents = model._latents(model._begin(model.target, images))
         b, n, _ = latents.shape
         image = plan.context_image[plan.target_context]
         seen = torch.ones(b * copies, n, dtype=torch.bool, device=images.device)
@@ -51,6 +51,8 @@ class Dense:
             "predictor_tokens": rows * n,
             "predictor_pairs": rows * n**2,
             "target_tokens": rows * n,
+            "view_tokens": 0,
+            "view_pairs": 0,
         }
 
 
@@ -63,7 +65,7 @@ class Stacked:
     def __call__(self, images: torch.Tensor, blocks: Blocks) -> torch.Tensor:
         model = self.model
         vit, predictor = model.student, model.predictor
-        latents = model._latents(model._begin_target(images))
+        latents = model._latents(model._begin(model.target, images))
         b, _, dim = latents.shape
         seen = blocks.context.flatten(1).nonzero()[:, 1].view(b, -1)  # (B, K)
         targets = blocks.targets.flatten(2).nonzero()[:, 2].view(b, 4, -1)  # (B, 4, T)

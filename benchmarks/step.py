@@ -68,7 +68,7 @@ class Bench:
         self.samples = torch.tensor([[0, i] for i in range(self.batch)])
         self.maps: torch.Tensor | None = None  # stand in for the saliency once it was computed
         real = model._saliency
-        model._saliency = lambda images, tokens: self._seen(real(images, tokens))
+        model._saliency = lambda *inputs: self._seen(real(*inputs))
 
     def _seen(self, found: torch.Tensor) -> torch.Tensor:
         return found if self.maps is None else self.maps[: len(found)].to(found)

@@ -4,8 +4,9 @@ import pytest
 import torch
 import torch.nn.attention.varlen
 
-from timm_dseq import block_masks, rank_regions
+from timm_dseq import block_masks, rank_regions, view_windows
 from timm_dseq.engine.plans import plan_blocks, plan_regions
+from timm_dseq.engine.views.windows import cut
 
 from ..engine.test_attention import attend_in_turn
 from ..tiny import batch, islands, jepa
@@ -20,6 +21,8 @@ OBJECTIVES = {
     "causal": {"objective": "dseq_causal"},
     "ijepa": {"objective": "ijepa"},
     "contrastive": {"contrastive": True},
+    "views": {"objective": "views", "views": 2},
+    "dseq and views": {"views": 2},
 }
 # largest differences of the loss, as a share of it, and of all gradients, as a share of their norm
 TOLERANCE = {"no": (1e-5, 1e-4), "bf16": (0.01, 0.05)}
@@ -66,10 +69,15 @@ def step_of(device, precision, settings, one_row=False):
         model = jepa(encoder_args=WIDE, predictor_width=64, **settings).to(device)
         model.varlen = model.predictor.varlen = one_row
         maps = islands(IMAGES, 6, 6, torch.Generator().manual_seed(3)).to(device)
-        model._saliency = lambda images, tokens: maps
+        model._saliency = lambda *_: maps
         images, coins, blocks = batch(IMAGES)
         with torch.autocast(device, torch.bfloat16, enabled=precision == "bf16"):
-            loss, count, facts = model(images.to(device), coins.to(device), blocks.to(device))
+            windows = view_windows((6, 6), torch.arange(2 * IMAGES, device=device), 0.5)
+            pixels = cut(images.to(device).repeat_interleave(2, 0), windows, (6, 6))
+            inputs = {"pixels": pixels, "windows": windows} if model.views else {}
+            if model.predicts:
+                inputs |= {"images": images.to(device), "use_regions": coins.to(device), "blocks": blocks.to(device)}
+            loss, count, facts = model(**inputs)
             loss = loss / count
         loss.backward()
     gradients = {name: p.grad.float().cpu() for name, p in model.named_parameters() if p.grad is not None}
@@ -80,7 +88,7 @@ def check_step(device, precision, settings, one_row=False):
     loss, gradients, facts = step_of(device, precision, settings, one_row)
     wanted, expected, other = step_of("cpu", "no", settings)
     of_loss, of_gradients = TOLERANCE[precision]
-    for name in ("region_counts", "region_share", "encoder_tokens", "predictor_tokens", "encoder_pairs"):
+    for name in ("region_counts", "region_share", "encoder_tokens", "predictor_tokens", "encoder_pairs", "view_tokens"):
         assert facts[name] == other[name], name
     assert loss == pytest.approx(wanted, rel=of_loss)
     assert gradients.keys() == expected.keys()
