@@ -162,3 +162,15 @@ def test_weights_of_a_run_have_no_licence_of_published_ones(training_run, export
     stated = load_backbone(str(exported))[0].pretrained_cfg.get("license")
     assert load_backbone(str(exported / "model.safetensors"))[0].pretrained_cfg.get("license") == stated
     assert "license" not in load_backbone(str(training_run))[0].pretrained_cfg
+
+
+def test_a_file_in_a_home_folder_is_named_without_whose_it_is(roles, tmp_path, monkeypatch):
+    home = tmp_path / "alice"
+    (home / "weights").mkdir(parents=True)
+    monkeypatch.setenv("HOME", str(home))
+    for file, name in [
+        (home / "mine.safetensors", "mine.safetensors"),
+        (home / "weights" / "w.safetensors", "weights/w"),
+    ]:
+        save_file(roles["target"], file)
+        assert load_backbone(str(file))[1].removesuffix(".safetensors") == name.removesuffix(".safetensors")

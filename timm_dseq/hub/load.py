@@ -143,7 +143,7 @@ def _from_path(path: Path, img_size: int | None, random: bool, args: dict[str, A
             raise UserError(f"{path / _CONFIG} is no JSON ({error}): copy or export it again.") from error
         return _create(f"{_FOLDER}{path}", img_size, not random, args), _folder_name(path)
     if path.is_file():
-        return _detected(path, img_size, random, args), f"{path.parent.name}/{path.name}"
+        return _detected(path, img_size, random, args), _file_name(path)
     folder = path / "checkpoints" if (path / "checkpoints").is_dir() else path
     if checkpoints.steps(folder):
         step, damaged = checkpoints.newest(folder)
@@ -163,6 +163,11 @@ def _from_path(path: Path, img_size: int | None, random: bool, args: dict[str, A
 def _has_config(path: Path) -> bool:
     """Whether weights came with a description, which states their licence."""
     return (path if path.is_dir() else path.parent).joinpath(_CONFIG).is_file()
+
+
+def _file_name(file: Path) -> str:
+    """A file's name in tables, with its folder's, but not that of a home: results are published."""
+    return file.name if file.parent == Path.home() else f"{file.parent.name}/{file.name}"
 
 
 def _folder_name(folder: Path) -> str:

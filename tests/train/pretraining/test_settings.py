@@ -1,5 +1,7 @@
 """Settings come from files and options, later ones win, and a mistake is named with its mend."""
 
+import json
+
 import pytest
 import yaml
 from common.pretraining.model import build
@@ -53,7 +55,6 @@ def test_a_misspelt_setting_is_named_with_what_was_meant(mistake, says, tmp_path
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        ("", "holds no settings"),
         ("- a\n- b\n", "holds no settings"),
         ("optim:\n  lr: [1\nmodel: 2\n", "line 3: this is no YAML"),
         (b"\xff\xfe\x00", "cannot be read"),
@@ -69,6 +70,37 @@ def test_a_file_that_holds_no_settings_is_named(content, says, tmp_path, capsys)
             parse(words)
         error = capsys.readouterr().err
         assert exit.value.code == 2 and f"--config {file}" in error and says in error and error.count("\n") == 1
+
+
+def test_an_empty_file_means_the_defaults(tmp_path):
+    (tmp_path / "empty.yaml").write_text("# nothing\n")
+    config, _ = parse([f"--config={tmp_path / 'empty.yaml'}", "--optim.lr=0.5"])
+    assert config.optim.lr == 0.5 and config.model.name == Config().model.name
+
+
+@pytest.mark.parametrize("way", ["a file", "a file of a section", "an option", "inside a list"])
+def test_settings_are_plain_data_and_nothing_in_them_is_imported_or_called(way, tmp_path, monkeypatch, capsys):
+    (tmp_path / "foreign.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass X:\n    pass\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    call = {"class_path": "foreign.X", "init_args": {}}
+    args = {"norm_layer": [call] if way == "inside a list" else call}
+    tree = {"args": args} if way == "a file of a section" else {"model": {"args": args}}
+    (tmp_path / "settings.yaml").write_text(json.dumps(tree))
+    words = {"an option": [f"--model.args={json.dumps(args)}"], "a file of a section": ["--model=settings.yaml"]}
+    try:
+        config, _ = parse(words.get(way, ["--config=settings.yaml"]))
+        assert way == "an option" and isinstance(config.model.args["norm_layer"], str)  # which builds no model
+    except SystemExit as exit:
+        assert exit.code == 2 and capsys.readouterr().err.count("\n") == 1
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("value", [3, 0.5, True, None, "jax", [96, 128]])
+def test_arguments_of_a_model_keep_their_types(value, tmp_path):
+    (tmp_path / "settings.yaml").write_text(json.dumps({"model": {"args": {"x": value}}}))
+    found = parse([f"--config={tmp_path / 'settings.yaml'}"])[0].model.args["x"]
+    assert found == value and type(found) is type(value)
 
 
 @pytest.mark.parametrize(

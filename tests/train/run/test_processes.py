@@ -67,7 +67,7 @@ def test_how_a_batch_is_dealt_changes_nothing(setting, way, alone, tmp_path, unu
     [
         # the term couples images, so rounds of a step are apart; processes are not
         pytest.param(
-            {"model__contrastive": "true", "system__precision": "float64", "checkpoint__every": 1000},
+            {"model__contrastive": "true", "system__precision": "float64", "max_steps": 4},
             1e-9,
             marks=pytest.mark.slow,  # the projector is 3072 wide: tests/test_distributed.py has a narrow one
         ),
@@ -84,7 +84,7 @@ def test_two_processes_have_the_losses_of_one(settings, tolerance, tmp_path, unu
     codes, said = train_together(tmp_path / "together", unused_port, **settings)
     assert codes == [0, 0], said
     ours, theirs = log_of(tmp_path / "together"), log_of(tmp_path / "alone")
-    assert len(ours) == len(theirs) == 20
+    assert len(ours) == len(theirs) == settings.get("max_steps", 20)
     for line, other in zip(ours, theirs, strict=True):
         assert line["region_counts"] == other["region_counts"]
         assert line["loss"] == pytest.approx(other["loss"], rel=tolerance)

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from jsonargparse.typing import ClosedUnitInterval, NonNegativeInt, PositiveFloat, PositiveInt
 
@@ -18,7 +18,7 @@ from timm_dseq import UserError
 from ..data.settings import Data
 from ..run.resume import Checkpoint
 from ..system import machine
-from ..system.command_line import Parser, flagged
+from ..system.command_line import Parser, Plain, flagged
 
 # Settings that may differ when a run is resumed, since none of them changes what is computed.
 FREE = (
@@ -68,7 +68,7 @@ class Model:
 
     name: str = "dseq_jepa_vit_b16"
     img_size: PositiveInt = 224
-    args: dict[str, Any] = field(default_factory=dict)
+    args: dict[str, Plain] = field(default_factory=dict)
     init: str | None = None
     objective: Literal["dseq", "dseq_causal", "ijepa", "views"] = "dseq"
     query: Literal["cls_param", "cls_out", "norm"] = "cls_param"

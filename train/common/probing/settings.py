@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 from jsonargparse.typing import NonNegativeInt, PositiveFloat, PositiveInt
 
@@ -13,7 +13,7 @@ from timm_dseq import UserError
 
 from ..labels.settings import Labels, shortened
 from ..system import machine
-from ..system.command_line import Parser
+from ..system.command_line import Parser, Plain
 
 CACHED = ("dseq-cached", "ijepa-cached", "dinov2-cached")
 ON_FEATURES = ("knn", "logistic", "vtab", *CACHED)
@@ -107,7 +107,7 @@ class Probe:
     ] = "knn"
     img_size: PositiveInt | None = None
     random: bool = False
-    args: dict[str, Any] = field(default_factory=dict)
+    args: dict[str, Plain] = field(default_factory=dict)
     views: list[str] = field(default_factory=list)
     knn: Knn = field(default_factory=Knn)
     heads: Heads = field(default_factory=Heads)

@@ -17,6 +17,8 @@ from jsonargparse import ArgumentParser, Namespace
 from jsonargparse.typing import ClosedUnitInterval, NonNegativeInt, PositiveFloat, PositiveInt
 
 Settings = TypeVar("Settings")
+# What the values of a free mapping may be. With Any the library would import and call what a `class_path` in it names.
+Plain = bool | int | float | str | list[bool | int | float | str] | None
 
 _UNKNOWN = re.compile(
     "unrecognized arguments: --([\\w.-]+)|Group '(.+?)' does not accept option '(.+?)'|Option '(.+?)' is not accepted"
@@ -41,9 +43,7 @@ class Parser(ArgumentParser):
 
     def settings(self, kind: type[Settings], arguments: Sequence[str]) -> tuple[Settings, str]:
         """The settings of a command line, and the same as YAML."""
-        for file in config_files(arguments):
-            self._check_file(file)
-        namespace = self.parse_args(arguments)
+        namespace = self.parse_args(self._with_files(arguments))
         for section in self._sections():
             if not isinstance(namespace[section], Namespace):
                 self.error(f'Parser key "{section}": no section')
@@ -62,18 +62,32 @@ class Parser(ArgumentParser):
         print(f"{self.prog}: {line}", file=sys.stderr)
         sys.exit(2)
 
-    def _check_file(self, path: str) -> None:
-        """End the program if a file of settings is none."""
+    def _with_files(self, arguments: Sequence[str]) -> list[str]:
+        """The command line without files of settings that are empty, which mean the defaults; others are checked."""
+        words, kept = iter(arguments), []
+        for word in words:
+            option, equals, path = word.partition("=")
+            if option != "--config":
+                kept.append(word)
+                continue
+            path = path if equals else next(words, "")
+            if self._holds_settings(path):
+                kept.append(f"--config={path}")
+        return kept
+
+    def _holds_settings(self, path: str) -> bool:
+        """Whether a file holds any; the program ends if it is no file of settings."""
         try:
-            settings = yaml.safe_load(Path(path).read_text())
+            settings = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError) as error:
-            self.error(f"--config {path} cannot be read ({getattr(error, 'strerror', None) or 'no text'})")
+            self.error(f"--config {path} cannot be read ({getattr(error, 'strerror', None) or 'no UTF-8'})")
         except yaml.YAMLError as error:
             mark = getattr(error, "problem_mark", None)
             where = f", line {mark.line + 1}" if mark else ""
             self.error(f"--config {path}{where}: this is no YAML ({getattr(error, 'problem', None) or error})")
-        if not isinstance(settings, dict):
+        if settings is not None and not isinstance(settings, dict):
             self.error(f"--config {path} holds no settings: write them as section, colon, and NAME: VALUE below it")
+        return bool(settings)
 
     def _sections(self) -> dict[str, str]:
         """The sections, and a setting of each."""
@@ -98,15 +112,6 @@ class Parser(ArgumentParser):
             return f"{name}: {reason}"
         given = _GIVEN.search(reason)
         return f"{name} takes {takes(kind)}" + (f", not {next(filter(None, given.groups()), '')}" if given else "")
-
-
-def config_files(arguments: Sequence[str]) -> list[str]:
-    """The files of settings on a command line."""
-    following = [*arguments, ""][1:]
-    pairs = zip(arguments, following, strict=True)
-    return [
-        after if word == "--config" else word.partition("=")[2] for word, after in pairs if word.startswith("--config")
-    ]
 
 
 def flagged(arguments: Sequence[str]) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 from jsonargparse.typing import ClosedUnitInterval, NonNegativeInt, PositiveFloat, PositiveInt
 
@@ -14,7 +14,7 @@ from timm_dseq import UserError
 from ..labels.settings import Labels, shortened
 from ..run.resume import Checkpoint
 from ..system import machine
-from ..system.command_line import Parser, flagged
+from ..system.command_line import Parser, Plain, flagged
 
 # Settings that may differ when a run is resumed: none of them changes what is computed.
 FREE = (
@@ -121,7 +121,7 @@ class Tuning:
     recipe: Literal["mae", "ijepa"] = "mae"
     img_size: PositiveInt | None = None
     random: bool = False
-    args: dict[str, Any] = field(default_factory=dict)
+    args: dict[str, Plain] = field(default_factory=dict)
     augment: Augment = field(default_factory=Augment)
     optim: Optim = field(default_factory=Optim)
     system: System = field(default_factory=System)
