@@ -81,7 +81,11 @@ def append(path: str | Path, records: Sequence[dict[str, Any]]) -> None:
             if fcntl is not None:
                 fcntl.flock(file, fcntl.LOCK_EX)
             file.seek(0)
-            known = [_unstamped(line, stamp) for line in file]
+            lines = file.readlines()
+            if lines and not lines[-1].endswith("\n"):  # a kill cut it off: what is added would be lost with it
+                file.truncate(sum(len(line.encode()) for line in lines[:-1]))
+                print(f"{path}: its last line was cut off, and is removed", flush=True)
+            known = [_unstamped(line, stamp) for line in lines]
             new = [record for record in records if json.loads(json.dumps(record)) not in known]
             file.write("".join(json.dumps({**record, **stamp}) + "\n" for record in new))
     except OSError as error:
