@@ -83,6 +83,9 @@ def _parser() -> argparse.ArgumentParser:
     sub = command("explain", _explain, _show_explain, "draw where a model looks, its ranked regions and their sequence")
     sub.add_argument("image", metavar="IMAGE")
     sub.add_argument("--model", default=EXPLAINED, metavar="NAME", help=f"{NAMES} (default: {EXPLAINED})")
+    sub.add_argument(
+        "--query", default="border", help="how patches are scored; cls_param is the paper's (default: border)"
+    )
     sub.add_argument("-o", "--output", "--out", metavar="PNG", help="default: IMAGE's name, with .explained.png")
     return parser
 
@@ -239,7 +242,7 @@ def _explain(options: argparse.Namespace) -> tuple[dict, str | None]:
     model, _ = load_backbone(options.model, random=None)
     _check_explainable(model, options.model)
     try:
-        explain(model, image).save(output)
+        explain(model, image, query=options.query).save(output)
     except OSError as error:
         raise UserError(f"{output} cannot be written ({error.strerror or error}): name another --output.") from error
     return {"output": str(output)}, None

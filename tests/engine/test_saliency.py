@@ -62,6 +62,37 @@ def test_norm_is_that_of_the_tokens_before_the_final_norm(class_token):
     torch.testing.assert_close(ours, stretched(patches.norm(dim=-1), (48, 48)), rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("registers", [0, 2])
+def test_border_is_how_little_a_patch_is_like_five_of_the_border(shape, registers):
+    size = SHAPES[shape]
+    model, images = encoder(size, reg_tokens=registers).eval(), torch.randn(2, 3, *size)
+    h, w = model.patch_embed.grid_size
+    patches, _ = block_output(model, images, 1, norm=True)
+    maps = saliency_map(model, images, "border", block=1)
+    for own, ours in zip(patches, maps, strict=True):
+        own = own - own.mean(0)
+        border = [i for i in range(h * w) if i // w in (0, h - 1) or i % w in (0, w - 1)]
+        scores = torch.stack(
+            [
+                -torch.stack(sorted((F.cosine_similarity(x, own[i], dim=0) for i in border), reverse=True)[:5]).mean()
+                for x in own
+            ]
+        )
+        expected = (scores - scores.min()) / (scores.max() - scores.min())
+        torch.testing.assert_close(ours, expected.view(h, w), rtol=0, atol=1e-5)
+
+
+def test_border_finds_the_object_in_the_middle():
+    model = encoder().eval()
+    images = torch.zeros(1, 3, 48, 48)
+    images[:, :, 16:32, 16:32] = 2.0  # four patches of 6×6
+    saliency = saliency_map(model, images, "border", block=0)[0]
+    inside = saliency[2:4, 2:4].clone()
+    saliency[2:4, 2:4] = 0
+    assert inside.min() > saliency.max()
+
+
 @pytest.mark.parametrize("kwargs", [{}, {"reg_tokens": 2}, {"qk_norm": True}], ids=str)
 def test_attention_is_what_the_block_multiplies_its_values_with(kwargs):
     """With values that say which patch they come from, the block's own output is the attention."""

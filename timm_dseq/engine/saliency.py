@@ -6,23 +6,28 @@ lists all queries; a new one is a function here and a line there.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from timm.layers import Attention
 from timm.models import VisionTransformer
 
 from ..errors import UserError
+from ..host import to_device
 from .vit import block_index, check_plain, embed, final_norm, full_precision, grid_of
+
+LIKE = 5  # patches of the border that a patch is compared with
 
 
 @dataclass(frozen=True)
 class Query:
-    """A way to score patches: score(model, tokens (B, prefix + n, D), index of the block) → (B, n), salient ones high.
+    """A way to score patches: score(model, tokens (B, prefix + h·w, D), index of the block, (h, w)) → (B, h·w), salient
+    ones high.
 
     The tokens are those that the transformer block returns, or receives, without the final norm.
     """
 
-    score: Callable[[VisionTransformer, torch.Tensor, int], torch.Tensor]
+    score: Callable[[VisionTransformer, torch.Tensor, int, tuple[int, int]], torch.Tensor]
     needs_class_token: bool = False
     for_training: bool = True  # False: for analysis only, since it is slow or makes the host wait for the device
     reads_input: bool = False  # whether it reads the tokens that the block receives
@@ -70,9 +75,9 @@ def saliency_from_tokens(
     tokens (B, prefix + h·w, D): without the final norm. grid (h, w): by default that of the model's own image size.
     """
     check_query(model, query)
-    with torch.autocast(tokens.device.type, enabled=False):
-        scores = QUERIES[query].score(model, tokens, block_index(model, block))
     h, w = grid or model.patch_embed.grid_size
+    with torch.autocast(tokens.device.type, enabled=False):
+        scores = QUERIES[query].score(model, tokens, block_index(model, block), (h, w))
     return min_max(scores).view(-1, h, w)
 
 
@@ -99,24 +104,24 @@ def _class_similarity(model: VisionTransformer, normed: torch.Tensor, query: tor
     return torch.einsum("bnd,bd->bn", _patches(model, normed), query) / normed.shape[-1] ** 0.5
 
 
-def _class_parameter(model: VisionTransformer, tokens: torch.Tensor, _index: int) -> torch.Tensor:
+def _class_parameter(model: VisionTransformer, tokens: torch.Tensor, *_: Any) -> torch.Tensor:
     """The paper's query: the class token as it enters the model, a parameter."""
     normed = _normed(model, tokens)
     return _class_similarity(model, normed, model.cls_token[:, 0].to(normed.dtype).expand(len(normed), -1))
 
 
-def _class_output(model: VisionTransformer, tokens: torch.Tensor, _index: int) -> torch.Tensor:
+def _class_output(model: VisionTransformer, tokens: torch.Tensor, *_: Any) -> torch.Tensor:
     """The class token as it leaves the transformer block."""
     normed = _normed(model, tokens)
     return _class_similarity(model, normed, normed[:, 0])
 
 
-def _patch_norm(model: VisionTransformer, tokens: torch.Tensor, _index: int) -> torch.Tensor:
+def _patch_norm(model: VisionTransformer, tokens: torch.Tensor, *_: Any) -> torch.Tensor:
     """The length of every patch token, without the final norm."""
     return _patches(model, full_precision(tokens)).norm(dim=-1)
 
 
-def _class_attention(model: VisionTransformer, tokens: torch.Tensor, index: int) -> torch.Tensor:
+def _class_attention(model: VisionTransformer, tokens: torch.Tensor, index: int, *_: Any) -> torch.Tensor:
     """How much the class token attends to each patch in one transformer block, mean over heads: (B, n)."""
     block = model.blocks[index]
     attn = getattr(block, "attn", None)
@@ -129,7 +134,22 @@ def _class_attention(model: VisionTransformer, tokens: torch.Tensor, index: int)
     return weights.mean(1)[:, model.num_prefix_tokens :]
 
 
-def _normalised_cut(model: VisionTransformer, tokens: torch.Tensor, _index: int) -> torch.Tensor:
+def _unlike_the_border(
+    model: VisionTransformer, tokens: torch.Tensor, _index: int, grid: tuple[int, int]
+) -> torch.Tensor:
+    """How little a patch is like those of the border that it is most like, since objects seldom lie there: minus the
+    mean of its greatest cosines, each token without the mean of its image."""
+    h, w = grid
+    patches = _patches(model, _normed(model, tokens))
+    unit = torch.nn.functional.normalize(patches - patches.mean(1, keepdim=True), dim=-1)
+    border = torch.ones(h, w, dtype=torch.bool)
+    border[1:-1, 1:-1] = False
+    border = to_device(border.flatten().nonzero()[:, 0], tokens.device)
+    likeness = unit @ unit.index_select(1, border).mT  # (B, n, patches of the border)
+    return -likeness.topk(min(LIKE, len(border)), dim=2).values.mean(2)
+
+
+def _normalised_cut(model: VisionTransformer, tokens: torch.Tensor, *_: Any) -> torch.Tensor:
     """TokenCut on the normed patch tokens."""
     return _second_eigenvector(_patches(model, _normed(model, tokens)))
 
@@ -154,5 +174,6 @@ QUERIES: dict[str, Query] = {
     "cls_out": Query(_class_output, needs_class_token=True),
     "attention": Query(_class_attention, needs_class_token=True, for_training=False, reads_input=True),
     "norm": Query(_patch_norm),
+    "border": Query(_unlike_the_border),
     "ncut": Query(_normalised_cut, for_training=False),
 }

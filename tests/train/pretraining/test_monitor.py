@@ -99,7 +99,9 @@ def test_a_collapse_is_called_one_and_the_fall_of_the_first_steps_is_not(found, 
 def test_shares_of_the_tokens_variance_are_those_of_a_slow_count():
     tokens = torch.randn(12, 9, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     tokens += 0.8 * tokens[:, :1] + 0.5 * tokens[:1]  # an image's own, and a place's own
-    sums = sum(probes.moments(part) for part in tokens.split(5))
+    more = torch.cat([tokens, tokens[:2]])  # two that fill a share up
+    counted = torch.arange(14) < 12
+    sums = sum(probes.moments(*part) for part in zip(more.split(5), counted.split(5), strict=True))
     ours = probes.variance_shares(sums, 16)
     rows = torch.stack([(x - x.mean()) / (x.var(correction=0) + 1e-5).sqrt() for x in tokens.flatten(0, 1)])
     rows = rows.view(12, 9, 16)
@@ -114,7 +116,7 @@ def test_shares_of_the_tokens_variance_are_those_of_a_slow_count():
 def test_tokens_that_are_their_image_or_their_place_alone_have_all_of_their_variance_there(kind):
     own = torch.randn(10, 16)
     tokens = own[:, None].expand(-1, 10, -1) if kind == "image" else own.expand(10, -1, -1)
-    shares = probes.variance_shares(probes.moments(tokens), 16)
+    shares = probes.variance_shares(probes.moments(tokens, torch.ones(10, dtype=torch.bool)), 16)
     assert shares[f"share_{kind}"] == pytest.approx(1, abs=1e-4)
     assert sum(shares.values()) == pytest.approx(1, abs=1e-4)
 
@@ -240,11 +242,11 @@ def test_a_tracker_that_is_not_installed_is_named(tmp_path):
 
 @pytest.mark.parametrize(("seconds", "lines"), [(0.0, ["64", "100", "64", "100"]), (60.0, [])])
 def test_a_long_probe_says_how_far_it_is(seconds, lines, monkeypatch, capsys):
-    monkeypatch.setattr(monitor.Monitor, "_encode", lambda self, images, _: (torch.ones(len(images), 4, 8), None))
+    monkeypatch.setattr(monitor.Monitor, "_encode", lambda self, part, _: (torch.ones(len(part), 4, 8), None))
     watching = monitor.Monitor.__new__(monitor.Monitor)
-    watching.screen = Screen(10, 0, shown=True, seconds=seconds)
+    watching.screen, watching.accelerator = Screen(10, 0, shown=True, seconds=seconds), Accelerator()
     for _ in range(2):
-        features, tokens, _ = watching._features(torch.zeros(100, 3, 2, 2), "target")
+        features, tokens, _ = watching._features(images.Shared(torch.zeros(100, 3, 2, 2), 100, None), "target")
     assert features.shape == tokens.shape == (100, 8)
     said = capsys.readouterr().out.splitlines()
     assert said == [f"probing: target's features of {done} of 100 images" for done in lines]
@@ -278,7 +280,7 @@ def test_probes_run_in_the_runs_precision_whoever_wraps_the_model(name, dtype):
     watching = monitor.Monitor.__new__(monitor.Monitor)
     watching.model, watching.screen, watching.accelerator = Model(), Screen(1, 0, False), Accelerator()
     watching.precision = Precision(name, torch.device("cpu"))
-    features, *_ = watching._features(torch.zeros(70, 3, 2, 2, dtype=torch.uint8), "target")
+    features, *_ = watching._features(images.Shared(torch.zeros(70, 3, 2, 2, dtype=torch.uint8), 70, None), "target")
     assert seen == [dtype, dtype] and features.dtype == torch.float32
 
 
@@ -354,7 +356,7 @@ def test_judging_leaves_the_precision_of_products_as_it_was():
     torch.set_float32_matmul_precision("high")
     try:
         tokens = clusters(50, 1.5)[0]
-        sums = probes.moments(tokens[:, None])
+        sums = probes.moments(tokens[:, None], torch.ones(50, dtype=torch.bool))
         probes.probe(*clusters(50, 1.5), *clusters(20, 1.5, seed=1), tokens, sums)
         assert torch.get_float32_matmul_precision() == "high"
     finally:

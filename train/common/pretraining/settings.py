@@ -47,7 +47,7 @@ class Model:
         init: weights to start from, or a folder with pretraining.safetensors to continue from
         objective: dseq (the paper), dseq_causal (one pass, block-causal), ijepa (random blocks only) or views (views
             alone)
-        query: what saliency is the similarity to, cls_param, cls_out or norm
+        query: how patches are scored, cls_param (the paper), cls_out, norm, or border (unlike the patches there)
         block: the block saliency is read from, an index or a share of the depth
         num_regions: most regions of an image, the remainder among them
         min_area: least share of the image of a region
@@ -71,7 +71,7 @@ class Model:
     args: dict[str, Plain] = field(default_factory=dict)
     init: str | None = None
     objective: Literal["dseq", "dseq_causal", "ijepa", "views"] = "dseq"
-    query: Literal["cls_param", "cls_out", "norm"] = "cls_param"
+    query: Literal["cls_param", "cls_out", "norm", "border"] = "cls_param"
     block: int | float = 11 / 12
     num_regions: PositiveInt = 5
     min_area: ClosedUnitInterval = 0.02

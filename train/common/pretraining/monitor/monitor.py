@@ -16,7 +16,7 @@ from ...run.log import records
 from ...system.screen import Screen
 from ..precision import Precision
 from ..settings import Config
-from .images import BATCH, in_order, picture_images, probe_images, sources
+from .images import BATCH, Shared, in_order, picture_images, probe_images, sources
 from .pictures import save_sheet
 from .probes import Phase, moments, phase, probe
 
@@ -80,8 +80,8 @@ class Monitor:
 
     def _probe(self, encoder: str) -> dict[str, Any]:
         """The figures of an encoder's features, in the main process; all have to call it."""
-        train, tokens, sums = self._features(self.train.images, encoder)
-        test, _, _ = self._features(self.test.images, encoder)
+        train, tokens, sums = self._features(self.train, encoder)
+        test, _, _ = self._features(self.test, encoder)
         train, tokens = (in_order(part, self.train.count, self.accelerator) for part in (train, tokens))
         test = in_order(test, self.test.count, self.accelerator)
         sums = self.accelerator.reduce(sums, "sum")
@@ -103,17 +103,18 @@ class Monitor:
         if words:
             self.screen.say(f"after step {step}: {words.sign}. {words.advice}")
 
-    def _features(self, images: torch.Tensor, encoder: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Mean patch features (n, D), float32, of images (n, 3, S, S) uint8; one token of each, (n, D); and the
-        `moments` of all tokens."""
-        means, tokens, sums = [], [], 0
-        for part in images.split(BATCH):
-            features = self._encode(part, encoder)[0].float()
+    def _features(self, part: Shared, encoder: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Mean patch features (n, D), float32, of this process's images; one token of each, (n, D); the `moments` of
+        all tokens, of each image once."""
+        means, tokens, sums, images = [], [], 0.0, part.images
+        for start in range(0, len(images), BATCH):
+            features = self._encode(images[start : start + BATCH], encoder)[0].float()
+            of_batch = torch.arange(len(features), device=features.device)
+            index = self.accelerator.process_index + self.accelerator.num_processes * (start + of_batch)  # among all
             means.append(features.mean(1))
-            place = (sum(map(len, tokens)) + torch.arange(len(part), device=features.device)) % features.shape[1]
-            tokens.append(features[torch.arange(len(part), device=features.device), place])
-            sums = sums + moments(features)
-            self.screen.note(f"probing: {encoder}'s features of {sum(map(len, means))} of {len(images)} images")
+            tokens.append(features[of_batch, index % features.shape[1]])
+            sums = sums + moments(features, index < part.count)
+            self.screen.note(f"probing: {encoder}'s features of {start + len(features)} of {len(images)} images")
         return torch.cat(means), torch.cat(tokens), sums
 
     @torch.no_grad()

@@ -89,12 +89,12 @@ def feature_std(features: torch.Tensor) -> float:
     return (centred.square().sum(1).mean() / features.square().sum(1).mean().clamp(min=1e-12)).sqrt().item()
 
 
-def moments(tokens: torch.Tensor) -> torch.Tensor:
+def moments(tokens: torch.Tensor, counted: torch.Tensor) -> torch.Tensor:
     """Sums over tokens (n, N, D), each layer-normed as a target is, that those of other images can be added to:
-    (3 + N·D,)."""
-    tokens = F.layer_norm(tokens, tokens.shape[-1:])
-    of_images = tokens.mean(1).square().sum()
-    numbers = torch.stack([torch.full_like(of_images, len(tokens)), tokens.square().sum(), of_images])
+    (3 + N·D,). counted (n,) bool: the images that are."""
+    weight = counted.to(tokens.dtype)[:, None, None]
+    tokens = F.layer_norm(tokens, tokens.shape[-1:]) * weight
+    numbers = torch.stack([weight.sum(), tokens.square().sum(), tokens.mean(1).square().sum()])
     return torch.cat([numbers, tokens.sum(0).flatten()])
 
 
