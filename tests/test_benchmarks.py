@@ -16,6 +16,7 @@ sys.path += [str(ROOT / "benchmarks"), str(ROOT / "benchmarks" / "gpu")]  # behi
 import measure  # noqa: E402
 import pack  # noqa: E402
 import parts  # noqa: E402
+import speedrun  # noqa: E402
 
 import train as visit  # noqa: E402
 
@@ -197,3 +198,26 @@ def test_options_of_two_words_are_one():
 def test_a_visit_says_what_is_wrong_in_one_line(tmp_path, capsys):
     assert visit.main(["--minutes=1", f"--out={tmp_path / 'out'}", f"--from={tmp_path / 'nothing'}"]) == 1
     assert "holds no manifest.json: name the folder into which the parts were copied" in capsys.readouterr().err
+
+
+def test_a_speedrun_trains_judges_and_ends_in_one_line(tmp_path, monkeypatch, capsys):
+    """The programs are replaced by what they leave."""
+    calls, photos = [], tmp_path / "my photos"
+
+    def program(name, *options):
+        calls.append((name, *map(str, options)))
+        if name == "pretrain":
+            (tmp_path / "log.jsonl").write_text('{"seconds": 90, "samples": 64}\n{"seconds": 150, "samples": 12800}\n')
+        else:
+            record = {"protocol": options[options.index("--protocol") + 1], "accuracy": 60.0 + len(calls)}
+            with (tmp_path / "results.jsonl").open("a") as file:
+                file.write(json.dumps(record) + "\n")
+
+    monkeypatch.setattr(speedrun, "program", program)
+    words = ["--photos", str(photos), "--judge", "nette", "--output", str(tmp_path), "--", "--optim.epochs", "2"]
+    monkeypatch.setattr(sys, "argv", ["speedrun.py", *words])
+    speedrun.main()
+    assert [name for name, *_ in calls] == ["pretrain", "probe", "probe"]
+    assert str(photos) in calls[0] and calls[0][-2:] == ("--optim.epochs", "2")
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.startswith("speedrun: kNN 62.0 %, linear 63.0 %, 4 minutes, 12,800 images, ")
