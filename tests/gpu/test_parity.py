@@ -6,7 +6,7 @@ import torch.nn.attention.varlen
 
 from timm_dseq import block_masks, rank_regions, view_windows
 from timm_dseq.engine.plans import plan_blocks, plan_regions
-from timm_dseq.engine.views.windows import cut
+from timm_dseq.engine.views.windows import cut, encode_windows
 
 from ..engine.test_attention import attend_in_turn
 from ..tiny import batch, islands, jepa
@@ -21,9 +21,8 @@ OBJECTIVES = {
     "causal": {"objective": "dseq_causal"},
     "ijepa": {"objective": "ijepa"},
     "contrastive": {"contrastive": True},
-    "views": {"objective": "views", "views": 2},
-    "dseq and views": {"views": 2},
 }
+VIEWS = {"views": {"objective": "views", "views": 2}, "dseq and views": {"views": 2}}
 # largest differences of the loss, as a share of it, and of all gradients, as a share of their norm
 TOLERANCE = {"no": (1e-5, 1e-4), "bf16": (0.01, 0.05)}
 WIDE = {"embed_dim": 64, "num_heads": 2}  # heads of 32 channels, as fused kernels want them
@@ -84,6 +83,18 @@ def step_of(device, precision, settings, one_row=False):
     return loss.item(), gradients, facts
 
 
+@torch.no_grad()
+def encoded_views(device, precision):
+    """What the student makes of two views of each image, without the mean of all: (2·B, 2·D)."""
+    with exact_products():
+        model = jepa("views", encoder_args=WIDE, predictor_width=64, views=2).to(device)
+        windows = view_windows((6, 6), torch.arange(2 * IMAGES, device=device), 0.5)
+        pixels = cut(batch(IMAGES)[0].to(device).repeat_interleave(2, 0), windows, (6, 6))
+        with torch.autocast(device, torch.bfloat16, enabled=precision == "bf16"):
+            pooled = encode_windows(model.student, pixels, windows)
+    return (pooled - pooled.mean(0)).cpu()
+
+
 def check_step(device, precision, settings, one_row=False):
     loss, gradients, facts = step_of(device, precision, settings, one_row)
     wanted, expected, other = step_of("cpu", "no", settings)
@@ -102,6 +113,20 @@ def check_step(device, precision, settings, one_row=False):
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_loss_and_gradients_are_those_of_float32_on_the_cpu(objective, precision, device):
     check_step(device, precision, OBJECTIVES[objective])
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("objective", VIEWS)
+def test_views_have_the_losses_and_gradients_of_the_cpu(objective, device):
+    """In float32. Two BatchNorms over six images make gradients of a tenth more or less from bf16's rounding."""
+    check_step(device, "no", VIEWS[objective])
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("precision", TOLERANCE)
+def test_encoded_views_are_those_of_float32_on_the_cpu(precision, device):
+    ours, theirs = encoded_views(device, precision), encoded_views("cpu", "no")
+    assert (ours - theirs).norm() <= TOLERANCE[precision][1] * theirs.norm()
 
 
 @pytest.mark.parametrize("device", DEVICES)
