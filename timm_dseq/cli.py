@@ -124,6 +124,8 @@ def _models(options: argparse.Namespace) -> tuple[list[dict], str | None]:
 
 
 def _show_models(rows: list[dict]) -> str:
+    from .dseq_jepa import TAGS
+
     lines = [f"{'model':24}{'image':>10}{'params':>10}{'GMACs':>9}  weights"]
     for row in rows:
         published = [
@@ -135,8 +137,7 @@ def _show_models(rows: list[dict]) -> str:
             f"{row['model']:24}{'×'.join(map(str, row['image'])):>10}{row['parameters'] / 1e6:>8.1f} M"
             f"{row['macs'] / 1e9:>9.2f}  {', '.join(published) or 'none published'}"
         )
-    tags = ", ".join(rows[1]["weights"])
-    return "\n".join([*lines, "", f"tags: {tags}", "import timm_dseq before timm.create_model(NAME)"])
+    return "\n".join([*lines, "", f"tags: {', '.join(TAGS)}", "import timm_dseq before timm.create_model(NAME)"])
 
 
 def _convert(options: argparse.Namespace) -> tuple[dict, str | None]:

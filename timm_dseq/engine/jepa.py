@@ -83,9 +83,9 @@ class DSeqJEPA(nn.Module):
         elif img_size is not None:
             raise UserError("img_size is for an encoder given by name: this one has its size already")
         check_packable(encoder)
-        if objective.startswith("dseq"):
-            check_query(encoder, query, training=True)
         self.objective, self.loss, self.flat = objective, loss, flat
+        if self.with_regions:
+            check_query(encoder, query, training=True)
         self.query, self.saliency_block = query, block_index(encoder, block)
         prepare_encoder(encoder, keep_weights=pretrained)
         self.student = encoder
@@ -96,7 +96,7 @@ class DSeqJEPA(nn.Module):
         self.terms = terms
         for name in terms:  # a module of this name, as it is in checkpoints
             self.add_module(name, TERMS[name](encoder.embed_dim))
-        self.predictor.requires_grad_(objective != "views")  # DDP waits for the gradient of what has one
+        self.predictor.requires_grad_(self.predicts)  # DDP waits for the gradient of what has one
         self.views, self.views_factor = views, views_factor
         self.recognition = Recognition(pooled_width(encoder), views, temperature) if views else None
         self.varlen = False  # of the student's pass; see Predictor.varlen

@@ -116,7 +116,8 @@ def test_boxes_of_a_line_of_pixels_are_cropped_and_weights_never_leave_exact_num
     for side, size in ((256, 224), (128, 16), (32, 96)):
         for length in (0.02, 0.5, 1.0, 1.3, 2.7, side / 3, side):
             start = torch.linspace(0, side - length, 41, dtype=torch.float64)
-            weights = _weights(start, torch.full_like(start, length), side, size)
+            lines = torch.arange(size).expand(len(start), -1)
+            weights = _weights(start, torch.full_like(start, length), side, size, lines)
             assert (weights.sum(2) == 1).all()
             assert weights.abs().sum(2).max() * 128 * 2**16 < 2**24
             assert torch.equal((weights * 2**16).round(), weights * 2**16)

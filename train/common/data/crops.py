@@ -137,18 +137,14 @@ def _centred(levels: torch.Tensor) -> torch.Tensor:
     return levels.add_(0.5).floor_().clamp_(-128, 127)
 
 
-def _weights(
-    start: torch.Tensor, length: torch.Tensor, side: int, size: int, lines: torch.Tensor | None = None
-) -> torch.Tensor:
-    """Weights of `side` input lines in `size` output lines, for boxes along one axis: (B, size, side) float32; or in
-    some of them, lines (B, M, r): (B, M, r, side).
+def _weights(start: torch.Tensor, length: torch.Tensor, side: int, size: int, lines: torch.Tensor) -> torch.Tensor:
+    """Weights of `side` input lines in some of `size` output lines, for boxes along one axis: lines (B, …) →
+    (B, …, side) float32.
 
     start, length: of the boxes (B,), in input lines. A line that lies in the box partly counts partly. The weights of
     an output line are multiples of 1 / _FINE and add up to 1.
     """
     device = start.device
-    if lines is None:
-        lines = torch.arange(size, device=device).expand(len(start), -1)
     start, length = (x.view(-1, *[1] * lines.ndim) for x in (start, length))
     step = length / size
     width = step.clamp(min=1)  # of the filter, in input lines

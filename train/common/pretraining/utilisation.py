@@ -14,8 +14,10 @@ from timm_dseq import DSeqJEPA
 from ..system.launch import wait
 
 # the facts of a batch that FLOPs follow from: tokens computed, and pairs of tokens that may attend to each other
-WORK = ("encoder_tokens", "predictor_tokens", "target_tokens", "encoder_pairs", "predictor_pairs")
-WORK += ("view_tokens", "view_pairs")
+WORK = (
+    *("encoder_tokens", "predictor_tokens", "target_tokens", "view_tokens"),
+    *("encoder_pairs", "predictor_pairs", "view_pairs"),
+)
 
 
 class Utilisation:
