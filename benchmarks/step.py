@@ -97,7 +97,7 @@ class Bench:
 
         def run() -> None:
             self.model.objective, self.maps = objective, maps
-            figures = self.training.step(iter([(self.pixels, self.samples, [])]), NOW)
+            figures = self.training.step(iter([({"images": self.pixels}, self.samples, [])]), NOW)
             facts.update(work=figures.work, fill=list(figures.fill[-1]))
 
         def forward() -> torch.Tensor:

@@ -164,10 +164,11 @@ class DSeqJEPA(nn.Module):
             encoder = {"target": self.target, "student": self.student}[encode]
             tokens = self._begin(encoder, images)
             return self._end(encoder, tokens), self._saliency(encoder, images, tokens)
+        copying = None if fetch is None or self.predicts else Fetch(fetch)  # ends before the device has seen the views
         recognised, seen = self._recognised(pixels, windows)
         if not self.predicts:
             count = len(windows) // self.views
-            return recognised * count, count, {**self._nothing_predicted(recognised, fetch), **seen}
+            return recognised * count, count, {**self._nothing_predicted(recognised, copying), **seen}
         if blocks is None or len(blocks) != len(images):
             raise UserError("blocks are missing: give one for each image, by block_masks(grid, seeds)")
         tokens = self._begin(self.target, images)
@@ -246,7 +247,7 @@ class DSeqJEPA(nn.Module):
         tokens = len(windows) * length
         return loss, {"view_tokens": tokens, "view_pairs": tokens * length}
 
-    def _nothing_predicted(self, recognised: torch.Tensor, fetch: torch.Tensor | None) -> dict:
+    def _nothing_predicted(self, recognised: torch.Tensor, copying: Fetch | None) -> dict:
         """The facts of a batch of which only the views are trained."""
         parts = [f"{part}_{fact}" for part in ("encoder", "predictor") for fact in ("tokens", "pairs", "fill")]
         facts = dict.fromkeys(["target_tokens", *parts], 0)
@@ -257,5 +258,5 @@ class DSeqJEPA(nn.Module):
             **by_step(none, none.long(), self.region_options["num_regions"] - 1),
             "region_share": 0.0,
             "losses": {"views": recognised.detach()},
-            "fetched": None if fetch is None else Fetch(fetch).read()[0],
+            "fetched": None if copying is None else copying.read()[0],
         }

@@ -62,10 +62,10 @@ def view_seeds(seed: int, samples: torch.Tensor, views: int) -> torch.Tensor:
 
     The first view's are `sample_seeds`, so what a sample is without views does not change.
     """
-    columns = [sample_seeds(seed, samples)]
-    for view in range(1, views):
-        columns.append(hashed(torch.stack([columns[0], torch.full_like(columns[0], view)], dim=1)))
-    return torch.stack(columns, dim=1).flatten()
+    first = sample_seeds(seed, samples)
+    others = torch.arange(1, views, device=first.device).repeat(len(first))
+    others = hashed(torch.stack([first.repeat_interleave(views - 1), others], dim=1))
+    return torch.cat([first[:, None], others.view(len(first), views - 1)], dim=1).flatten()
 
 
 @lru_cache(maxsize=2)  # a batch may straddle two epochs

@@ -6,6 +6,7 @@ be read.
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
@@ -15,7 +16,7 @@ from timm_dseq.host import to_device
 
 from ..crops import crop_boxes, cropped, cropped_windows
 from ..decoded import Batch
-from ..framing import Framing
+from ..framing import Draws, Framing
 from ..images import UnreadableImage
 from ..order import DistributedBatchSampler
 from ..source import Source
@@ -59,39 +60,47 @@ class Resident:
         return self
 
     def __next__(self) -> Batch:
-        samples, images = next(self.batches)
-        indices, framing = samples[:, 1].numpy(), self.framing
-        taken = self.readable[indices]
-        broken = [line for index in indices[taken != indices].tolist() for line in self._broken(index)]
-        draws, sizes = framing.draw(samples), self.sizes[taken].repeat(framing.crops, axis=0)
-        boxes, first = crop_boxes(draws.boxes, sizes), slice(None, None, framing.crops)
-        pixels = {}
+        ready, images = next(self.batches)
+        sizes, boxes, draws, framing = ready.sizes, ready.boxes, ready.draws, self.framing
+        first, pixels = slice(None, None, framing.crops), {}
         if framing.whole:
             pixels["images"] = cropped(images, sizes[first], boxes[first], framing.size, draws.flips[first])
         if framing.views:
             pixels["pixels"] = cropped_windows(
                 images, sizes, boxes, framing.size, draws.flips, draws.windows, framing.grid
             )
-        return pixels, samples, broken
+        return pixels, ready.samples, ready.broken
 
-    def _batches(self, sampler: DistributedBatchSampler) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """Samples (B, 2), and the pixels of their images (B, 3, W, W) on the device."""
-        if self.pixels_on_device:
+    def _batches(self, sampler: DistributedBatchSampler) -> Iterator[tuple["_Ready", torch.Tensor]]:
+        """What the host has to know of each batch, and the pixels of its images (B, 3, W, W) on the device."""
+        if self.device.type == "cpu":
             for samples in sampler.tensors():
-                yield samples, self._rows(samples)
-        with ThreadPoolExecutor(1) as reader:  # one batch is read while the device works on the one before
-            next_batch = None
+                ready = self._ready(samples)
+                yield ready, ready.rows
+        with ThreadPoolExecutor(1) as ahead:  # one batch is prepared while the device works on the one before
+            following = None
             for samples in sampler.tensors():
-                batch, next_batch = next_batch, (samples, reader.submit(self._rows, samples))
+                batch, following = following, ahead.submit(self._ready, samples)
                 if batch:
-                    yield batch[0], batch[1].result().to(self.device, non_blocking=True)
+                    yield (ready := batch.result()), self._on_device(ready.rows)
 
-    def _rows(self, samples: torch.Tensor) -> torch.Tensor:
-        indices = torch.from_numpy(self.readable[samples[:, 1].numpy()])
+    def _ready(self, samples: torch.Tensor) -> "_Ready":
+        indices, framing = samples[:, 1].numpy(), self.framing
+        taken = self.readable[indices]
+        broken = [line for index in indices[taken != indices].tolist() for line in self._broken(index)]
+        draws, sizes = framing.draw(samples), self.sizes[taken].repeat(framing.crops, axis=0)
+        rows = torch.from_numpy(taken)
+        if self.device.type == "cpu":
+            rows = self.pixels.index_select(0, rows)
+        elif not self.pixels_on_device:
+            pinned = torch.empty(len(taken), *self.pixels.shape[1:], dtype=torch.uint8, pin_memory=True)
+            rows = torch.index_select(self.pixels, 0, rows, out=pinned)
+        return _Ready(samples, broken, draws, sizes, crop_boxes(draws.boxes, sizes), rows)
+
+    def _on_device(self, rows: torch.Tensor) -> torch.Tensor:
         if self.pixels_on_device:
-            return self.pixels.index_select(0, to_device(indices, self.device))
-        rows = torch.empty(len(indices), *self.pixels.shape[1:], dtype=torch.uint8, pin_memory=True)
-        return torch.index_select(self.pixels, 0, indices, out=rows)
+            return self.pixels.index_select(0, to_device(rows, self.device))
+        return rows.to(self.device, non_blocking=True)
 
     def _broken(self, index: int) -> list[str]:
         """One line for each image from this one up to the next that can be read."""
@@ -104,6 +113,18 @@ class Resident:
         except UnreadableImage as error:
             return str(error)
         return f"{self.source.where(index)}: it could not be read when the file of pixels was built"
+
+
+@dataclass(frozen=True)
+class _Ready:
+    """What the host does for a batch."""
+
+    samples: torch.Tensor  # (epoch, index) (B, 2)
+    broken: list[str]
+    draws: Draws
+    sizes: np.ndarray  # (height, width) of each crop's image (B·crops, 2)
+    boxes: np.ndarray  # (B·crops, 4)
+    rows: torch.Tensor  # the images' pixels (B, 3, W, W), or their numbers (B,) if all pixels are on another device
 
 
 def _readable(sizes: np.ndarray, source: Source) -> np.ndarray:
