@@ -38,7 +38,8 @@ def convert(
 
     encoder: "target" (of a file with one encoder: that one) or "student". model: the name, with or without a tag, if
     the file does not show it. img_size: resample the positions to this size; only if given. dtype: of the stored
-    weights. with_pretraining_state: also write pretraining.safetensors, with the student and the predictor.
+    weights. with_pretraining_state: also write pretraining.safetensors, with the student, the predictor
+    and the heads of the losses.
     """
     checkpoint = parse(read(_file(Path(source))))
     weights = checkpoint.encoder(encoder)
@@ -134,24 +135,22 @@ def _stored(tensor: torch.Tensor, dtype: str) -> torch.Tensor:
 
 
 def _pretraining_state(checkpoint: Checkpoint, source: str | os.PathLike) -> Weights:
-    """Student and predictor in float32, so that others can continue the training."""
+    """Student, predictor and heads in float32, so that others can continue the training."""
     if not (checkpoint.student and checkpoint.predictor):
         lacks = " and ".join(role for role in ("student", "predictor") if not getattr(checkpoint, role))
         raise UserError(f"{source} holds no {lacks}: convert it without --with-pretraining-state.")
-    return {
-        f"{role}.{name}": _stored(tensor, "float32")
-        for role in ("student", "predictor")
-        for name, tensor in getattr(checkpoint, role).items()
-    }
+    roles = {"student": checkpoint.student, "predictor": checkpoint.predictor}
+    parts = {f"{role}.{name}": tensor for role, weights in roles.items() for name, tensor in weights.items()}
+    return {name: _stored(tensor, "float32") for name, tensor in {**parts, **checkpoint.heads}.items()}
 
 
 def _left_out(checkpoint: Checkpoint, encoder: str, with_pretraining_state: bool) -> list[str]:
     """The parts of the checkpoint that are not written into the folder."""
     written = {encoder if getattr(checkpoint, encoder) else "student"}
     if with_pretraining_state:
-        written |= {"student", "predictor"}
-    roles = [role for role in ("target", "student", "predictor") if getattr(checkpoint, role) and role not in written]
-    return roles + checkpoint.left_out
+        written |= {"student", "predictor", "heads"}
+    roles = ("target", "student", "predictor", "heads")
+    return [role for role in roles if getattr(checkpoint, role) and role not in written] + checkpoint.left_out
 
 
 def _write_folder(output: Path, files: dict[str, bytes], tensors: dict[str, Weights]) -> None:

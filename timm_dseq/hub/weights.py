@@ -33,6 +33,7 @@ class Checkpoint:
     target: Weights = field(default_factory=dict)
     student: Weights = field(default_factory=dict)
     predictor: Weights = field(default_factory=dict)
+    heads: Weights = field(default_factory=dict)  # what losses of ours have learnt beside, as recognition.projector…
     left_out: list[str] = field(default_factory=list)  # top-level entries of the file that are in none of these
 
     def encoder(self, which: str = "target") -> Weights:
@@ -99,8 +100,8 @@ def parse(state: dict[str, Any]) -> Checkpoint:
     _check_names(state)
     if any(name.startswith(("target.", "student.")) for name in state):
         roles = {role: _below(state, role) for role in ("target", "student", "predictor")}
-        others = [name for name in state if not name.startswith(tuple(f"{role}." for role in roles))]
-        return Checkpoint("dseq_jepa", **roles, left_out=others)
+        others = {name: value for name, value in state.items() if name.partition(".")[0] not in roles}
+        return Checkpoint("dseq_jepa", **roles, heads=_unwrapped(others))
     if any(isinstance(state.get(key), dict) for key in ("encoder", "target_encoder")):
         names = {"target": "target_encoder", "student": "encoder", "predictor": "predictor"}
         roles = {role: _unwrapped(state[name]) for role, name in names.items() if isinstance(state.get(name), dict)}

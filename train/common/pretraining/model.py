@@ -60,7 +60,10 @@ def build(config: Config) -> DSeqJEPA:
 
 
 def initialise(model: DSeqJEPA, settings: Model) -> None:
-    """Load the weights of model.init: an encoder's for student and target, or all three parts of an exported folder."""
+    """Load the weights of model.init: an encoder's for student and target, or all parts of an exported folder.
+
+    What only other losses have learnt is left out; what the folder lacks for this run's losses stays new.
+    """
     path = Path(settings.init)
     file = path / "model.safetensors" if path.is_dir() else path
     target = encoder_weights(read(file))
@@ -68,6 +71,10 @@ def initialise(model: DSeqJEPA, settings: Model) -> None:
     if (more := path / "pretraining.safetensors").is_file():
         others = parse(read(more))
         parts = [(model.target, target), (model.student, others.student), (model.predictor, others.predictor)]
+        for name in ("recognition", *model.terms):
+            head = {key.removeprefix(f"{name}."): w for key, w in others.heads.items() if key.startswith(f"{name}.")}
+            if head and getattr(model, name):
+                parts.append((getattr(model, name), head))
     for part, weights in parts:
         _fill(part, weights, settings.init)
 
