@@ -71,9 +71,9 @@ def decoded(folder: Path, name: str, files: list[Path]) -> np.ndarray:
     return np.load(path, mmap_mode="r")
 
 
-def labels_of(file: Path) -> torch.Tensor:
+def labels_of(file: Path, column: str = "label") -> torch.Tensor:
     """(n,) int64."""
-    return torch.tensor(pq.read_table(file, columns=["label"]).column("label").to_pylist())
+    return torch.tensor(pq.read_table(file, columns=[column]).column(column).to_pylist())
 
 
 def windows(count: int, grid: int, keep: int, generator: torch.Generator) -> torch.Tensor:

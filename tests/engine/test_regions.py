@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
-from timm_dseq.engine.regions import ORDERS, connected_components, otsu_foreground, rank_regions
+from timm_dseq.engine.regions import ORDERS, REGIONS, connected_components, otsu_foreground, rank_regions
 from timm_dseq.engine.saliency import min_max
 from timm_dseq.errors import UserError
 
@@ -105,7 +105,7 @@ def test_otsu_equals_opencv(size, smooth):
     n=st.integers(2, 7),
     share=st.sampled_from([0, 0.02, 0.15]),
     order=st.sampled_from(ORDERS),
-    kind=st.sampled_from(["components", "uniform"]),
+    kind=st.sampled_from(REGIONS),
 )
 def test_regions_are_disjoint_cover_the_grid_and_are_ranked(h, w, seed, n, share, order, kind):
     maps = torch.cat([islands(3, h, w, generator(seed)), torch.rand(3, h, w, generator=generator(seed))])
@@ -148,7 +148,7 @@ def test_ties_go_to_the_larger_area_then_to_the_lowest_patch():
 
 def test_constant_and_unfinished_maps_have_only_the_remainder():
     maps = torch.stack([torch.zeros(4, 4), torch.ones(4, 4), torch.eye(4) * torch.nan, torch.eye(4) * torch.inf])
-    for kind in ("components", "uniform"):
+    for kind in REGIONS:
         regions = rank_regions(maps, regions=kind)
         assert (regions.count == 0).all() and regions.masks[:, -1].all() and not regions.masks[:, :-1].any()
 
@@ -175,6 +175,17 @@ def test_uniform_regions_are_near_equal_rectangles(h, w, n):
         areas.append(int(mask.sum()))
         assert areas[-1] == rows * columns
     assert max(areas) - min(areas) <= h + w
+
+
+@pytest.mark.parametrize(("h", "w", "n"), [(8, 8, 4), (14, 14, 5), (3, 17, 6)])
+def test_bands_are_of_equally_many_patches_and_none_is_more_salient_than_the_one_before(h, w, n):
+    maps = torch.rand(9, h, w, generator=generator())
+    regions = rank_regions(maps, n, regions="bands")
+    size = round(h * w / (n + 1))
+    assert (regions.area[:, :-1] == size).all() and (regions.area[:, -1] == h * w - (n - 1) * size).all()
+    for values, masks in zip(maps, regions.masks, strict=True):
+        for band, following in zip(masks, masks[1:], strict=False):
+            assert values[band].min() >= values[following].max()
 
 
 def test_half_precision_maps_are_ranked_in_full_precision():

@@ -15,6 +15,7 @@ from .saliency import min_max
 from .vit import full_precision
 
 ORDERS = ("saliency", "inverse", "random", "spatial")
+REGIONS = ("components", "bands", "uniform")
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,8 @@ def rank_regions(
     """The regions of saliency maps (B, h, w), at most `num_regions` with the remainder.
 
     order: `saliency`, `inverse`, `random` (a pure function of `seeds` (B,)) or `spatial` (by the first patch); it does
-    not change which regions there are. regions: `components` of the foreground, or `uniform` for near-equal rectangles.
+    not change which regions there are. regions: `components` of the foreground, `bands` of equally many patches, the
+    most salient first, or `uniform` for near-equal rectangles.
     stop_after=k: the sequence ends with R_k, later regions and the remainder are empty. A constant map, or one that is
     not finite, has only the remainder.
     """
@@ -54,6 +56,8 @@ def rank_regions(
         varied = flat.amax(1) > 0  # (B,)
         if regions == "uniform":
             candidates = _rectangles(h, w, num_regions, saliency.device).expand(b, -1, -1)
+        elif regions == "bands":
+            candidates = _bands(flat, num_regions)
         else:
             candidates = _large_components(otsu_foreground(flat).view(b, h, w), min_area * h * w)
         candidates = candidates & varied[:, None, None]
@@ -75,8 +79,8 @@ def check_options(num_regions: int, min_area: float, order: str, regions: str, s
         raise UserError(f"min_area={min_area} is a share of the image: give a number from 0 to below 1")
     if order not in ORDERS:
         raise UserError(f"order={order!r} is unknown: choose one of {', '.join(ORDERS)}")
-    if regions not in ("components", "uniform"):
-        raise UserError(f"regions={regions!r} is unknown: choose 'components' or 'uniform'")
+    if regions not in REGIONS:
+        raise UserError(f"regions={regions!r} is unknown: choose one of {', '.join(REGIONS)}")
     if stop_after is not None and not 2 <= stop_after < num_regions:
         raise UserError(
             f"stop_after={stop_after} leaves nothing to predict, or all: choose from 2 to {num_regions - 1}"
@@ -150,6 +154,14 @@ def _large_components(foreground: torch.Tensor, min_patches: float) -> torch.Ten
     size, which = sizes.topk(at_most, dim=1)  # (B, K)
     large = (size >= min_patches) & (size > 0)
     return (label[:, None] == which[:, :, None]) & large[:, :, None]
+
+
+def _bands(flat: torch.Tensor, num_regions: int) -> torch.Tensor:
+    """N − 1 bands of equally many patches of maps (B, n), the most salient first: (B, N − 1, n) bool. The patches of
+    the two bands that would come next are left over, so that the remainder is twice as large."""
+    size = max(1, round(flat.shape[1] / (num_regions + 1)))
+    place = flat.argsort(dim=1, descending=True, stable=True).argsort(dim=1)  # of each patch among all, by saliency
+    return place[:, None] // size == torch.arange(num_regions - 1, device=flat.device)[:, None]
 
 
 def _rectangles(h: int, w: int, count: int, device: torch.device) -> torch.Tensor:

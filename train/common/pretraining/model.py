@@ -70,7 +70,9 @@ def initialise(model: DSeqJEPA, settings: Model) -> None:
     parts = [(model.target, target), (model.student, target)]
     if (more := path / "pretraining.safetensors").is_file():
         others = parse(read(more))
-        parts = [(model.target, target), (model.student, others.student), (model.predictor, others.predictor)]
+        parts = [(model.target, target), (model.student, others.student)]
+        if others.predictor:
+            parts.append((model.predictor, others.predictor))
         for name in ("recognition", *model.terms):
             head = {key.removeprefix(f"{name}."): w for key, w in others.heads.items() if key.startswith(f"{name}.")}
             if head and getattr(model, name):

@@ -52,7 +52,7 @@ class Model:
         num_regions: most regions of an image, the remainder among them
         min_area: least share of the image of a region
         order: of the regions, saliency (descending), inverse, random or spatial
-        regions: connected components of the salient patches, or uniform rectangles
+        regions: connected components of the salient patches, bands of equally many, or uniform rectangles
         stop_after: the sequence ends with this region
         flat: predict every region from the first alone
         loss: mean over target tokens, or over the tokens of each step first
@@ -76,7 +76,7 @@ class Model:
     num_regions: PositiveInt = 5
     min_area: ClosedUnitInterval = 0.02
     order: Literal["saliency", "inverse", "random", "spatial"] = "saliency"
-    regions: Literal["components", "uniform"] = "components"
+    regions: Literal["components", "bands", "uniform"] = "components"
     stop_after: PositiveInt | None = None
     flat: bool = False
     loss: Literal["token", "step"] = "token"

@@ -1,0 +1,190 @@
+"""The study: every row goes on from the same weights, on equally many images, with several seeds; judged on five tasks.
+
+    python benchmarks/study.py OUT --data ../shared/data --init RUN/export      # hours; goes on where it was stopped
+    python benchmarks/study.py OUT --table
+
+A row is a few options of train/pretrain.py behind train/configs/speedrun.yaml. Each run has one thread, and its CPU
+seconds are counted, so that rows can be compared at equal cost, too. Judged is the mean of the target encoder's patch
+tokens, standardised: kNN (k 20, T .07) and ridge regression on 4,000 and 2,000 images of Imagenette, kNN on Stanford
+Cars, ridge regression of the count and the distance of objects in CLEVR-like renders; and how well the saliency
+`border` finds the objects of 300 images of ECSSD (maxF).
+"""
+
+import argparse
+import io
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import torch
+from leads import MEAN, STD, decoded, labels_of
+from PIL import Image
+from saliency import max_f
+from timm.layers import set_fused_attn
+from torch.nn import functional as F
+
+import timm_dseq
+from timm_dseq.hub.load import load_backbone
+
+ROOT = Path(__file__).parents[1]
+START = {
+    "model.predictor_width": 192,
+    "model.predictor_depth": 4,
+    "optim.lr": 5e-4,
+    "optim.momentum": 0.97,  # the runs are short, and the target is judged
+    "optim.momentum_end": 0.99,
+    "optim.regions": 1.0,
+    "data.resident": "true",
+    "system.precision": "bf16",
+    "watch.probe_every": 0,
+    "watch.pictures_every": 0,
+    "checkpoint.every": 100_000,
+}
+BANDS = {"model.objective": "dseq", "model.query": "border", "model.regions": "bands", "model.num_regions": 4}
+ROWS = {
+    "views": {},
+    "views + I-JEPA": {"model.objective": "ijepa"},
+    "views + DSeq, components": {"model.objective": "dseq", "model.query": "border"},
+    "views + DSeq, bands": BANDS,
+    "… random order": {**BANDS, "model.order": "random"},
+    "… inverse order": {**BANDS, "model.order": "inverse"},
+    "… uniform regions": {**BANDS, "model.regions": "uniform"},
+    "DSeq alone, bands": {**BANDS, "model.views": 0},
+    "I-JEPA alone": {"model.objective": "ijepa", "model.views": 0},
+}
+TASKS = {
+    "imagenette kNN": ("imagenette128", "label", "knn"),
+    "imagenette ridge": ("imagenette128", "label", "ridge"),
+    "cars kNN": ("stanford_cars128", "label", "knn"),
+    "count": ("clevr_like", "label", "ridge"),
+    "distance": ("clevr_like", "distance", "ridge"),
+}
+AT_MOST = {"train": 4000, "test": 2000}
+OBJECTS = 300  # images of ECSSD
+
+
+def trained(row: str, seed: int, folder: Path, options: argparse.Namespace) -> float:
+    """One run, exported; its CPU seconds."""
+    photos = options.data / "photos"
+    settings = {**START, **ROWS[row], "seed": seed, "data.path": photos, "data.cache": options.output / "cache"}
+    settings |= {"optim.epochs": options.images / options.photos, "output_dir": folder, "model.init": options.init}
+    words = [f"--{name}={value}" for name, value in settings.items()]
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    command = [sys.executable, ROOT / "train" / "pretrain.py", f"--config={ROOT / 'train/configs/speedrun.yaml'}"]
+    with (folder.parent / f"{folder.name}.txt").open("w") as said:
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        subprocess.run([*command, *words], check=True, stdout=said, stderr=subprocess.STDOUT, env=environment)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+@torch.no_grad()
+def features(model: torch.nn.Module, pixels: np.ndarray) -> torch.Tensor:
+    """Mean patch tokens of images (n, 3, 128, 128) uint8: (n, D)."""
+    parts = []
+    for start in range(0, len(pixels), 100):
+        images = torch.from_numpy(np.array(pixels[start : start + 100])).float() / 255
+        with torch.autocast("cpu", torch.bfloat16):
+            parts.append(model.forward_features((images - MEAN) / STD)[:, model.num_prefix_tokens :].float().mean(1))
+    return torch.cat(parts)
+
+
+def accuracy(how: str, train: tuple, test: tuple) -> float:
+    """In %, of features (n, D) standardised, with labels (n,)."""
+    (learnt, labels), (tested, truth) = train, test
+    mean, std, classes = learnt.mean(0), learnt.std(0) + 1e-6, int(labels.max()) + 1
+    learnt, tested = (learnt - mean) / std, (tested - mean) / std
+    if how == "knn":
+        near, which = (F.normalize(tested, dim=1) @ F.normalize(learnt, dim=1).T).topk(20)
+        scores = torch.zeros(len(tested), classes).scatter_add(1, labels[which], (near / 0.07).exp())
+    else:
+        learnt, tested = (F.pad(x.double(), (0, 1), value=1.0) for x in (learnt, tested))
+        gram = learnt.T @ learnt + 100 * torch.eye(learnt.shape[1], dtype=torch.float64)
+        scores = tested @ torch.linalg.solve(gram, learnt.T @ (2.0 * F.one_hot(labels, classes) - 1).double())
+    return 100 * (scores.argmax(1) == truth).float().mean().item()
+
+
+def judged(model: torch.nn.Module, options: argparse.Namespace) -> dict[str, float]:
+    """All tasks, for an encoder of images of 128 px."""
+    found, seen = {}, {}
+    for task, (name, column, how) in TASKS.items():
+        sides = []
+        for split, most in AT_MOST.items():
+            file = options.data / name / f"{split}.parquet"
+            if (name, split) not in seen:
+                pixels = decoded(options.output, f"{name}-{split}", [file])
+                seen[name, split] = features(model, pixels[:most] if name == "imagenette128" else pixels)
+            learnt = seen[name, split]
+            sides.append((learnt, labels_of(file, column)[: len(learnt)]))
+        found[task] = round(accuracy(how, *sides), 2)
+    file = options.data / "ecssd" / "test.parquet"
+    images = torch.from_numpy(np.array(decoded(options.output, "ecssd", [file])[100 : 100 + OBJECTS])).float() / 255
+    maps = timm_dseq.saliency_map(model, (images - MEAN) / STD, "border")
+    found["objects"] = round(max_f(maps, masks_of(file, 100, OBJECTS)), 2)
+    return found
+
+
+def masks_of(file: Path, start: int, count: int) -> list[np.ndarray]:
+    """Objects of ECSSD's images, bool, of the images' own sizes."""
+    rows = pq.read_table(file, columns=["mask"]).slice(start, count).column("mask").to_pylist()
+    return [np.asarray(Image.open(io.BytesIO(row["bytes"])).convert("L")) > 127 for row in rows]
+
+
+def table(lines: list[dict]) -> str:
+    """Markdown: mean ± standard deviation over seeds."""
+    names = [*TASKS, "objects"]
+    rows = [f"| trained with | seeds | CPU s | {' | '.join(names)} |", "|---" * (len(names) + 3) + "|"]
+    for row in dict.fromkeys(line["row"] for line in lines):
+        own = [line for line in lines if line["row"] == row]
+        cells = [_spread([line["found"][name] for line in own]) for name in names]
+        seconds = statistics.mean(line["cpu"] for line in own)
+        rows.append(f"| {row} | {len(own)} | {seconds:.0f} | {' | '.join(cells)} |")
+    return "\n".join(rows)
+
+
+def _spread(values: list[float]) -> str:
+    mean = f"{statistics.mean(values):.1f}"
+    return f"{mean} ± {statistics.stdev(values):.1f}" if len(values) > 1 else mean
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("output", type=Path)
+    parser.add_argument("--data", type=Path, help="folder with photos/, imagenette128/ and the others")
+    parser.add_argument("--init", help="a run's export, from which every row goes on")
+    parser.add_argument("--images", type=int, default=12_800, help="that each run is trained on")
+    parser.add_argument("--photos", type=int, default=65_500, help="in the data set")
+    parser.add_argument("--rows", nargs="+", choices=ROWS, default=[*ROWS])
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--table", action="store_true", help="print what is there, train nothing")
+    options = parser.parse_args()
+    results = options.output / "study.jsonl"
+    lines = [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
+    if options.table:
+        print(table(lines))
+        return
+    torch.set_num_threads(1)
+    set_fused_attn(False)
+    options.output.mkdir(parents=True, exist_ok=True)
+    for seed in options.seeds:
+        for row in options.rows:
+            if any((line["row"], line["seed"], line["images"]) == (row, seed, options.images) for line in lines):
+                continue
+            folder = options.output / f"{[*ROWS].index(row)}-{seed}-{options.images}"
+            cpu = trained(row, seed, folder, options)
+            model, _ = load_backbone(str(folder / "export"))
+            line = {"row": row, "seed": seed, "images": options.images, "cpu": cpu, "found": judged(model, options)}
+            lines.append(line)
+            with results.open("a") as file:
+                file.write(json.dumps(line) + "\n")
+            print(json.dumps(line), flush=True)
+
+
+if __name__ == "__main__":
+    main()
