@@ -245,6 +245,7 @@ def test_onnx_keeps_the_outputs(tmp_path):
     torch.testing.assert_close(torch.from_numpy(found), model(image), atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_the_largest_model_runs_at_its_own_size():
     """timm's suite skips images of 448."""
     model = timm.create_model("dseq_jepa_vit_h16_448").eval()

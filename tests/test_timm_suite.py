@@ -15,6 +15,7 @@ from .conftest import ROOT
 # The pruning check copies the model three times for each block and runs each copy: minutes for the larger models. It
 # does not depend on the width: ViT-L and H run it two blocks deep, in test_dseq_jepa.py.
 PRUNING = "test_prune_intermediate_layers_contract"
+LARGE = [pytest.mark.slow, pytest.mark.large]
 
 
 @pytest.fixture(scope="module")
@@ -40,11 +41,12 @@ def timm_source(request) -> Path:
 @pytest.mark.parametrize(
     ("chosen", "skipped_for_size"),
     [
-        (f"ti16 or s16 or (b16 and not {PRUNING})", False),
-        pytest.param(f"(b16 and {PRUNING}) or ((l16 or h14) and not {PRUNING})", False, marks=pytest.mark.slow),
-        pytest.param("h16_448", True, marks=pytest.mark.slow),
+        ("ti16", False),
+        pytest.param(f"s16 or (b16 and not {PRUNING})", False, marks=pytest.mark.slow),
+        pytest.param(f"(b16 and {PRUNING}) or ((l16 or h14) and not {PRUNING})", False, marks=LARGE),
+        pytest.param("h16_448", True, marks=LARGE),
     ],
-    ids=["Ti, S and B", "L and H", "H at 448 px"],
+    ids=["Ti", "S and B", "L and H", "H at 448 px"],
 )
 def test_timms_own_model_tests_pass_on_our_names(timm_source, tmp_path, chosen, skipped_for_size):
     report = tmp_path / "report.xml"

@@ -22,6 +22,7 @@ from common.data.unreadable import batches_of_all
 from common.labels.labelled import Labelled, open_labelled
 from common.run import results
 from common.run.length import TIMED, WARM, Length
+from common.run.lock import locked
 from common.run.resume import RunCheckpoints
 from common.run.schedules import warmup_cosine
 from common.system import launch, machine
@@ -49,9 +50,15 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def run(config: Tuning, text: str) -> int:
-    """One run for each seed, then the export. text: the settings as YAML."""
+    """All of it, alone in its folder. text: the settings as YAML."""
     results.check(config.results)
     accelerator = launch.accelerator(mixed_precision="bf16" if config.system.precision == "bf16" else "no")
+    with locked(config.output_dir, accelerator, wanted=not config.dry_run):
+        return train_and_export(config, text, accelerator)
+
+
+def train_and_export(config: Tuning, text: str, accelerator: Accelerator) -> int:
+    """One run for each seed, then the export."""
     splits = [open_labelled(config.data, seed) for seed in config.seeds]
     stop, finished, counts = Stop(), [], None
     for seed, labelled in zip(config.seeds, splits, strict=True):

@@ -9,6 +9,7 @@ import common.system.environment  # noqa: F401, I001  # before torch is loaded
 
 import sys
 
+from accelerate import Accelerator
 from common.data.source import open_source
 from common.data.stream import images_in
 from common.pretraining import schedule
@@ -22,6 +23,7 @@ from common.pretraining.precision import choose_precision
 from common.pretraining.settings import ADDED, AUTOMATIC, FREE, Config, parse
 from common.pretraining.training import Training
 from common.run.length import Length
+from common.run.lock import locked
 from common.run.resume import Progress, RunCheckpoints
 from common.system import launch
 from common.system.screen import Screen
@@ -45,10 +47,16 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def run(config: Config, text: str) -> int:
-    """Data, model, loop, export."""
+    """The run, alone in its folder."""
     accelerator = launch.accelerator(
         log_with=available(config.watch.trackers), project_dir=f"{config.output_dir}/trackers"
     )
+    with locked(config.output_dir, accelerator, wanted=not config.dry_run):
+        return train(config, text, accelerator)
+
+
+def train(config: Config, text: str, accelerator: Accelerator) -> int:
+    """Data, model, loop, export."""
     checkpoints = RunCheckpoints(config, text, accelerator, FREE, AUTOMATIC, ADDED)
     progress = checkpoints.find()
     source = None if config.data.streaming else open_source(config.data)

@@ -1,5 +1,7 @@
 """Regions against OpenCV, SciPy and the definition."""
 
+from itertools import pairwise
+
 import cv2
 import numpy as np
 import pytest
@@ -184,7 +186,7 @@ def test_bands_are_of_equally_many_patches_and_none_is_more_salient_than_the_one
     size = round(h * w / (n + 1))
     assert (regions.area[:, :-1] == size).all() and (regions.area[:, -1] == h * w - (n - 1) * size).all()
     for values, masks in zip(maps, regions.masks, strict=True):
-        for band, following in zip(masks, masks[1:], strict=False):
+        for band, following in pairwise(masks):
             assert values[band].min() >= values[following].max()
 
 

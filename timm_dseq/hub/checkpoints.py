@@ -17,7 +17,8 @@ MODEL, OPTIMIZER, STATE, MANIFEST = "model.safetensors", "optimizer.safetensors"
 
 def steps(folder: Path) -> list[Path]:
     """The checkpoints in a folder, oldest first, complete or not."""
-    return sorted((path for path in folder.glob("step-*") if path.name[5:].isdigit()), key=number)
+    found = [path for path in folder.glob("step-*") if path.name[5:].isdecimal() and path.is_dir()]
+    return sorted(found, key=number)
 
 
 def number(path: Path) -> int:
@@ -40,16 +41,21 @@ def fault(path: Path) -> str | None:
     try:
         manifest = json.loads((path / MANIFEST).read_text())
         written = {name: (file["size"], file["sha256"]) for name, file in manifest.items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return f"{MANIFEST} is missing or damaged"
-    present = {name: (size, digest) for name, size, digest in digests(path) if name != MANIFEST}
+    if lacking := [name for name in (MODEL, OPTIMIZER, STATE) if name not in written]:
+        return f"{MANIFEST} does not name {lacking[0]}"
     for name, (size, digest) in written.items():
-        if name not in present:
+        file = path / name
+        if not file.is_file() or file.parent != path:
             return f"{name} is missing"
-        if present[name][0] != size:
-            return f"{name} has {present[name][0]} bytes instead of {size}"
-        if present[name][1] != digest:
-            return f"{name} is damaged (its SHA-256 is not the one written)"
+        if file.stat().st_size != size:
+            return f"{name} has {file.stat().st_size} bytes instead of {size}"
+        try:
+            if sha256(file) != digest:
+                return f"{name} is damaged (its SHA-256 is not the one written)"
+        except OSError as error:
+            return f"{name} cannot be read ({error.strerror})"
     return None
 
 
@@ -59,5 +65,5 @@ def state_of(path: Path) -> dict[str, Any]:
 
 
 def digests(folder: Path) -> list[tuple[str, int, str]]:
-    """Name, size in bytes and SHA-256 of every file of a folder."""
+    """Name, size in bytes and SHA-256 of every file of a checkpoint that is being written."""
     return [(path.name, path.stat().st_size, sha256(path)) for path in sorted(folder.iterdir())]

@@ -1,8 +1,8 @@
 """Pixels decoded once: the same samples as the decoded path, through kills, full disks and broken files."""
 
+import contextlib
 import itertools
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -276,57 +276,61 @@ def test_the_working_side_follows_crops_and_images(tmp_path):
     assert [working_side(source, size) for size in (48, 56, 84, 87, 88, 224)] == [55, 64, 96, 100, 100, 100]
 
 
-BUILD = """
-import sys, time
-sys.path[:0] = ["train"]
-from common.data.resident import build as pixels
-from common.data.resident.pixel_file import PixelFile
-from common.data.source import open_source
-from common.data.settings import Data
-from accelerate import Accelerator
-path, cache, seconds, workers = sys.argv[1:]
-pixels.CHUNK, pixels.SECONDS = 2, 0.0
-own = pixels.decode
-def slow(*args):
-    time.sleep(float(seconds))
-    return own(*args)
-pixels.decode = slow
-data = Data(path=path, cache=cache)
-source = open_source(data)
-place = PixelFile.of(source, 64, data)
-print(place.path, flush=True)
-pixels.build(place, source, int(workers), Accelerator(cpu=True))
-print("built", flush=True)
-"""
+def _build(path, cache, seconds, workers, said):
+    """A build in chunks of two images, in a process of its own; it says which file it builds, and when it is built."""
+    building.CHUNK, building.SECONDS = 2, 0.0
+    own = building.decode
+
+    def slow(*args):
+        time.sleep(seconds)
+        return own(*args)
+
+    building.decode = slow
+    with said.open("w") as file, contextlib.redirect_stdout(file):
+        data = Data(path=path, cache=str(cache))
+        source = open_source(data)
+        place = PixelFile.of(source, 64, data)
+        print(place.path, flush=True)
+        build(place, source, workers, Accelerator(cpu=True))
+        print("built", flush=True)
 
 
 def builder(path, cache, seconds, workers=0):
-    root = Path(__file__).parents[3]
-    command = [sys.executable, "-c", BUILD, path, str(cache), str(seconds), str(workers)]
-    return subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    """The process, and the file of what it says."""
+    cache.mkdir(exist_ok=True)
+    said = cache.parent / f"said-{next(_NUMBERS)}"
+    process = runs.FORKS.Process(target=_build, args=(path, cache, seconds, workers, said))
+    process.start()
+    return process, said
+
+
+def said_by(process, said):
+    process.join(120)
+    return said.read_text()
+
+
+_NUMBERS = itertools.count()
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_build_that_is_killed_goes_on_and_never_leaves_half_a_file(tmp_path, workers):
     path, cache = data_set(tmp_path / "x.parquet"), tmp_path / "cache"
-    reference = builder(path, tmp_path / "other", 0)
-    said, _ = reference.communicate(timeout=120)
+    said = said_by(*builder(path, tmp_path / "other", 0))
     assert said.endswith("built\n"), said
     file = Path(said.splitlines()[0])
     done = []
     for _ in range(3):
-        process = builder(path, cache, 0.1, workers)
+        process, _ = builder(path, cache, 0.1, workers)
         marks = cache / file.with_suffix(".marks").name
         while not marks.exists() or sum(marks.read_bytes()) < len(done) * 3 + 3:
-            assert process.poll() is None
+            assert process.is_alive()
             time.sleep(0.02)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+        process.kill()
+        process.join()
         done.append(sum(marks.read_bytes()))
         assert not (cache / file.name).exists()
     assert done == sorted(done)
-    process = builder(path, cache, 0, workers)
-    said, _ = process.communicate(timeout=120)
+    said = said_by(*builder(path, cache, 0, workers))
     assert said.endswith("built\n") and f"image {40 - 2 * done[-1]}/{40 - 2 * done[-1]}" in said, said
     assert (cache / file.name).read_bytes() == file.read_bytes()
     assert not marks.exists() and not marks.with_suffix(".part").exists()
@@ -336,7 +340,7 @@ def test_two_runs_that_build_at_once_give_one_whole_file(tmp_path):
     path, cache = data_set(tmp_path / "x.parquet"), tmp_path / "cache"
     open_source(Data(path=path))  # `datasets` has its own copy ready
     both = [builder(path, cache, 0.1) for _ in range(2)]
-    said = [process.communicate(timeout=120)[0] for process in both]
+    said = [said_by(*one) for one in both]
     assert all(text.endswith("built\n") for text in said), said
     assert sum("decoding 40 images" in text for text in said) == 1
     assert sum("waiting for another process" in text for text in said) == 1

@@ -27,6 +27,7 @@ def streams(folder, workers, processes=1, rank=0, state=None):
     return stream.Stream(config.data, framing, rank, processes, 5, state)
 
 
+@pytest.mark.slow
 def test_workers_change_no_sample_and_a_state_in_their_midst_goes_on_with_the_next(tmp_path):
     folder = shards(tmp_path)
     here, there = streams(folder, 0), streams(folder, 2)

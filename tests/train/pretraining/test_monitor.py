@@ -200,6 +200,7 @@ def test_the_card_tells_what_was_done_to_images_and_in_which_precision(tmp_path)
     assert not leaks(tmp_path / "run" / "export", tmp_path, tmp_path.parent.name, socket.gethostname(), Path.home())
 
 
+@pytest.mark.slow
 @pytest.mark.xdist_group("runs")
 def test_a_run_is_published_at_its_end(tmp_path, hub):
     """In a process of its own: where the Hub is, is read when it is imported."""

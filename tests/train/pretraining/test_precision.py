@@ -82,6 +82,7 @@ def test_bf16_on_a_cpu_has_explicit_attention_and_float32_has_not(tmp_path):
         assert attention and all(module.fused_attn is not explicit for module in attention)
 
 
+@pytest.mark.slow
 def test_two_processes_go_on_in_their_streams_and_no_other_number_may(tmp_path, unused_port):
     (tmp_path / "shards").mkdir()
     settings = {**STREAM, "data__path": shards(tmp_path / "shards")}

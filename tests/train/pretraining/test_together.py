@@ -44,6 +44,7 @@ def digest(rank, port, folder):
     dist.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_each_process_reads_its_share_of_the_images_for_duplicates(tmp_path, unused_port):
     colours(tmp_path / "data", train=63)
     spawn(digest, (unused_port, tmp_path), nprocs=2)
@@ -57,6 +58,7 @@ def test_each_process_reads_its_share_of_the_images_for_duplicates(tmp_path, unu
     assert sorted([*ours["read"], *theirs["read"]]) == list(range(63))
 
 
+@pytest.mark.slow
 @pytest.mark.xdist_group("runs")
 def test_a_hand_over_may_take_longer_than_processes_wait_for_each_other(tmp_path, unused_port):
     output = tmp_path / "run"

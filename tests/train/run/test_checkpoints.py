@@ -131,6 +131,7 @@ else:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="Linux tells whose memory it is")
 def test_a_restore_takes_no_memory_beside_the_runs_own(run_python, tmp_path):
     """384 MiB, of which 256 are moments, which the optimiser holds afterwards: nothing else may be a process's own."""

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import shutil
 import subprocess
 
@@ -64,6 +65,80 @@ def test_a_path_goes_on_from_that_checkpoint(own):
     assert [line["step"] for line in log_of(own)] == [1, 2, 3, 4, 5, 6]
 
 
+def test_an_older_checkpoint_that_is_asked_for_is_the_runs_truth(own):
+    code, said = train(own, max_steps=4, resume=own / "checkpoints" / "step-00000003")
+    assert code == 0, said
+    assert f"did not lead to are now in {own / 'earlier-1'}" in said
+    assert (own / "earlier-1" / "checkpoints" / "step-00000006" / "manifest.json").is_file()
+    assert [path.name for path in sorted((own / "checkpoints").iterdir())] == ["step-00000003", "step-00000004"]
+    exported = load_file(own / "export" / "model.safetensors")
+    saved = load_file(own / "checkpoints" / "step-00000004" / "model.safetensors")
+    assert all(torch.equal(tensor, saved[f"target.{name}"]) for name, tensor in exported.items())
+    code, said = train(own, max_steps=6)
+    assert code == 0 and [line["step"] for line in log_of(own)] == [1, 2, 3, 4, 5, 6], said
+
+
+def test_what_else_lies_among_the_checkpoints_is_left_alone(own, half):
+    folder = own / "checkpoints"
+    shutil.copytree(folder / "step-00000006", folder / "step-00000006.bak")
+    for name in ("step-best", "step-²"):
+        (folder / name).mkdir()
+    (folder / "step-00000001").write_text("a file")
+    (folder / "step-00000006" / ".ipynb_checkpoints").mkdir()
+    os.mkfifo(folder / "step-00000006" / "pipe")
+    (folder / "step-00000000").symlink_to(folder / "step-00000003")
+    code, said = train(own, max_steps=9)
+    assert code == 0, said
+    assert {path.name for path in folder.iterdir()} == {
+        *("step-00000006.bak", "step-best", "step-²", "step-00000001", "step-00000000"),
+        *("step-00000006", "step-00000009"),
+    }
+
+
+@pytest.mark.parametrize("earlier", [("earlier-2",), ("earlier-1", "earlier-mine")])
+def test_a_new_beginning_finds_a_free_name_for_the_earlier_run(earlier, own):
+    for name in earlier:
+        (own / name).mkdir()
+    code, said = train(own, max_steps=2, resume="never")
+    assert code == 0, said
+    free = "earlier-3" if "earlier-2" in earlier else "earlier-2"
+    assert len(log_of(own / free)) == 6 and not [*(own / earlier[0]).iterdir()]
+
+
+FC1 = "student.blocks.0.mlp.fc1.weight"
+WRONG = {
+    "a tensor of another shape": ("model.safetensors", lambda w: w.update({FC1: torch.zeros(1)}), f"{FC1} is (1,)"),
+    "a tensor too few": ("model.safetensors", lambda w: w.pop(FC1), f"{FC1} is missing"),
+    "a tensor too many": ("model.safetensors", lambda w: w.update(x=torch.zeros(1)), "x is unknown"),
+    "a weight that is not finite": ("model.safetensors", lambda w: w[FC1].fill_(torch.nan), "is not finite"),
+    "a moment too few": ("optimizer.safetensors", lambda m: m.pop(f"exp_avg.{FC1}"), f"exp_avg.{FC1} is mis"),
+    "a moment too short": ("optimizer.safetensors", lambda m: m.update({f"exp_avg.{FC1}": torch.zeros(3)}), "is (3,)"),
+    "a step before the first": ("state.json", lambda s: s["done"].update(step=-7), "says step: -7"),
+    "a step that is a word": ("state.json", lambda s: s["done"].update(step="x"), "says step: 'x'"),
+    "a later version": ("state.json", lambda s: s["done"].update(moons=3), "later version of this program (moons)"),
+    "no progress": ("state.json", lambda s: s.pop("done"), "does not describe a run"),
+    "a list": ("state.json", lambda s: [1], "does not describe a run"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_a_checkpoint_whose_content_cannot_be_is_refused_before_anything_is_overwritten(case, own):
+    part, change, says = WRONG[case]
+    changed(own, part, change)
+    before = log_of(own)
+    code, said = train(own, max_steps=9)
+    assert code == 1 and says in said and said.count("\n") == said.rstrip().count("\n") + 1, said
+    assert "Traceback" not in said and said.splitlines()[-1].startswith("pretrain.py: "), said
+    assert log_of(own) == before and not (own / "checkpoints" / "step-00000009").exists()
+
+
+@pytest.mark.parametrize("text", ["{}", "[]", "null", "7", '{"model.safetensors": 3}', "[" * 100_000])
+def test_a_manifest_that_is_none_is_a_damaged_checkpoint(text, own):
+    (own / "checkpoints" / "step-00000006" / "manifest.json").write_text(text)
+    code, said = train(own, max_steps=6)
+    assert code == 0 and "passed over step-00000006: manifest.json" in said, said
+
+
 def test_a_damaged_checkpoint_is_passed_over_with_the_reason(own, half):
     file = own / "checkpoints" / "step-00000006" / "optimizer.safetensors"
     file.write_bytes(file.read_bytes()[:-1])
@@ -116,22 +191,23 @@ def rewritten(file):
     (file.parent / "manifest.json").write_text(json.dumps(manifest))
 
 
-def spoil(own, value):
-    """A checkpoint whose student has one weight that is not finite."""
-    file = own / "checkpoints" / "step-00000006" / "model.safetensors"
-    weights = load_file(file)
-    weights["student.blocks.0.mlp.fc1.weight"][0, 0] = value
-    save_file(weights, file, metadata={"format": "pt"})
+def changed(own, part, change):
+    """Tensors or the state of a checkpoint, changed, and its manifest with them."""
+    file = own / "checkpoints" / "step-00000006" / part
+    state = file.suffix == ".json"
+    content = json.loads(file.read_text()) if state else load_file(file)
+    made = change(content)
+    content = made if isinstance(made, list) else content
+    if state:
+        file.write_text(json.dumps(content))
+    else:
+        save_file(content, file, metadata={"format": "pt"})
     rewritten(file)
 
 
 def without(own, section, name):
     """A checkpoint that was written before there was this setting."""
-    file = own / "checkpoints" / "step-00000006" / "state.json"
-    state = json.loads(file.read_text())
-    del state["config"][section][name]
-    file.write_text(json.dumps(state))
-    rewritten(file)
+    changed(own, "state.json", lambda state: state["config"][section].pop(name))
 
 
 def test_a_checkpoint_of_before_a_setting_goes_on_with_what_runs_did_then(own):
@@ -146,7 +222,7 @@ def test_a_checkpoint_of_before_a_setting_goes_on_with_what_runs_did_then(own):
 
 
 def test_steps_that_are_not_finite_are_left_out_counted_and_end_the_run(own):
-    spoil(own, float("nan"))
+    changed(own, "model.safetensors", lambda weights: weights[FC1].fill_(1e38))  # products of it overflow
     before = tensors_of(own)
     code, said = train(own, optim__max_skipped=3)
     assert code == 1

@@ -14,7 +14,7 @@ from common.system.signals import NUMBERS
 from common.tuning.evaluation import correct_answers
 from PIL import Image
 
-from ..runs import options
+from ..runs import said_of, start
 
 TRAIN = Path(__file__).parents[3] / "train"
 DATA = {"input_size": (3, 8, 8), "interpolation": "bicubic", "mean": (0.5,) * 3, "std": (0.5,) * 3, "crop_pct": 1.0}
@@ -88,15 +88,13 @@ next(held)
 @pytest.mark.parametrize("number", NUMBERS)
 def test_a_signal_before_the_first_step_ends_with_one_line_and_75(number, tmp_path):
     """While the file of pixels is built by workers."""
-    arguments = options(tmp_path / "run", data__resident="true", data__cache=tmp_path / "cache", data__workers=1)
-    command = [sys.executable, str(TRAIN / "pretrain.py"), *arguments]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    output = tmp_path / "run"
+    process = start(output, data__resident="true", data__cache=tmp_path / "cache", data__workers=1)
     while not list(tmp_path.glob("cache/*.marks")) or not any(next(tmp_path.glob("cache/*.marks")).read_bytes()):
-        assert process.poll() is None
-        time.sleep(0.05)
-    process.send_signal(number)
-    _, said = process.communicate(timeout=60)
-    lines = [line for line in said.splitlines() if "Warning" not in line and not line.startswith("  ")]
-    assert process.returncode == 75 and lines == [
-        "pretrain.py: stopped amid its preparations: the same command goes on."
-    ], said
+        assert process.is_alive()
+        time.sleep(0.02)
+    os.kill(process.pid, number)
+    process.join(60)
+    said = said_of(output).read_text()
+    assert process.exitcode == 75 and "Traceback" not in said, said
+    assert said.splitlines()[-1] == "pretrain.py: stopped amid its preparations: the same command goes on."

@@ -72,6 +72,8 @@ def save(folder: Path, step: int, saved: Saved) -> Path:
 def prune(folder: Path, keep: int, keep_every: int | None) -> None:
     """Remove all but the newest `keep` checkpoints and those of every `keep_every`-th step."""
     for path in steps(folder)[:-keep]:
+        if path.is_symlink():  # somebody's, who wants the checkpoint kept elsewhere
+            continue
         if not keep_every or number(path) % keep_every:
             shutil.rmtree(path)
 

@@ -13,8 +13,8 @@ from jsonargparse.typing import PositiveInt
 
 from timm_dseq import UserError
 
-from . import checkpoints
-from .state import collect, restore
+from . import checkpoints, lock
+from .state import collect, misfit, restore
 
 _MISSING = object()  # where there is no such setting
 
@@ -54,6 +54,21 @@ class Progress:
     skipped: int = 0  # steps in a row that were not finite
     streams: list[dict[str, Any]] = field(default_factory=list)  # each process's position in a streamed data set
     chosen: dict[str, Any] = field(default_factory=dict)  # what settings that were `auto` became when the run began
+
+
+def fault_of(state: Any, path: str) -> str | None:
+    """What is wrong with the content of a checkpoint's state.json; None if a run can go on from it."""
+    done = state.get("done") if isinstance(state, dict) else None
+    if not isinstance(done, dict) or not isinstance(state.get("config"), dict) or "data" not in state:
+        return f"{path}/{checkpoints.STATE} does not describe a run: take another checkpoint."
+    known = vars(Progress())
+    if later := sorted(done.keys() - known.keys()):
+        return f"{path} was written by a later version of this program ({later[0]}): resume with that one."
+    for name, value in done.items():
+        fits = type(value) is type(known[name]) and (not isinstance(value, int) or value >= 0)
+        if not fits:
+            return f"{path}/{checkpoints.STATE} says {name}: {value!r}, which cannot be: take another checkpoint."
+    return None
 
 
 class RunCheckpoints:
@@ -114,7 +129,8 @@ class RunCheckpoints:
         answer: list[Any] = [None]
         if self.accelerator.is_main_process:
             path, error = self._choose()
-            answer = [(path, error, None if error or path is None else checkpoints.state_of(Path(path)))]
+            state = None if error or path is None else checkpoints.state_of(Path(path))
+            answer = [(path, error or (path and fault_of(state, path)), state)]
         broadcast_object_list(answer)
         self.path, error, state = answer[0]
         if error:
@@ -141,6 +157,11 @@ class RunCheckpoints:
         self._check_settings()
         self._check_data()
         saved = checkpoints.load(Path(self.path))
+        if self.accelerator.is_main_process and not self.config.dry_run:
+            self._step_back()
+        self.accelerator.wait_for_everyone()
+        if fault := misfit(model, optimizer, saved.model, saved.optimizer):
+            raise UserError(f"{self.path} is no checkpoint of this model ({fault}): take another one.")
         restore(model, optimizer, saved.model, saved.optimizer)
 
     def _choose(self) -> tuple[str | None, str | None]:
@@ -162,20 +183,38 @@ class RunCheckpoints:
         fault = checkpoints.fault(Path(asked))
         return asked, f"--resume {asked}: {fault}. Take another checkpoint." if fault else None
 
+    def _step_back(self) -> None:
+        """What the checkpoint that was asked for does not lead to steps aside: it is the run's truth from here on."""
+        path, others = Path(self.path).resolve(), checkpoints.steps(self.folder)
+        if path.parent == self.folder.resolve():
+            others = [own for own in others if checkpoints.number(own) > checkpoints.number(path)]
+        if others:
+            earlier = self._aside(others)
+            print(f"checkpoints that {self.path} did not lead to are now in {earlier}", flush=True)
+
     def _begin(self) -> None:
         """Move an earlier run out of the way, and write down the settings of this one."""
         if self.folder.exists() or (self.output / "log.jsonl").exists():
-            number = 1 + len(list(self.output.glob("earlier-*")))
-            earlier = self.output / f"earlier-{number}"
-            earlier.mkdir()
-            for path in [p for p in self.output.iterdir() if not p.name.startswith("earlier-")]:
-                path.rename(earlier / path.name)
+            earlier = self._aside([p for p in self.output.iterdir() if not p.name.startswith(("earlier-", lock.NAME))])
             print(f"the run that was in {self.output} is now in {earlier}", flush=True)
         try:
             self.output.mkdir(parents=True, exist_ok=True)
             (self.output / "config.yaml").write_text(self.text)
         except OSError as error:
             raise UserError(f"output_dir={self.output} cannot be written ({error.strerror}): name another.") from error
+
+    def _aside(self, paths: list[Path]) -> Path:
+        """Move files and folders of the run into a new folder earlier-N, where they keep their places."""
+        taken = [int(part) for p in self.output.glob("earlier-*") if (part := p.name[len("earlier-") :]).isdecimal()]
+        earlier = self.output / f"earlier-{max(taken, default=0) + 1}"
+        try:
+            for path in paths:
+                place = earlier / path.relative_to(self.output)
+                place.parent.mkdir(parents=True, exist_ok=True)
+                path.rename(place)
+        except OSError as error:
+            raise UserError(f"{earlier} cannot be written ({error.strerror}): name another output_dir.") from error
+        return earlier
 
     def _check_visible(self, path: Path) -> None:
         """Refuse a folder that some process does not see. All processes have to call it, and all of them end."""

@@ -18,6 +18,38 @@ def collect(model: nn.Module, optimizer: torch.optim.Optimizer, keep: bool) -> t
     return weights, moments
 
 
+def misfit(model: nn.Module, optimizer: torch.optim.Optimizer, weights: Tensors, moments: Tensors) -> str | None:
+    """What keeps full tensors from being those of this model and optimiser, in words."""
+    expected = {name: tensor.shape for name, tensor in model.state_dict().items()}
+    if fault := _differ(weights, expected):
+        return fault
+    trained = {parameter for group in optimizer.param_groups for parameter in group["params"]}
+    named = {name: parameter for name, parameter in model.named_parameters() if parameter in trained}
+    keys = {"step": False, "exp_avg": True, "exp_avg_sq": True}  # of AdamW, and whether each has the parameter's shape
+    begun = {entry.partition(".")[2] for entry in moments}  # one without a gradient so far has none
+    shapes = {
+        f"{key}.{name}": parameter.shape if like else torch.Size()
+        for name, parameter in named.items()
+        if name in begun
+        for key, like in keys.items()
+    }
+    return _differ(moments, shapes)
+
+
+def _differ(tensors: Tensors, shapes: dict[str, torch.Size]) -> str | None:
+    """The first tensor that is missing, unknown, of another shape, or not finite."""
+    if lacking := sorted(shapes.keys() - tensors.keys()):
+        return f"{lacking[0]} is missing"
+    if unknown := sorted(tensors.keys() - shapes.keys()):
+        return f"{unknown[0]} is unknown"
+    for name, tensor in tensors.items():
+        if tensor.shape != shapes[name]:
+            return f"{name} is {tuple(tensor.shape)} instead of {tuple(shapes[name])}"
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            return f"{name} is not finite"
+    return None
+
+
 @torch.no_grad()
 def restore(model: nn.Module, optimizer: torch.optim.Optimizer, weights: Tensors, moments: Tensors) -> None:
     """The inverse of `collect`. Every process gives the full tensors, which may be mapped files."""
