@@ -15,8 +15,8 @@ from timm.layers import resample_abs_pos_embed
 
 from ..dseq_jepa import TAGS, is_size
 from ..errors import UserError
-from . import cards
-from .stock import StockModel, at_size_of, check_fit, class_count, detect, registered
+from . import cards, checkpoints
+from .stock import StockModel, at_size_of, check_fit, class_count, described, detect, registered
 from .weights import Checkpoint, Weights, parse, read
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -37,16 +37,17 @@ def convert(
     """Write the folder of a checkpoint; returns what was read, what was written and what was left out.
 
     encoder: "target" (of a file with one encoder: that one) or "student". model: the name, with or without a tag, if
-    the file does not show it. img_size: resample the positions to this size; only if given. dtype: of the stored
-    weights. with_pretraining_state: also write pretraining.safetensors, with the student, the predictor
-    and the heads of the losses.
+    neither the file shows it nor, of a checkpoint of pretrain.py, the state beside it. img_size: resample the positions
+    to this size; only if given. dtype: of the stored weights. with_pretraining_state: also write
+    pretraining.safetensors, with the student, the predictor and the heads of the losses.
     """
-    checkpoint = parse(read(_file(Path(source))))
+    file = _file(Path(source))
+    checkpoint = parse(read(file))
     weights = checkpoint.encoder(encoder)
     if img_size is not None and not all(map(is_size, img_size)):
         raise UserError(f"--img-size {' '.join(map(str, img_size))} is no image size: give two numbers from 1.")
     if model is None:
-        stock = detect(weights)
+        stock = _of_run(file) or detect(weights)
         check_fit(weights, stock)
     else:
         stock = _named(model, checkpoint.kind, weights, img_size)
@@ -87,6 +88,19 @@ def _file(source: Path) -> Path:
     if not (source / "model.safetensors").is_file():
         raise UserError(f"{source} holds no model.safetensors: name the checkpoint's file.")
     return source / "model.safetensors"
+
+
+def _of_run(file: Path) -> StockModel | None:
+    """The encoder that a run was told to build, in whose checkpoint the file lies; None if it lies in none."""
+    if file.name != checkpoints.MODEL or not (file.parent / checkpoints.STATE).is_file():
+        return None
+    try:
+        settings = checkpoints.state_of(file.parent)["config"]["model"]
+        return described(settings["name"], settings["img_size"], settings["args"])
+    except (ValueError, LookupError, TypeError) as error:
+        raise UserError(
+            f"{file.parent / checkpoints.STATE} does not say which model this is: give --model NAME, or the file alone."
+        ) from error
 
 
 def _named(model: str, kind: str, weights: Weights, img_size: tuple[int, int] | None) -> StockModel:

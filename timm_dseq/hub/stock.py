@@ -140,8 +140,18 @@ def registered(model_name: str) -> StockModel:
     return StockModel(STOCK[name], size, dict(BACKBONE)) if name in STOCK else StockModel(name, size)
 
 
+def described(name: str, img_size: int | tuple[int, int], args: dict[str, Any]) -> StockModel:
+    """The encoder that timm.create_model(name, img_size=…, **args) makes, args as a settings file may hold them."""
+    stock, args = registered(name), dict(args)
+    size = (img_size, img_size) if isinstance(img_size, int) else tuple(img_size)
+    classes, channels = args.pop("num_classes", 0), args.pop("in_chans", stock.in_chans)
+    rates = [key for key in args if key.endswith("_rate")]  # of dropout, which no trained model has
+    model_args = {**stock.model_args, **{key: value for key, value in args.items() if key not in rates}}
+    return StockModel(stock.architecture, size, model_args, channels, classes)
+
+
 def detect(weights: Weights) -> StockModel:
-    """Which plain ViT these weights are, by their names and shapes."""
+    """Which plain ViT these weights are, by their names and shapes. Heads and activations do not show."""
     for name, dims in {"patch_embed.proj.weight": 4, "pos_embed": 3, "blocks.0.mlp.fc1.weight": 2}.items():
         shape = tuple(weights[name].shape) if name in weights else None
         if shape is None or len(shape) != dims or 0 in shape:

@@ -259,12 +259,6 @@ def test_what_the_run_chose_may_be_named_or_left_to_it(half, tmp_path):
         assert code == 1 and f"{setting.replace('__', '.')} was " in said, said
 
 
-def test_a_width_that_could_not_be_exported_is_named_before_the_first_step(tmp_path):
-    code, said = train(tmp_path / "run", model__args='{"patch_size": 8, "depth": 2, "embed_dim": 96}')
-    assert code == 1 and "could not be exported after the run (A ViT 96 wide is not known" in said, said
-    assert not (tmp_path / "run").exists()
-
-
 def test_an_output_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     code, said = train(tmp_path / "file")

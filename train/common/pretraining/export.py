@@ -5,14 +5,14 @@ import re
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from timm_dseq import UserError
-from timm_dseq.dseq_jepa import ARCHITECTURES
 from timm_dseq.hub import cards
 from timm_dseq.hub.convert import convert
 from timm_dseq.hub.push import push
-from timm_dseq.hub.stock import StockModel, detect
+from timm_dseq.hub.stock import StockModel, described
 
 from ..run.checkpoints import state_of
 from ..run.export import next_steps, public_name, replacing, table
@@ -27,7 +27,7 @@ def export(config: Config, checkpoint: Path, screen: Screen) -> None:
     output = Path(config.output_dir)
     folder = output / "export"
     with replacing(folder) as fresh:
-        convert(checkpoint / "model.safetensors", fresh, model=_full_name(config), with_pretraining_state=True)
+        convert(checkpoint / "model.safetensors", fresh, with_pretraining_state=True)
         _describe(fresh, config, state_of(checkpoint)["done"]["chosen"], records(output / "log.jsonl"))
     report = write_report(output)
     trial = f"import timm; print(timm.create_model('local-dir:{folder}', pretrained=True))"
@@ -38,22 +38,25 @@ def export(config: Config, checkpoint: Path, screen: Screen) -> None:
         screen.say(f"published: {result['url']}")
 
 
+@torch.no_grad()
 def check_exportable(config: Config, encoder: nn.Module) -> None:
-    """Refuse, before a run, an encoder that stock timm could not be told to build after it."""
-    if _full_name(config) is None:
-        try:
-            detect(encoder.state_dict())
-        except UserError as error:
-            raise UserError(
-                f"model.name={config.model.name} with these model.args could not be exported after the run ({error} "
-                "In pretraining: leave embed_dim as the name has it.)"
-            ) from error
-
-
-def _full_name(config: Config) -> str | None:
-    """The encoder's name, if it says all about the encoder."""
-    architecture = config.model.name.partition(".")[0]
-    return architecture if architecture in ARCHITECTURES and not config.model.args else None
+    """Refuse, before a run, an encoder that stock timm would not build again as it is."""
+    settings = config.model
+    if not settings.args:
+        return
+    refused = f"model.name={settings.name} with these model.args could not be exported after the run"
+    try:
+        again = described(settings.name, settings.img_size, settings.args).build()
+        again.load_state_dict(encoder.state_dict())
+    except (UserError, TypeError, ValueError, LookupError, AssertionError, RuntimeError) as error:
+        raise UserError(f"{refused} ({(str(error) or type(error).__name__).splitlines()[0]}).") from error
+    image = torch.randn(1, 3, settings.img_size, settings.img_size, generator=torch.Generator().manual_seed(0))
+    training = encoder.training
+    image = image.to(next(encoder.parameters()).dtype)
+    ours, theirs = (model.eval().forward_features(image) for model in (encoder, again.to(image.dtype)))
+    encoder.train(training)
+    if not torch.allclose(ours, theirs, rtol=1e-4, atol=1e-4):
+        raise UserError(f"{refused} (stock timm makes another model of them): leave some of them out.")
 
 
 def _describe(folder: Path, config: Config, chosen: dict[str, Any], lines: list[dict]) -> None:
