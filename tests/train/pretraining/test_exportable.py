@@ -27,7 +27,10 @@ KINDS = {
     "dropout": {"proj_drop_rate": 0.1},
     "images of any size": {"dynamic_img_size": True},
 }
-TIMMS = {"registers": ("vit_tiny_patch16_224", {"reg_tokens": 4, "patch_size": 8}), "timm's own": ("test_vit", {"patch_size": 8})}
+TIMMS = {
+    "registers": ("vit_tiny_patch16_224", {"reg_tokens": 4, "patch_size": 8}),
+    "timm's own": ("test_vit", {"patch_size": 8}),
+}
 CASES = {**{kind: ("dseq_jepa_vit_ti16", {**TINY, **args}) for kind, args in KINDS.items()}, **TIMMS}
 
 

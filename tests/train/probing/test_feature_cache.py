@@ -91,8 +91,49 @@ def test_a_stopped_extraction_keeps_what_is_done(train, tmp_path, monkeypatch):
         cached(train, tmp_path / "cache", model)
     monkeypatch.setattr(feature_cache.Screen, "show", show)
     done = np.fromfile(next((tmp_path / "cache").glob("*/done.bin")), np.uint8)
-    assert done.sum() == 28
+    assert done.astype(bool).sum() == 28
     np.testing.assert_allclose(cached(train, tmp_path / "cache", model).rows, whole.rows, atol=1e-6)
+
+
+def removed(file):
+    file.unlink()
+
+
+def cut_short(file):
+    file.write_bytes(file.read_bytes()[:-5])
+
+
+def zeroed(file):
+    file.write_bytes(bytes(file.stat().st_size))
+
+
+@pytest.mark.parametrize("damage", [removed, cut_short, zeroed])
+@pytest.mark.parametrize("name", ["rows.bin", "digests.bin", "done.bin"])
+def test_a_damaged_cache_is_made_again(name, damage, train, tmp_path, monkeypatch):
+    model, looks = small(), count_looks(monkeypatch)
+    whole = cached(train, tmp_path / "cache", model, batch=8)
+    rows, digests = whole.rows.copy(), whole.digests.copy()
+    del whole
+    damage(next((tmp_path / "cache").glob(f"*/{name}")))
+    before = looks()
+    again = cached(train, tmp_path / "cache", model, batch=8)
+    assert looks() - before == 64
+    assert np.array_equal(again.rows, rows) and np.array_equal(again.digests, digests)
+
+
+def test_only_rows_that_are_damaged_are_computed_again_and_it_is_said(train, tmp_path, monkeypatch, capsys):
+    model, looks = small(), count_looks(monkeypatch)
+    whole = cached(train, tmp_path / "cache", model)
+    rows = whole.rows.copy()
+    whole.rows[[3, 9]] *= 2
+    whole.digests[11, 0] ^= 1
+    whole.rows.flush()
+    del whole
+    capsys.readouterr()
+    before = looks()
+    np.testing.assert_allclose(cached(train, tmp_path / "cache", model).rows, rows, atol=1e-6)
+    assert looks() - before == 3
+    assert "3 rows in" in (said := capsys.readouterr().out) and "damaged and are computed again" in said
 
 
 def test_other_weights_images_or_preprocessing_have_other_files(train, tmp_path):

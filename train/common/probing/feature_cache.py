@@ -3,11 +3,13 @@
     CACHE/KEY/  rows.bin (n, width)  digests.bin (n, 16)  done.bin (n,)  about.json
 
 The key is made of the weights, the data set and the preprocessing, so no row can be stale. A process that is stopped or
-killed loses at most the batch in hand.
+killed loses at most the batch in hand. done.bin holds 0 for a row that was never computed, else a check of what was
+written, so that a row which a power cut, a full disk or a hand has spoilt is computed again.
 """
 
 import hashlib
 import json
+import zlib
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -89,6 +91,12 @@ def cached_features(
     digests = np.memmap(folder / "digests.bin", np.uint8, "r+", shape=(len(source), DIGEST))
     done = np.memmap(folder / "done.bin", np.uint8, "r+", shape=(len(source),))
     asked = np.arange(len(source)) if wanted is None else wanted.numpy()
+    if accelerator.is_main_process:
+        spoilt = [i for i in asked if done[i] and done[i] != _check(rows[i], digests[i])]
+        if spoilt:
+            print(f"{len(spoilt)} rows in {folder} are damaged and are computed again", flush=True)
+            done[spoilt] = 0
+    accelerator.wait_for_everyone()
     todo = asked[done[asked] == 0]
     accelerator.wait_for_everyone()  # before any process marks a row as done: all have to share out the same rows
     if len(todo):
@@ -108,12 +116,17 @@ def cached_features(
                 features = layout.rows(backbone.features(images.to(accelerator.device, non_blocking=True)))
             rows[indices] = _stored(features, cache.dtype, source, int(indices[0]))
             digests[indices] = found
-            done[indices] = 1  # last: a row that is not marked is computed again
+            done[indices] = [_check(rows[i], digests[i]) for i in indices]  # last: what has no mark is computed again
             seen += len(indices)
             screen.show(seen, f"{source.name}: features")
         screen.close()
     accelerator.wait_for_everyone()
     return CachedFeatures(rows, digests, source.truth, layout)
+
+
+def _check(row: np.ndarray, digest: np.ndarray) -> int:
+    """Of one row (width,) and the digest (16,) beside it: 1 to 255."""
+    return 1 + zlib.crc32(digest, zlib.crc32(row)) % 255
 
 
 def _stored(features: torch.Tensor, dtype: str, source: Source, first: int) -> np.ndarray:
@@ -132,14 +145,14 @@ def _stored(features: torch.Tensor, dtype: str, source: Source, first: int) -> n
 
 
 def _create_files(folder: Path, about: dict[str, Any], width: int, cache: Cache) -> None:
-    """Empty files of the right size; those that are there already stay."""
+    """Empty files of the right size, unless all are there: one alone would say nothing about the others."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         n = about["images"]
         sizes = {"rows.bin": n * width * DTYPES[cache.dtype]().itemsize, "digests.bin": n * DIGEST, "done.bin": n}
-        for name, size in sizes.items():
-            path = folder / name
-            if not path.is_file() or path.stat().st_size != size:
+        paths = {folder / name: size for name, size in sizes.items()}
+        if not all(path.is_file() and path.stat().st_size == size for path, size in paths.items()):
+            for path, size in paths.items():
                 with path.open("wb") as file:
                     file.truncate(size)
         (folder / "about.json").write_text(json.dumps(about, indent=1))
