@@ -1,6 +1,7 @@
-"""The study: every row goes on from the same weights, on equally many images, with several seeds; judged on five tasks.
+"""The study: what prediction adds to views. Every row with several seeds on equally many images, judged on five tasks.
 
-    python benchmarks/study.py OUT --data ../shared/data --init RUN/export      # hours; goes on where it was stopped
+    python benchmarks/study.py OUT --data ../shared/data                        # hours; goes on where it was stopped
+    python benchmarks/study.py OUT --data ../shared/data --init RUN/export      # not from random weights, from a run's
     python benchmarks/study.py OUT --table
 
 A row is a few options of train/pretrain.py behind train/configs/speedrun.yaml. Each run has one thread, and its CPU
@@ -36,7 +37,6 @@ ROOT = Path(__file__).parents[1]
 START = {
     "model.predictor_width": 192,
     "model.predictor_depth": 4,
-    "optim.lr": 5e-4,
     "optim.momentum": 0.97,  # the runs are short, and the target is judged
     "optim.momentum_end": 0.99,
     "optim.regions": 1.0,
@@ -73,7 +73,8 @@ def trained(row: str, seed: int, folder: Path, options: argparse.Namespace) -> f
     """One run, exported; its CPU seconds."""
     photos = options.data / "photos"
     settings = {**START, **ROWS[row], "seed": seed, "data.path": photos, "data.cache": options.output / "cache"}
-    settings |= {"optim.epochs": options.images / options.photos, "output_dir": folder, "model.init": options.init}
+    settings |= {"optim.epochs": options.images / options.photos, "output_dir": folder}
+    settings |= {"model.init": options.init, "optim.lr": 5e-4} if options.init else {}
     words = [f"--{name}={value}" for name, value in settings.items()]
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     command = [sys.executable, ROOT / "train" / "pretrain.py", f"--config={ROOT / 'train/configs/speedrun.yaml'}"]
@@ -139,12 +140,13 @@ def masks_of(file: Path, start: int, count: int) -> list[np.ndarray]:
 def table(lines: list[dict]) -> str:
     """Markdown: mean ± standard deviation over seeds."""
     names = [*TASKS, "objects"]
-    rows = [f"| trained with | seeds | CPU s | {' | '.join(names)} |", "|---" * (len(names) + 3) + "|"]
-    for row in dict.fromkeys(line["row"] for line in lines):
-        own = [line for line in lines if line["row"] == row]
+    rows = [f"| from | trained with | images | seeds | CPU s | {' | '.join(names)} |", "|---" * (len(names) + 5) + "|"]
+    for kind in dict.fromkeys((line["start"], line["row"], line["images"]) for line in lines):
+        own = [line for line in lines if (line["start"], line["row"], line["images"]) == kind]
         cells = [_spread([line["found"][name] for line in own]) for name in names]
         seconds = statistics.mean(line["cpu"] for line in own)
-        rows.append(f"| {row} | {len(own)} | {seconds:.0f} | {' | '.join(cells)} |")
+        start, row, images = kind
+        rows.append(f"| {start} | {row} | {images:,} | {len(own)} | {seconds:.0f} | {' | '.join(cells)} |")
     return "\n".join(rows)
 
 
@@ -157,7 +159,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("output", type=Path)
     parser.add_argument("--data", type=Path, help="folder with photos/, imagenette128/ and the others")
-    parser.add_argument("--init", help="a run's export, from which every row goes on")
+    parser.add_argument("--init", help="a run's export, from which every row goes on (default: random weights)")
     parser.add_argument("--images", type=int, default=12_800, help="that each run is trained on")
     parser.add_argument("--photos", type=int, default=65_500, help="in the data set")
     parser.add_argument("--rows", nargs="+", choices=ROWS, default=[*ROWS])
@@ -165,6 +167,7 @@ def main() -> None:
     parser.add_argument("--table", action="store_true", help="print what is there, train nothing")
     options = parser.parse_args()
     results = options.output / "study.jsonl"
+    start = "a run" if options.init else "random"
     lines = [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
     if options.table:
         print(table(lines))
@@ -174,12 +177,13 @@ def main() -> None:
     options.output.mkdir(parents=True, exist_ok=True)
     for seed in options.seeds:
         for row in options.rows:
-            if any((line["row"], line["seed"], line["images"]) == (row, seed, options.images) for line in lines):
+            about = {"row": row, "seed": seed, "images": options.images, "start": start}
+            if any(about.items() <= line.items() for line in lines):
                 continue
-            folder = options.output / f"{[*ROWS].index(row)}-{seed}-{options.images}"
+            folder = options.output / f"{start.replace(' ', '-')}-{[*ROWS].index(row)}-{seed}-{options.images}"
             cpu = trained(row, seed, folder, options)
             model, _ = load_backbone(str(folder / "export"))
-            line = {"row": row, "seed": seed, "images": options.images, "cpu": cpu, "found": judged(model, options)}
+            line = {**about, "cpu": cpu, "found": judged(model, options)}
             lines.append(line)
             with results.open("a") as file:
                 file.write(json.dumps(line) + "\n")

@@ -4,12 +4,14 @@ Exit codes: 0 done, 1 a mistake or a failed check, which stderr names in one lin
 """
 
 import argparse
+import io
 import json
+import os
 import sys
 from collections.abc import Sequence
 
 from . import __version__
-from .errors import UserError
+from .errors import UserError, unforeseen
 from .hub.load import NAMES, load_backbone
 
 EXPLAINED = "dseq_jepa_vit_ti16"  # its weights are part of this package
@@ -19,22 +21,36 @@ _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns its exit code. A command returns its result, and one line if a check failed."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal that knows few letters shows the others as "?"
+            stream.reconfigure(errors="replace")
+    if not (sys.argv[1:] if arguments is None else arguments):
+        _parser().print_help()
+        return 0
     options = _parser().parse_args(arguments)
     try:
         _refuse_empty(options)
         result, failure = options.run(options)
-    except UserError as error:
-        if options.json:
-            print(json.dumps({"error": str(error)}))
-        print(f"timm-dseq {options.command}: {error}", file=sys.stderr)
-        return 1
+        _print(json.dumps(result, indent=2) if options.json else options.show(result))
     except KeyboardInterrupt:
         print(f"timm-dseq {options.command}: stopped", file=sys.stderr)
         return 130
-    print(json.dumps(result, indent=2) if options.json else options.show(result))
+    except Exception as error:
+        failure = str(error) if isinstance(error, UserError) else unforeseen(error)
+        if options.json:
+            print(json.dumps({"error": failure}))
     if failure:
         print(f"timm-dseq {options.command}: {failure}", file=sys.stderr)
     return 1 if failure else 0
+
+
+def _print(text: str) -> None:
+    try:
+        print(text, flush=True)
+    except OSError as error:
+        # Python would try once more at its end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise UserError(f"The output cannot be written ({error.strerror}).") from error
 
 
 def _refuse_empty(options: argparse.Namespace) -> None:

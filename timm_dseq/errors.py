@@ -1,7 +1,14 @@
-"""What is said to a user who made a mistake: one line that names what is wrong, then how to mend it."""
+"""What is said to a user: one line that names what is wrong and how to mend it, also where the fault is ours."""
 
 import difflib
+import os
+import sys
+import tempfile
+import traceback
 from collections.abc import Iterable
+from pathlib import Path
+
+DEBUG = "TIMM_DSEQ_DEBUG"  # set to anything, the traceback of a fault is printed, too
 
 
 class UserError(RuntimeError):
@@ -12,3 +19,30 @@ def similar(name: str, known: Iterable[str]) -> str:
     """The end of a message on a mistyped name: ", maybe A or B", of the known names nearest to it; "" without any."""
     near = difflib.get_close_matches(name, known, 3)
     return f", maybe {' or '.join(near)}" if near else ""
+
+
+def unforeseen(error: Exception, folder: str | os.PathLike | None = None) -> str:
+    """One line on an error that is no UserError. Its traceback is written into a file, which the line names.
+
+    folder: where the file goes, if it exists (else: the system's folder of temporary files). Call it while the error
+    is handled.
+    """
+    text = traceback.format_exc()
+    if os.environ.get(DEBUG):
+        print(text, file=sys.stderr)
+    said = " ".join(str(error).split())
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "allocate memory" in said:
+        return "the memory is not enough: take a smaller batch, image or model."
+    if isinstance(error, BrokenPipeError):
+        return "what reads the output has gone."
+    what = f"{type(error).__name__}: {said[:300]}" if said else type(error).__name__
+    try:
+        place = folder if folder and Path(folder).is_dir() else None
+        with tempfile.NamedTemporaryFile(
+            "w", dir=place, prefix="fault-", suffix=".txt", delete=False, encoding="utf-8", errors="replace"
+        ) as file:
+            file.write(text)
+        where = f"its traceback is in {file.name}"
+    except OSError:
+        where = f"{DEBUG}=1 shows its traceback"
+    return f"a fault of ours ({what}): {where}, please report it."

@@ -37,15 +37,21 @@ from common.tuning.settings import FREE, Tuning, parse
 from common.tuning.training import Batch, ClassifierTraining
 
 from timm_dseq import UserError
+from timm_dseq.errors import unforeseen
 from timm_dseq.hub.load import data_config, load_backbone
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run; returns the exit code: 0 done, 1 something the message names is wrong, 2 misspelt, 75 stopped and saved."""
+    config = None
     try:
-        return run(*parse(arguments))
+        config, text = parse(arguments)
+        return run(config, text)
     except UserError as error:
         print(f"finetune.py: {error}", file=sys.stderr)
+        return 1
+    except Exception as error:
+        print(f"finetune.py: {unforeseen(error, config and config.output_dir)}", file=sys.stderr)
         return 1
 
 

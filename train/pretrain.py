@@ -30,10 +30,12 @@ from common.system.screen import Screen
 from common.system.signals import STOPPED, Interrupted, Stop, interruptible
 
 from timm_dseq import UserError
+from timm_dseq.errors import unforeseen
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run; returns the exit code: 0 done, 1 something the message names is wrong, 2 misspelt, 75 stopped and saved."""
+    config = None
     try:
         config, text = parse(arguments)
         interruptible()
@@ -44,6 +46,9 @@ def main(arguments: list[str] | None = None) -> int:
     except Interrupted:
         print("pretrain.py: stopped amid its preparations: the same command goes on.", file=sys.stderr)
         return STOPPED
+    except Exception as error:
+        print(f"pretrain.py: {unforeseen(error, config and config.output_dir)}", file=sys.stderr)
+        return 1
 
 
 def run(config: Config, text: str) -> int:

@@ -22,6 +22,7 @@ from common.run.export import public_name
 from common.system import launch
 
 from timm_dseq import UserError
+from timm_dseq.errors import unforeseen
 from timm_dseq.hub.load import data_config, load_backbone
 
 PROTOCOLS = {"knn": knn, "logistic": logistic, "vtab": vtab}  # all others are `head_probe`
@@ -37,6 +38,9 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("probe.py: stopped. The same command goes on: features and checkpoints of heads stay.", file=sys.stderr)
         return 130
+    except Exception as error:
+        print(f"probe.py: {unforeseen(error)}", file=sys.stderr)
+        return 1
 
 
 def run(config: Probe) -> int:

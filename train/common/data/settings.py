@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from jsonargparse.typing import ClosedUnitInterval, NonNegativeInt, PositiveInt
+from ..system.numbers import Count, Share, Side, Workers
 
 
 @dataclass
@@ -40,16 +40,16 @@ class Data:
     image: str | None = None
     label: str | None = None
     streaming: bool = False
-    images: PositiveInt | None = None
-    crop_scale: tuple[ClosedUnitInterval, ClosedUnitInterval] = (0.3, 1.0)
-    workers: NonNegativeInt | None = None
-    flip: ClosedUnitInterval = 0.0
-    color_jitter: ClosedUnitInterval = 0.0
-    hue: ClosedUnitInterval = 0.0
-    gray: ClosedUnitInterval = 0.0
-    solarize: ClosedUnitInterval = 0.0
+    images: Count | None = None
+    crop_scale: tuple[Share, Share] = (0.3, 1.0)
+    workers: Workers | None = None
+    flip: Share = 0.0
+    color_jitter: Share = 0.0
+    hue: Share = 0.0
+    gray: Share = 0.0
+    solarize: Share = 0.0
     resident: Literal["auto"] | bool = "auto"
-    resident_size: PositiveInt | None = None
+    resident_size: Side | None = None
     cache: str | None = None
-    max_broken: ClosedUnitInterval = 0.01
+    max_broken: Share = 0.01
     probe_split: str | None = None

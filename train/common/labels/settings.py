@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from jsonargparse.typing import PositiveInt
+from ..system.numbers import Count
 
 
 @dataclass
@@ -29,7 +29,7 @@ class Labels:
     label: str | None = None
     train: str | None = None
     test: str | None = None
-    classes: PositiveInt | None = None
+    classes: Count | None = None
     subset: str | None = None
     scenes: str | None = None
 

@@ -11,14 +11,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from jsonargparse.typing import ClosedUnitInterval, NonNegativeInt, PositiveFloat, PositiveInt
-
 from timm_dseq import UserError
 
 from ..data.settings import Data
 from ..run.resume import Checkpoint
 from ..system import machine
 from ..system.command_line import Parser, Plain, flagged
+from ..system.numbers import BelowOne, Count, CountOrNone, Few, NotNegative, Positive, Seed, Share, Side, Width
 
 # Settings that may differ when a run is resumed, since none of them changes what is computed.
 FREE = (
@@ -67,27 +66,27 @@ class Model:
     """
 
     name: str = "dseq_jepa_vit_b16"
-    img_size: PositiveInt = 224
+    img_size: Side = 224
     args: dict[str, Plain] = field(default_factory=dict)
     init: str | None = None
     objective: Literal["dseq", "dseq_causal", "ijepa", "views"] = "dseq"
     query: Literal["cls_param", "cls_out", "norm", "border"] = "cls_param"
     block: int | float = 11 / 12
-    num_regions: PositiveInt = 5
-    min_area: ClosedUnitInterval = 0.02
+    num_regions: Few = 5
+    min_area: BelowOne = 0.02
     order: Literal["saliency", "inverse", "random", "spatial"] = "saliency"
     regions: Literal["components", "bands", "uniform"] = "components"
-    stop_after: PositiveInt | None = None
+    stop_after: Few | None = None
     flat: bool = False
     loss: Literal["token", "step"] = "token"
     contrastive: bool = False
-    terms: dict[str, float] = field(default_factory=dict)
-    views: NonNegativeInt = 0
-    views_factor: PositiveFloat = 1.0
-    view_share: ClosedUnitInterval = 0.25
-    temperature: PositiveFloat = 0.2
-    predictor_width: PositiveInt = 384
-    predictor_depth: PositiveInt | None = None
+    terms: dict[str, Positive] = field(default_factory=dict)
+    views: CountOrNone = 0
+    views_factor: Positive = 1.0
+    view_share: Share = 0.25
+    temperature: Positive = 0.2
+    predictor_width: Width = 384
+    predictor_depth: Few | None = None
 
 
 @dataclass
@@ -114,23 +113,23 @@ class Optim:
         max_skipped: the run stops after so many steps in a row whose loss or gradient is not finite
     """
 
-    epochs: PositiveFloat = 600
-    batch_size: PositiveInt = 2048
-    accumulation: PositiveInt = 1
-    lr_start: PositiveFloat = 1e-4
-    lr: PositiveFloat = 1e-3
-    lr_end: PositiveFloat = 1e-6
-    warmup_epochs: float = 15
-    weight_decay: float = 0.04
-    weight_decay_end: float = 0.4
+    epochs: Positive = 600
+    batch_size: Count = 2048
+    accumulation: Count = 1
+    lr_start: Positive = 1e-4
+    lr: Positive = 1e-3
+    lr_end: Positive = 1e-6
+    warmup_epochs: NotNegative = 15
+    weight_decay: NotNegative = 0.04
+    weight_decay_end: NotNegative = 0.4
     decay_class_token: bool = False
-    betas: tuple[float, float] = (0.9, 0.999)
-    clip: PositiveFloat | None = None
-    momentum: ClosedUnitInterval = 0.996
-    momentum_end: ClosedUnitInterval = 1.0
-    regions: ClosedUnitInterval = 0.0
-    regions_end: ClosedUnitInterval = 1.0
-    max_skipped: PositiveInt = 20
+    betas: tuple[BelowOne, BelowOne] = (0.9, 0.999)
+    clip: Positive | None = None
+    momentum: Share = 0.996
+    momentum_end: Share = 1.0
+    regions: Share = 0.0
+    regions_end: Share = 1.0
+    max_skipped: Count = 20
 
 
 @dataclass
@@ -163,10 +162,10 @@ class Watch:
         project: the trackers' project
     """
 
-    probe_every: NonNegativeInt = 6250
-    probe_images: PositiveInt = 5000
-    pictures_every: NonNegativeInt = 6250
-    pictures: PositiveInt = 6
+    probe_every: CountOrNone = 6250
+    probe_images: Count = 5000
+    pictures_every: CountOrNone = 6250
+    pictures: Count = 6
     trackers: list[Literal["tensorboard", "wandb", "trackio"]] = field(default_factory=list)
     project: str = "dseq-jepa"
 
@@ -207,8 +206,8 @@ class Config:
     hub: Hub = field(default_factory=Hub)
     output_dir: str = "runs/dseq_jepa"
     resume: str = "auto"
-    seed: int = 0
-    max_steps: PositiveInt | None = None
+    seed: Seed = 0
+    max_steps: Count | None = None
     dry_run: bool = False
 
 

@@ -7,13 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from jsonargparse.typing import NonNegativeInt, PositiveFloat, PositiveInt
-
 from timm_dseq import UserError
 
 from ..labels.settings import Labels, shortened
 from ..system import machine
 from ..system.command_line import Parser, Plain
+from ..system.numbers import Count, Positive, Seed, Side, Workers
 
 CACHED = ("dseq-cached", "ijepa-cached", "dinov2-cached")
 ON_FEATURES = ("knn", "logistic", "vtab", *CACHED)
@@ -28,8 +27,8 @@ class Knn:
         temperature: T of the votes' weights, exp(similarity / T)
     """
 
-    k: list[PositiveInt] = field(default_factory=lambda: [20])
-    temperature: list[PositiveFloat] = field(default_factory=lambda: [0.07])
+    k: list[Count] = field(default_factory=lambda: [20])
+    temperature: list[Positive] = field(default_factory=lambda: [0.07])
 
 
 @dataclass
@@ -44,7 +43,7 @@ class Cache:
 
     folder: str = "runs/features"
     dtype: Literal["float16", "float32"] = "float16"
-    batch_size: PositiveInt = 128
+    batch_size: Count = 128
 
 
 @dataclass
@@ -60,11 +59,11 @@ class Heads:
         checkpoint_every: steps between checkpoints of the heads
     """
 
-    epochs: PositiveFloat | None = None
-    batch_size: PositiveInt | None = None
-    at_once: PositiveInt = 128
+    epochs: Positive | None = None
+    batch_size: Count | None = None
+    at_once: Count = 128
     select_on: Literal["test", "validation"] = "test"
-    checkpoint_every: PositiveInt = 1000
+    checkpoint_every: Count = 1000
 
 
 @dataclass
@@ -105,7 +104,7 @@ class Probe:
         "ijepa-cached",
         "dinov2-cached",
     ] = "knn"
-    img_size: PositiveInt | None = None
+    img_size: Side | None = None
     random: bool = False
     args: dict[str, Plain] = field(default_factory=dict)
     views: list[str] = field(default_factory=list)
@@ -113,8 +112,8 @@ class Probe:
     heads: Heads = field(default_factory=Heads)
     cache: Cache = field(default_factory=Cache)
     precision: Literal["no", "bf16"] = "no"
-    seeds: list[NonNegativeInt] = field(default_factory=lambda: [0])
-    workers: NonNegativeInt | None = None
+    seeds: list[Seed] = field(default_factory=lambda: [0])
+    workers: Workers | None = None
     output_dir: str = "runs/probe"
     results: str = "runs/results.jsonl"
 

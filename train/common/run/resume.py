@@ -9,10 +9,10 @@ from typing import Any, Protocol
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
-from jsonargparse.typing import PositiveInt
 
 from timm_dseq import UserError
 
+from ..system.numbers import Count
 from . import checkpoints, lock
 from .state import collect, misfit, restore
 
@@ -29,9 +29,9 @@ class Checkpoint:
         keep_every: checkpoints whose step is a multiple of this stay for ever
     """
 
-    every: PositiveInt = 625
-    keep: PositiveInt = 2
-    keep_every: PositiveInt | None = None
+    every: Count = 625
+    keep: Count = 2
+    keep_every: Count | None = None
 
 
 class Settings(Protocol):

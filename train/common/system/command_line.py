@@ -14,11 +14,14 @@ from typing import Any, Literal, NoReturn, TypeVar, Union, get_args, get_origin
 
 import yaml
 from jsonargparse import ArgumentParser, Namespace
-from jsonargparse.typing import ClosedUnitInterval, NonNegativeInt, PositiveFloat, PositiveInt
+
+from . import numbers
 
 Settings = TypeVar("Settings")
 # What the values of a free mapping may be. With Any the library would import and call what a `class_path` in it names.
 Plain = bool | int | float | str | list[bool | int | float | str] | None
+
+_LONGEST = 2**20  # bytes of a file of settings
 
 _UNKNOWN = re.compile(
     "unrecognized arguments: --([\\w.-]+)|Group '(.+?)' does not accept option '(.+?)'|Option '(.+?)' is not accepted"
@@ -31,11 +34,27 @@ _WORDS = {
     float: "a number",
     str: "text",
     type(None): "null",
-    PositiveInt: "a whole number above 0",
-    NonNegativeInt: "a whole number, 0 or more",
-    PositiveFloat: "a number above 0",
-    ClosedUnitInterval: "a number from 0 to 1",
+    **numbers.WORDS,
 }
+
+
+class _PlainLoader(yaml.SafeLoader):
+    """YAML as settings need it: each key once, and no aliases, which can refer to themselves or grow without bound."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.MarkedYAMLError(
+                problem="write out what *aliases* stand for", problem_mark=self.peek_event().start_mark
+            )
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        seen = set()
+        for key, _ in node.value:
+            if key.value in seen:
+                raise yaml.MarkedYAMLError(problem=f"{key.value} is given twice", problem_mark=key.start_mark)
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
 
 
 class Parser(ArgumentParser):
@@ -49,7 +68,17 @@ class Parser(ArgumentParser):
                 self.error(f'Parser key "{section}": no section')
         text = self.dump(namespace)
         namespace.pop("config", None)
+        for name, value in flat(namespace.as_dict()).items():
+            self._check_text(name, value)
         return kind(**vars(self.instantiate(namespace))), text
+
+    def _check_text(self, name: str, value: Any) -> None:
+        """Refuse text that is empty, as an unset variable of the shell leaves it, and control letters."""
+        for text in value if isinstance(value, list) else [value]:
+            if isinstance(text, str) and not text.strip():
+                self.error(f"{name} is empty: leave it out, or give it a value")
+            if isinstance(text, str) and not text.isprintable():
+                self.error(f"{name}={text!r} holds letters that cannot be printed: write it anew")
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """End the program with one line."""
@@ -78,13 +107,18 @@ class Parser(ArgumentParser):
     def _holds_settings(self, path: str) -> bool:
         """Whether a file holds any; the program ends if it is no file of settings."""
         try:
-            settings = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+            file = Path(path)
+            if file.exists() and (not file.is_file() or file.stat().st_size > _LONGEST):
+                self.error(f"--config {path} is no file of settings: name a short YAML file")
+            settings = yaml.load(file.read_text(encoding="utf-8"), _PlainLoader)  # a kind of SafeLoader
         except (OSError, UnicodeDecodeError) as error:
             self.error(f"--config {path} cannot be read ({getattr(error, 'strerror', None) or 'no UTF-8'})")
         except yaml.YAMLError as error:
             mark = getattr(error, "problem_mark", None)
             where = f", line {mark.line + 1}" if mark else ""
             self.error(f"--config {path}{where}: this is no YAML ({getattr(error, 'problem', None) or error})")
+        except (ValueError, RecursionError) as error:  # a number of thousands of digits; brackets without end
+            self.error(f"--config {path} holds what cannot be read as settings ({error})")
         if settings is not None and not isinstance(settings, dict):
             self.error(f"--config {path} holds no settings: write them as section, colon, and NAME: VALUE below it")
         return bool(settings)

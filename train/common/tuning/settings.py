@@ -7,14 +7,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from jsonargparse.typing import ClosedUnitInterval, NonNegativeInt, PositiveFloat, PositiveInt
-
 from timm_dseq import UserError
 
 from ..labels.settings import Labels, shortened
 from ..run.resume import Checkpoint
 from ..system import machine
 from ..system.command_line import Parser, Plain, flagged
+from ..system.numbers import BelowOne, Count, CountOrNone, NotNegative, Positive, Seed, Share, Side, Workers
 
 # Settings that may differ when a run is resumed: none of them changes what is computed.
 FREE = (
@@ -37,13 +36,13 @@ class Augment:
         smoothing: label smoothing
     """
 
-    crop_scale: tuple[ClosedUnitInterval, ClosedUnitInterval] = (0.08, 1.0)
-    flip: ClosedUnitInterval = 0.5
+    crop_scale: tuple[Share, Share] = (0.08, 1.0)
+    flip: Share = 0.5
     rand_augment: str | None = "rand-m9-mstd0.5-inc1"
-    erasing: ClosedUnitInterval = 0.25
-    mixup: float = 0.8
-    cutmix: float = 1.0
-    smoothing: ClosedUnitInterval = 0.1
+    erasing: Share = 0.25
+    mixup: NotNegative = 0.8
+    cutmix: NotNegative = 1.0
+    smoothing: Share = 0.1
 
 
 @dataclass
@@ -66,19 +65,19 @@ class Optim:
         max_skipped: the run ends after so many steps in a row whose loss or gradient is not finite
     """
 
-    epochs: PositiveFloat = 100
-    batch_size: PositiveInt = 1024
-    accumulation: PositiveInt = 1
-    base_lr: PositiveFloat = 5e-4
-    lr_end: float = 1e-6
-    warmup_epochs: float = 5
-    layer_decay: ClosedUnitInterval = 0.65
-    weight_decay: float = 0.05
-    betas: tuple[float, float] = (0.9, 0.999)
-    drop_path: ClosedUnitInterval = 0.1
-    clip: PositiveFloat | None = None
-    ema: ClosedUnitInterval | None = None
-    max_skipped: PositiveInt = 20
+    epochs: Positive = 100
+    batch_size: Count = 1024
+    accumulation: Count = 1
+    base_lr: Positive = 5e-4
+    lr_end: NotNegative = 1e-6
+    warmup_epochs: NotNegative = 5
+    layer_decay: Share = 0.65
+    weight_decay: NotNegative = 0.05
+    betas: tuple[BelowOne, BelowOne] = (0.9, 0.999)
+    drop_path: BelowOne = 0.1
+    clip: Positive | None = None
+    ema: Share | None = None
+    max_skipped: Count = 20
 
 
 @dataclass
@@ -119,7 +118,7 @@ class Tuning:
     model: str
     data: Labels
     recipe: Literal["mae", "ijepa"] = "mae"
-    img_size: PositiveInt | None = None
+    img_size: Side | None = None
     random: bool = False
     args: dict[str, Plain] = field(default_factory=dict)
     augment: Augment = field(default_factory=Augment)
@@ -129,10 +128,10 @@ class Tuning:
     output_dir: str = "runs/finetune"
     results: str = "runs/results.jsonl"
     resume: str = "auto"
-    seeds: list[int] = field(default_factory=lambda: [0])
-    workers: NonNegativeInt | None = None
-    eval_every: NonNegativeInt = 0
-    max_steps: PositiveInt | None = None
+    seeds: list[Seed] = field(default_factory=lambda: [0])
+    workers: Workers | None = None
+    eval_every: CountOrNone = 0
+    max_steps: Count | None = None
     dry_run: bool = False
 
 

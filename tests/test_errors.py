@@ -1,0 +1,89 @@
+"""The last line of defence: an error that nobody foresaw is one line, and its traceback is kept."""
+
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from timm_dseq import cli
+from timm_dseq.errors import unforeseen
+
+
+def said_of(error, folder=None):
+    try:
+        raise error
+    except Exception as caught:
+        return unforeseen(caught, folder)
+
+
+def test_a_fault_is_one_line_that_names_the_file_of_its_traceback(tmp_path):
+    line = said_of(ZeroDivisionError("by\nnought " * 100), tmp_path)
+    assert "\n" not in line and line.startswith("a fault of ours (ZeroDivisionError: by nought by") and len(line) < 500
+    (file,) = tmp_path.iterdir()
+    assert f"its traceback is in {file}, please report it" in line
+    assert "raise error" in file.read_text() and file.read_text().rstrip().endswith("nought")
+
+
+def test_without_a_folder_that_is_there_it_goes_where_temporary_files_go(tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    line = said_of(KeyError("x"), tmp_path / "nowhere")
+    assert re.search(rf"its traceback is in {tmp_path}/fault-\w+\.txt", line)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "gone"))
+    assert "TIMM_DSEQ_DEBUG=1 shows its traceback" in said_of(KeyError("x"))
+
+
+def test_it_is_printed_where_it_is_asked_for(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("TIMM_DSEQ_DEBUG", "1")
+    said_of(KeyError("x"), tmp_path)
+    assert "raise error" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate"),
+        RuntimeError("can't allocate memory"),
+    ],
+)
+def test_too_little_memory_is_no_fault_of_ours(error, tmp_path):
+    assert said_of(error, tmp_path) == "the memory is not enough: take a smaller batch, image or model."
+    assert not [*tmp_path.iterdir()]
+
+
+def test_a_command_ends_in_its_line(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setattr(cli, "_refuse_empty", lambda options: 1 / 0)
+    assert cli.main(["models"]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("timm-dseq models: a fault of ours (ZeroDivisionError: ") and said.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("redirected", "says"),
+    [
+        ("> /dev/full", "The output cannot be written (No space left on device)"),
+        ("| true", "cannot be written (Broken"),
+    ],
+)
+def test_output_that_cannot_be_written_is_one_line(redirected, says):
+    slow = (
+        "import sys, time; sys.argv[1:] = ['models']; from timm_dseq.cli import main; time.sleep(.5); sys.exit(main())"
+    )
+    command = ["bash", "-c", f'"$0" -c "$1" {redirected}; exit ${{PIPESTATUS[0]}}', sys.executable, slow]
+    done = subprocess.run(command, stderr=subprocess.PIPE, text=True, timeout=60)
+    assert done.returncode == 1 and says in done.stderr and done.stderr.count("\n") == 1, done.stderr
+
+
+def test_letters_that_an_output_does_not_know_are_no_error():
+    command = [sys.executable, "-m", "timm_dseq.cli", "models"]
+    done = subprocess.run(command, capture_output=True, env={**os.environ, "PYTHONIOENCODING": "ascii"}, timeout=60)
+    assert done.returncode == 0 and b"224?224" in done.stdout, done.stderr
+
+
+def test_the_command_alone_shows_its_help(capsys):
+    assert cli.main([]) == 0
+    assert "usage: timm-dseq" in capsys.readouterr().out
