@@ -2,12 +2,15 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import psutil
 import pytest
+import torch
 from common.system import launch
 
 from ..runs import options
@@ -27,7 +30,9 @@ SCRIPT = Path(__file__).parents[3] / "train" / "pretrain.py"
 def test_a_run_begins_under_each_launcher(launcher, tmp_path, unused_port):
     launcher = [part.format(port=unused_port) for part in launcher]
     ours = options(tmp_path / "run", max_steps=2, watch__probe_every=0, system__precision="auto")
-    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    if torch.cuda.is_available():
+        environment["ACCELERATE_USE_CPU"] = "true"  # without a GPU it goes without saying
     done = subprocess.run(
         [sys.executable, "-m", *launcher, str(SCRIPT), *ours],
         capture_output=True,
@@ -44,6 +49,37 @@ def test_a_run_begins_under_each_launcher(launcher, tmp_path, unused_port):
     cores = min(len(os.sched_getaffinity(0)), psutil.cpu_count(logical=False) or 1)
     threads = max(1, cores // (2 if "torch.distributed.run" in launcher else 1))
     assert f"cpu with {threads} thread" in done.stdout  # and not the one that launchers leave
+
+
+@pytest.mark.xdist_group("runs")
+def test_processes_that_do_not_come_about_are_not_made_do_without(tmp_path):
+    launcher = ["accelerate.commands.launch", "--cpu", "--num_processes", "2"]
+    command = [sys.executable, "-m", *launcher, str(SCRIPT), *options(tmp_path / "run")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=tmp_path)
+    assert done.returncode == 1
+    assert "pretrain.py: 2 processes were asked for and 1 came about: start them by torchrun" in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.xdist_group("runs")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_launcher_that_is_ended_leaves_a_checkpoint_and_no_orphan(number, tmp_path):
+    output = tmp_path / "run"
+    ours = options(output, optim__epochs=9, checkpoint__every=100_000, watch__probe_every=0)
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "1", str(SCRIPT), *ours]
+    launcher = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=tmp_path)
+    while not (output / "log.jsonl").exists():
+        assert launcher.poll() is None
+        time.sleep(0.05)
+    (child,) = psutil.Process(launcher.pid).children()
+    launcher.send_signal(number)
+    launcher.wait(30)
+    child.wait(30)
+    (checkpoint,) = (output / "checkpoints").iterdir()
+    last = json.loads((output / "log.jsonl").read_text().splitlines()[-1])["step"]
+    assert checkpoint.name == f"step-{last:08d}" and last < 9000
+    assert not (output / ".lock").exists()
+    launcher.stdout.close()
 
 
 ACCELERATE = {"ACCELERATE_MIXED_PRECISION": "no"}

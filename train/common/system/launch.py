@@ -11,7 +11,10 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 
+from timm_dseq import UserError
+
 from . import machine
+from .signals import end_with_parent
 
 # After so long a wait a process takes another one for dead. What one process does alone has to take far less.
 LONGEST_WAIT = timedelta(hours=1)
@@ -31,7 +34,18 @@ def accelerator(**settings) -> Accelerator:
         # the buffers are constants, so they need no broadcast; gradients need no second copy
         DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True),
     ]
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    if world > 1 and not torch.accelerator.is_available():
+        os.environ.setdefault("ACCELERATE_USE_CPU", "true")  # or each process would be a run of its own
     made = Accelerator(kwargs_handlers=handlers, **settings)
+    asked = max(world, machine.processes_asked())
+    if asked != made.num_processes:
+        raise UserError(
+            f"{asked} processes were asked for and {made.num_processes} came about: start them by torchrun "
+            f"--nproc_per_node {asked}, or ask for {made.num_processes}."
+        )
+    if machine.launcher():
+        end_with_parent()
     if made.device.type == "cpu" and (threads := machine.threads()):
         torch.set_num_threads(threads)
     return made
@@ -63,7 +77,7 @@ def described(accelerator: Accelerator) -> str:
     else:
         count = torch.get_num_threads()
         name = f"{device.type} with {count} thread{'s' * (count > 1)}"
-    return name if processes == 1 else f"{processes} processes, each {name}"
+    return f"1 process, {name}" if processes == 1 else f"{processes} processes, each {name}"
 
 
 def wait(device: torch.device) -> None:

@@ -3,6 +3,7 @@
 import os
 import shutil
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import psutil
@@ -30,6 +31,19 @@ def launcher() -> str | None:
     if "TORCHELASTIC_RUN_ID" in os.environ:
         return "torchrun"
     return "accelerate launch" if "ACCELERATE_MIXED_PRECISION" in os.environ else None
+
+
+def processes_asked() -> int:
+    """Processes that `accelerate launch` was told to start. With --cpu it starts one, without a word."""
+    if launcher() != "accelerate launch":
+        return 1
+    try:
+        words = [*psutil.Process(os.getppid()).cmdline(), ""]
+    except psutil.Error:
+        return 1
+    given = [value for word, value in pairwise(words) if word in ("--num_processes", "--num-processes")]
+    given += [word.partition("=")[2] for word in words if word.startswith(("--num_processes=", "--num-processes="))]
+    return int(given[-1]) if given and given[-1].isdecimal() else 1
 
 
 def threads() -> int | None:

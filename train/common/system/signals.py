@@ -4,10 +4,12 @@ import atexit
 import multiprocessing.util
 import os
 import signal
+import threading
 import time
 
 STOPPED = 75  # exit code of a run that was asked to stop, and has saved: the same command goes on
 ECHO = 5.0  # seconds within which a second signal counts as the first: torchrun repeats those that all processes get
+LOOKS = 0.5  # seconds between two looks at the parent
 NUMBERS = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1") if hasattr(signal, name)]
 
 
@@ -42,6 +44,19 @@ class Stop:
         elif time.monotonic() - self._since > ECHO:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
+
+
+def end_with_parent() -> None:
+    """Where the launcher has gone, ask this process to stop, as a signal does. A scheduler's signal may reach the
+    launcher alone; its child would train on, and get in the way of the run that follows."""
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(LOOKS)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def ignore_signals(_worker: int) -> None:
