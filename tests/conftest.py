@@ -44,7 +44,7 @@ def hub() -> HubServer:
     """The loopback Hub, empty and without faults."""
     _HUB.repos.clear()
     _HUB.requests.clear()
-    _HUB.token, _HUB.fault, _HUB.read_only, _HUB.died = None, None, False, False
+    _HUB.token, _HUB.fault, _HUB.etag, _HUB.read_only, _HUB.died = None, None, None, False, False
     return _HUB
 
 

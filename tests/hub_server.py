@@ -44,7 +44,8 @@ class HubServer:
 
     token: wanted for private and gated repositories and for writing. fault, of the weights' bytes:
     "truncate" (fewer bytes than announced), "die" (the connection closes half way, then gives nothing more), "flip"
-    (one byte altered), "error" (500). read_only: writes are refused with 403.
+    (one byte altered), "error" (500). etag: what weights are called instead of their SHA-256. read_only: writes are
+    refused with 403.
     """
 
     def __init__(self) -> None:
@@ -53,6 +54,7 @@ class HubServer:
         self.requests: list[tuple[str, str]] = []
         self.token: str | None = None
         self.fault: str | None = None
+        self.etag: str | None = None
         self.read_only = False
         self.died = False
         handler = type("Handler", (_Handler,), {"hub": self})
@@ -167,6 +169,8 @@ class _Handler(BaseHTTPRequestHandler):
             "ETag": f'"{hashlib.sha256(content).hexdigest() if large else _blob_id(content)}"',
             "Accept-Ranges": "bytes",
         }
+        if large and self.hub.etag:
+            headers["ETag"] = f'"{self.hub.etag}"'
         if self.command == "HEAD":
             self.send_response(200)
             for header, value in {"Content-Length": len(content), **headers}.items():

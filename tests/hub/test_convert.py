@@ -280,3 +280,49 @@ def test_the_config_names_the_stock_architecture_and_architecture_keys_only(expo
     config = json.loads((exported / "config.json").read_text())
     assert config["architecture"] == "vit_tiny_patch16_224"
     assert config["model_args"].keys() == {"class_token", "no_embed_class", "global_pool", "fc_norm"}
+
+
+def spoilt(how):
+    """Weights of a ViT of which one is no weight."""
+    weights = layouts.random_weights(layouts.encoder_shapes(), 1)
+    weights["norm.bias"] = {
+        "nan": torch.full((192,), torch.nan),
+        "inf": torch.full((192,), torch.inf),
+        "whole numbers": torch.arange(192),
+        "complex numbers": torch.zeros(192, dtype=torch.complex64),
+        "truths": torch.zeros(192, dtype=torch.bool),
+        "eight bits": torch.zeros(192).to(torch.float8_e4m3fn),
+    }[how]
+    return weights
+
+
+@pytest.mark.parametrize("how", ["nan", "inf", "whole numbers", "complex numbers", "truths", "eight bits"])
+def test_what_is_no_weight_is_not_stored(how, tmp_path):
+    torch.save(spoilt(how), tmp_path / "w.pth")
+    with pytest.raises(UserError, match=r"norm\.bias (is of type|holds numbers that are not finite)"):
+        convert(tmp_path / "w.pth", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_number_that_a_type_cannot_hold_is_not_made_infinite(tmp_path):
+    weights = layouts.random_weights(layouts.encoder_shapes(), 1)
+    weights["norm.bias"] += 1e6
+    save_file(weights, tmp_path / "w.safetensors")
+    with pytest.raises(UserError, match=r"norm\.bias holds numbers too large for float16: give --dtype bfloat16"):
+        convert(tmp_path / "w.safetensors", tmp_path / "out", dtype="float16")
+    convert(tmp_path / "w.safetensors", tmp_path / "out", dtype="bfloat16")
+
+
+@pytest.mark.parametrize("student", [{"x": torch.zeros(3)}, None, "nan"])
+def test_a_student_that_is_none_is_no_state_to_train_on(student, tmp_path):
+    target = layouts.random_weights(layouts.encoder_shapes(), 1)
+    student = (
+        spoilt("nan")
+        if student == "nan"
+        else student or {**{name: w.clone() for name, w in target.items()}, "norm.bias": torch.zeros(3)}
+    )
+    predictor = layouts.random_weights(layouts.predictor_shapes(), 3)
+    source = layouts.save_training(tmp_path / "w.safetensors", target, student, predictor)
+    with pytest.raises(UserError, match=r"the student is not of the model|not finite"):
+        convert(source, tmp_path / "out", with_pretraining_state=True)
+    assert not (tmp_path / "out").exists()

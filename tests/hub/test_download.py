@@ -151,6 +151,18 @@ def test_a_download_that_fails_leaves_nothing_and_the_next_one_works(published, 
     assert all(torch.equal(tensor, roles["target"][name]) for name, tensor in model.state_dict().items())
 
 
+def test_a_name_that_leads_out_of_the_cache_is_not_followed(published, load, tmp_path):
+    """huggingface_hub takes any ETag for a file's name."""
+    victim = tmp_path / "victim.txt"
+    victim.write_text("mine")
+    published.etag = "../../../victim.txt"
+    refused(load, "names a file outside the cache")
+    assert victim.read_text() == "mine"
+    published.etag = None
+    load()
+    assert victim.read_text() == "mine"
+
+
 def test_a_cached_file_is_hashed_once_and_again_when_it_changes(published, load, monkeypatch):
     from timm_dseq.hub import download as module
 

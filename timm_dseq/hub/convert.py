@@ -63,9 +63,9 @@ def convert(
         "config.json": cards.config_text(stock.config(tag, license)).encode(),
         "README.md": card.encode(),
     }
-    tensors = {"model.safetensors": {name: _stored(tensor, dtype) for name, tensor in weights.items()}}
+    tensors = {"model.safetensors": {name: _stored(name, tensor, dtype) for name, tensor in weights.items()}}
     if with_pretraining_state:
-        tensors["pretraining.safetensors"] = _pretraining_state(checkpoint, source)
+        tensors["pretraining.safetensors"] = _pretraining_state(checkpoint, stock, source)
 
     output = Path(output or name)
     _write_folder(output, files, tensors)
@@ -144,18 +144,29 @@ def _card(kind: str, name: str, stock: StockModel, license: str | None) -> tuple
     return cards.other_card(name, stock, license), license or "unknown"
 
 
-def _stored(tensor: torch.Tensor, dtype: str) -> torch.Tensor:
-    return tensor.detach().to(DTYPES[dtype] if tensor.is_floating_point() else tensor.dtype).contiguous().clone()
+def _stored(name: str, tensor: torch.Tensor, dtype: str) -> torch.Tensor:
+    """A weight as it is written; refused where it is none, or where it would be written as something else."""
+    if tensor.dtype not in (*DTYPES.values(), torch.float64):
+        raise UserError(f"{name} is of type {tensor.dtype}, no weight of a ViT: check the file.")
+    if not tensor.isfinite().all():
+        raise UserError(
+            f"{name} holds numbers that are not finite: the training had failed, take an earlier checkpoint."
+        )
+    stored = tensor.detach().to(DTYPES[dtype]).contiguous().clone()
+    if not stored.isfinite().all():
+        raise UserError(f"{name} holds numbers too large for {dtype}: give --dtype bfloat16 or float32.")
+    return stored
 
 
-def _pretraining_state(checkpoint: Checkpoint, source: str | os.PathLike) -> Weights:
+def _pretraining_state(checkpoint: Checkpoint, stock: StockModel, source: str | os.PathLike) -> Weights:
     """Student, predictor and heads in float32, so that others can continue the training."""
     if not (checkpoint.student and checkpoint.predictor):
         lacks = " and ".join(role for role in ("student", "predictor") if not getattr(checkpoint, role))
         raise UserError(f"{source} holds no {lacks}: convert it without --with-pretraining-state.")
+    check_fit(checkpoint.student, stock, "the student is not of the model that the target is")
     roles = {"student": checkpoint.student, "predictor": checkpoint.predictor}
     parts = {f"{role}.{name}": tensor for role, weights in roles.items() for name, tensor in weights.items()}
-    return {name: _stored(tensor, "float32") for name, tensor in {**parts, **checkpoint.heads}.items()}
+    return {name: _stored(name, tensor, "float32") for name, tensor in {**parts, **checkpoint.heads}.items()}
 
 
 def _left_out(checkpoint: Checkpoint, encoder: str, with_pretraining_state: bool) -> list[str]:

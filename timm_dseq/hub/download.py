@@ -174,7 +174,15 @@ def snapshot(repo: str, cache_dir: str | PathLike | None = None) -> str:
 
 
 def _check_file(path: Path, what: str) -> None:
-    """Remove a cached file that is damaged, and say so: the next try downloads it again."""
+    """Remove a cached file that is damaged, and say so: the next try downloads it again.
+
+    The file's name in the cache is what the Hub called it. A name that leads out of the repository's own folder is not
+    followed: whatever lies there is somebody else's.
+    """
+    own = next((parent.parent for parent in path.parents if parent.name == "snapshots"), path.parent)
+    if not path.resolve().is_relative_to(own.resolve()):
+        path.unlink()
+        raise UserError(f"{what}: the answer names a file outside the cache: {constants.ENDPOINT} is no Hub to trust.")
     try:
         _check_digest(path, what)
         check_safetensors(path)
