@@ -14,12 +14,13 @@ MOST_FILES, MOST_LINES = 12, 350
 LIBRARY = {
     "errors": set(),
     "host": set(),
+    "images": set(),
     "positions": set(),
     "engine": {"errors", "host", "positions"},
     "hub": {"errors", "dseq_jepa"},
     "dseq_jepa": {"errors", "positions", "hub"},
     "explain": {"errors", "engine"},
-    "cli": {"", "errors", "dseq_jepa", "hub", "explain"},
+    "cli": {"", "errors", "dseq_jepa", "hub", "explain", "images"},
     "": {"errors", "dseq_jepa", "engine"},
 }
 RECIPES = {  # all of them may import timm_dseq; the scripts in train/ may import all of them

@@ -15,8 +15,6 @@ from .errors import UserError, unforeseen
 from .hub.load import NAMES, load_backbone
 
 EXPLAINED = "dseq_jepa_vit_ti16"  # its weights are part of this package
-# Others are not even tried: Pillow hands PostScript to a program that runs it.
-_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -267,25 +265,12 @@ def _explain(options: argparse.Namespace) -> tuple[dict, str | None]:
 
 def _photo(path: str):
     """A file as an upright image of 8-bit RGB."""
-    import os
-    import warnings
+    from .images import UnreadableImage, decode
 
-    from PIL import Image, ImageOps, UnidentifiedImageError
-
-    if not os.path.isfile(path):  # a FIFO or a device could be read for ever
-        reason = "not a regular file" if os.path.exists(path) else "No such file or directory"
-        raise UserError(f"{path} cannot be opened ({reason}): check the file.")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            return ImageOps.exif_transpose(Image.open(path, formats=_FORMATS)).convert("RGB")
-    except UnidentifiedImageError as error:
-        raise UserError(f"{path} is no image that can be read: give a JPEG, PNG or WebP.") from error
-    except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
-        raise UserError(f"{path} has too many pixels to be opened safely: make it smaller.") from error
-    except Exception as error:  # Pillow raises almost anything on a damaged image
-        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
-        raise UserError(f"{path} cannot be read ({reason}): it is damaged, give another.") from error
+        return decode({"bytes": None, "path": path})
+    except UnreadableImage as error:
+        raise UserError(f"{path} cannot be read ({error}): give a JPEG, PNG or WebP.") from error
 
 
 def _check_explainable(model, name: str) -> None:

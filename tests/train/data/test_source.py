@@ -9,7 +9,6 @@ import pytest
 import torch
 from common.data.decoded import Crops, collate
 from common.data.framing import Framing
-from common.data.images import decode, measure
 from common.data.scenes import LABELS, Scenes
 from common.data.settings import Data
 from common.data.source import open_source
@@ -17,6 +16,7 @@ from PIL import Image
 
 from timm_dseq import UserError
 from timm_dseq.engine.views.windows import cut
+from timm_dseq.images import decode, measure
 
 from .. import runs
 

@@ -7,10 +7,10 @@ import pytest
 import torch
 from common.data import stream
 from common.data.framing import Framing
-from common.data.images import UnreadableImage
 from common.pretraining.settings import parse
 
 from timm_dseq import UserError
+from timm_dseq.images import UnreadableImage
 
 from ..run.test_resume import shards
 

@@ -18,7 +18,6 @@ from accelerate import Accelerator
 from common.data.decoded import Crops
 from common.data.digests import data_digest, digests_of
 from common.data.framing import Framing
-from common.data.images import UnreadableImage, content, decode, measure, open_image
 from common.data.order import DistributedBatchSampler
 from common.data.resident.batches import Resident
 from common.data.resident.build import build
@@ -35,6 +34,7 @@ from common.tuning.evaluation import correct_answers
 from PIL import EpsImagePlugin, Image
 
 from timm_dseq import UserError
+from timm_dseq.images import UnreadableImage, content, decode, measure, open_image
 
 from .. import runs
 from .test_source import encoded
@@ -228,7 +228,7 @@ def test_the_size_that_is_declared_is_bounded_whatever_pillow_is_told(monkeypatc
 
 def test_large_images_are_no_second_line_on_the_screen(run_python, tmp_path):
     (tmp_path / "large.png").write_bytes(declaring(12_000, 12_000))
-    code = "from common.data.images import open_image; print(open_image({'bytes': None, 'path': 'large.png'}).size)"
+    code = "from timm_dseq.images import open_image; print(open_image({'bytes': None, 'path': 'large.png'}).size)"
     done = run_python(code, PYTHONPATH=str(Path(__file__).parents[3] / "train"))
     assert (done.stdout, done.stderr) == ("(12000, 12000)\n", "")
 

@@ -11,10 +11,10 @@ from torch.utils.data import Dataset
 from torchvision.transforms.functional import pil_to_tensor
 
 from timm_dseq.engine.views.windows import cut
+from timm_dseq.images import as_unreadable, decode, measure
 
 from .crops import crop_boxes
 from .framing import Draws, Framing
-from .images import as_unreadable, decode, measure
 from .source import Source
 from .unreadable import first_readable, none_readable
 

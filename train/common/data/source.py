@@ -14,8 +14,8 @@ import torch
 from PIL import Image
 
 from timm_dseq import UserError
+from timm_dseq.images import UnreadableImage, content, decode
 
-from .images import UnreadableImage, content, decode
 from .opening import open_rows, opening
 from .scenes import LABELS as SCENE_LABELS
 from .scenes import LENGTHS, Scenes
@@ -42,7 +42,7 @@ class Source:
         return len(self.rows)
 
     def read(self, index: int, reader: Callable[[Any], Read]) -> Read:
-        """An image as the reader, a function of data/images.py or made of them, gives it; UnreadableImage names it."""
+        """An image as the reader, of functions in timm_dseq/images.py, gives it; UnreadableImage names it."""
         try:
             return reader(self.rows[index][self.image])
         except UnreadableImage as error:

@@ -16,11 +16,11 @@ from datasets.distributed import split_dataset_by_node
 from torch.utils.data import DataLoader, Dataset
 
 from timm_dseq import UserError
+from timm_dseq.images import UnreadableImage
 
 from ..system.signals import ignore_signals
 from .decoded import Batch, Crops, Item, collate
 from .framing import Draws, Framing
-from .images import UnreadableImage
 from .opening import one_line, open_rows
 from .order import Draw, sample_seed
 from .settings import Data

@@ -8,9 +8,9 @@ from typing import Any, TypeVar
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from timm_dseq import UserError
+from timm_dseq.images import UnreadableImage
 
 from ..system.signals import ignore_signals
-from .images import UnreadableImage
 
 TRIES = 100  # unreadable images in a row that end a run
 Read = TypeVar("Read")

@@ -13,11 +13,11 @@ import numpy as np
 import torch
 
 from timm_dseq.host import to_device
+from timm_dseq.images import UnreadableImage
 
 from ..crops import crop_boxes, cropped, cropped_windows
 from ..decoded import Batch
 from ..framing import Draws, Framing
-from ..images import UnreadableImage
 from ..order import DistributedBatchSampler
 from ..source import Source
 from ..unreadable import TRIES, none_readable

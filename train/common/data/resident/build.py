@@ -18,10 +18,10 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from timm_dseq import UserError
+from timm_dseq.images import UnreadableImage, as_unreadable, decode, measure
 
 from ...system.screen import Screen
 from ...system.signals import ignore_signals
-from ..images import UnreadableImage, as_unreadable, decode, measure
 from ..source import Source
 from ..unreadable import TRIES, none_readable
 from .pixel_file import PixelFile

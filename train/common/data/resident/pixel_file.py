@@ -16,8 +16,8 @@ import numpy as np
 from huggingface_hub.constants import HF_HOME
 
 from timm_dseq import UserError
+from timm_dseq.images import UnreadableImage, open_image
 
-from ..images import UnreadableImage, open_image
 from ..settings import Data
 from ..source import Source
 

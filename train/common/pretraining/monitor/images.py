@@ -10,7 +10,8 @@ from accelerate.utils import gather_object
 from torch.utils.data import DataLoader, Dataset, Subset
 from torchvision.transforms.v2 import CenterCrop, Compose, PILToTensor, Resize
 
-from ...data.images import as_unreadable, decode
+from timm_dseq.images import as_unreadable, decode
+
 from ...data.opening import test_split
 from ...data.source import Source, first_of_stream, open_source, renumbered
 from ...data.unreadable import first_readable, none_readable

@@ -1,6 +1,6 @@
 """The one place where images are read: encoded, or open in Pillow → 8-bit RGB, upright, the first frame.
 
-Whatever is wrong with an image, it raises UnreadableImage. data/unreadable.py says what becomes of such an image.
+Whatever is wrong with an image, it raises UnreadableImage. The recipes in train/ replace and count such an image.
 """
 
 import os
