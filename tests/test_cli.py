@@ -228,7 +228,7 @@ def test_explain_draws_a_picture_and_names_what_is_wrong(run, exported, tmp_path
     assert Image.open(tmp_path / "x.png").width > 1000
     (tmp_path / "text.png").write_text("no image")
     for image, model, message in [
-        ("text.png", f"local-dir:{exported}", "text.png is no image"),
+        ("text.png", f"local-dir:{exported}", "text.png cannot be read (Unid"),
         ("nowhere.png", f"local-dir:{exported}", "nowhere.png cannot be read (no such file)"),
         ("photo.png", "dseq_jepa_vit_s16", "dseq_jepa_vit_s16 has no published weights: give a folder or"),
         ("photo.png", "vit_smal_patch16_224", "neither a model of timm nor a path that exists, maybe vit_small_patch"),
@@ -253,7 +253,7 @@ def test_explain_needs_no_model_and_reads_no_foreign_format_no_bomb_and_no_pipe(
     ]:
         code, _, err = run("explain", tmp_path / name)
         assert code == 1 and message in err and err.count("\n") == 1, err
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    monkeypatch.setattr("timm_dseq.images.MOST_PIXELS", 100)
     code, _, err = run("explain", photo)
     assert code == 1 and "pixels are none, or too many" in err, err
 

@@ -56,7 +56,7 @@ def test_too_little_memory_is_no_fault_of_ours(error, tmp_path):
 
 def test_a_command_ends_in_its_line(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    monkeypatch.setattr(cli, "_refuse_empty", lambda options: 1 / 0)
+    monkeypatch.setattr(cli, "_check_words", lambda options: 1 / 0)
     assert cli.main(["models"]) == 1
     said = capsys.readouterr().err
     assert said.startswith("timm-dseq models: a fault of ours (ZeroDivisionError: ") and said.count("\n") == 1

@@ -27,7 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     options = _parser().parse_args(arguments)
     try:
-        _refuse_empty(options)
+        _check_words(options)
         result, failure = options.run(options)
         _print(json.dumps(result, indent=2) if options.json else options.show(result))
     except KeyboardInterrupt:
@@ -51,10 +51,13 @@ def _print(text: str) -> None:
         raise UserError(f"The output cannot be written ({error.strerror}).") from error
 
 
-def _refuse_empty(options: argparse.Namespace) -> None:
-    empty = next((name for name, value in vars(options).items() if value == ""), None)
-    if empty:
-        raise UserError(f"The {empty} given is empty: is a variable of your shell not set?")
+def _check_words(options: argparse.Namespace) -> None:
+    """Refuse words that are empty, or that would bring lines of their own into a card."""
+    for name, value in vars(options).items():
+        if value == "":
+            raise UserError(f"The {name} given is empty: is a variable of your shell not set?")
+        if isinstance(value, str) and not value.isprintable():
+            raise UserError(f"The {name} given, {value!r}, holds letters that cannot be printed: write it anew.")
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -1,6 +1,7 @@
 """What is said to a user: one line that names what is wrong and how to mend it, also where the fault is ours."""
 
 import difflib
+import errno
 import os
 import sys
 import tempfile
@@ -35,6 +36,9 @@ def unforeseen(error: Exception, folder: str | os.PathLike | None = None) -> str
         return "the memory is not enough: take a smaller batch, image or model."
     if isinstance(error, BrokenPipeError):
         return "what reads the output has gone."
+    if isinstance(error, OSError) and error.strerror and (error.filename or error.errno == errno.ENOSPC):
+        place = f"{str(error.filename)[:200]} cannot be used" if error.filename else "a file cannot be written"
+        return f"{place} ({error.strerror}): check its path, its rights and the room on the disk."
     what = f"{type(error).__name__}: {said[:300]}" if said else type(error).__name__
     try:
         place = folder if folder and Path(folder).is_dir() else None

@@ -9,6 +9,7 @@ from timm.models import VisionTransformer
 from torch import nn
 from torch.nn import functional as F
 
+from ..arguments import check_images, check_share, check_tensor, check_whole
 from ..errors import UserError
 from ..host import Fetch
 from .curriculum import Choice, region_facts
@@ -75,6 +76,10 @@ class DSeqJEPA(nn.Module):
         self.region_options = {"num_regions": num_regions, "min_area": min_area, "order": order}
         self.region_options |= {"regions": regions, "stop_after": stop_after}
         check_options(**self.region_options)
+        check_whole("views", views, 0)
+        check_whole("predictor_width", predictor_width, 1)
+        if predictor_depth is not None:
+            check_whole("predictor_depth", predictor_depth, 1)
         terms = {**({"contrastive": 1.0} if contrastive else {}), **(terms or {})}
         check_terms(terms)
         if isinstance(encoder, str):
@@ -158,6 +163,7 @@ class DSeqJEPA(nn.Module):
         With a plan it returns `predict`, with encode="target" or "student" `features_and_saliency`: DDP and FSDP2 wrap
         no other method.
         """
+        self._check(images, use_regions, blocks, pixels, windows)
         if plan is not None:
             return self._predictions(images, plan)[0]
         if encode is not None:
@@ -185,6 +191,30 @@ class DSeqJEPA(nn.Module):
             losses["losses"]["views"] = self.views_factor * recognised.detach()
         return loss, count, {**facts, **losses, **work, **seen}
 
+    def _check(
+        self,
+        images: torch.Tensor | None,
+        use_regions: torch.Tensor | None,
+        blocks: Blocks | None,
+        pixels: torch.Tensor | None,
+        windows: torch.Tensor | None,
+    ) -> None:
+        """Name the argument of `forward` that does not fit the model or the others."""
+        grid = self.student.patch_embed.grid_size
+        if images is not None:
+            check_images(self.student, images)
+            if grid_of(self.student, images) != tuple(grid):
+                raise UserError(
+                    f"images of {grid_of(self.student, images)} patches: this model predicts in {tuple(grid)}"
+                )
+        if blocks is not None and images is not None:
+            check_tensor("blocks.context", blocks.context, (len(images), *grid), "(B, h, w)", "bool")
+        if use_regions is not None:
+            check_tensor("use_regions", use_regions, (len(images),), "(B,)", "bool")
+        if pixels is not None and windows is not None:
+            check_tensor("windows", windows, (None, None), "(B·V, K)", "int")
+            check_tensor("pixels", pixels, (len(windows), None, None, None), "(B·V, C, K·p, q)")
+
     def predict(self, images: torch.Tensor, plan: Plan) -> torch.Tensor:
         """The student's differentiable predictions, in the order of `plan.targets.nonzero()`: (T, D)."""
         return self(images, plan=plan)
@@ -196,6 +226,7 @@ class DSeqJEPA(nn.Module):
     @torch.no_grad()
     def update_target(self, momentum: float) -> None:
         """target ← momentum · target + (1 − momentum) · student."""
+        check_share("momentum", momentum)
         torch._foreach_lerp_(list(self.target.parameters()), list(self.student.parameters()), 1 - momentum)
 
     @torch.no_grad()

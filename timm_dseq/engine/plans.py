@@ -11,6 +11,7 @@ from functools import cached_property
 
 import torch
 
+from ..arguments import check_tensor
 from ..errors import UserError
 from ..host import to_device
 from .regions import Regions
@@ -93,6 +94,7 @@ def plan_regions(
     """
     if flat and causal:
         raise UserError("flat=True and causal=True exclude each other: with flat no context follows R_1. Leave one out")
+    _check_area(area, regions.area.shape)
     area = regions.area.cpu() if area is None else area
     images = torch.arange(len(area)) if images is None else images
     present = area[images] > 0  # (I, N)
@@ -133,6 +135,7 @@ def plan_blocks(blocks: Blocks, images: torch.Tensor | None = None, area: torch.
     images (I,) and area (B, 1 + targets), `block_area(blocks)`, are on the host; with them nothing is copied from the
     device.
     """
+    _check_area(area, (len(blocks), 1 + blocks.targets.shape[1]))
     area = block_area(blocks).cpu() if area is None else area
     images = torch.arange(len(area)) if images is None else images
     present = (area[images, 1:] > 0) & (area[images, :1] > 0)  # (I, targets)
@@ -145,6 +148,11 @@ def plan_blocks(blocks: Blocks, images: torch.Tensor | None = None, area: torch.
     contexts = blocks.context.flatten(1).index_select(0, image)
     targets = blocks.targets.flatten(2).flatten(0, 1).index_select(0, target_row)
     return Plan(contexts, image, targets, target_context, step, known_sizes=(sizes, sizes[i], target_sizes))
+
+
+def _check_area(area: torch.Tensor | None, shape: Sequence[int]) -> None:
+    if area is not None:
+        check_tensor("area", area, shape, "that of this very batch", "int")
 
 
 def block_area(blocks: Blocks) -> torch.Tensor:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
+from ..arguments import check_seeds, check_tensor, check_whole
 from ..errors import UserError
 from .random import uniform
 from .saliency import min_max
@@ -49,6 +50,9 @@ def rank_regions(
     check_options(num_regions, min_area, order, regions, stop_after)
     if order == "random" and seeds is None:
         raise UserError("order='random' needs seeds: one integer for each image")
+    check_tensor("saliency", saliency, (None, None, None), "(B, h, w)")
+    if order == "random":
+        check_seeds(seeds, len(saliency))
     b, h, w = saliency.shape
     with torch.autocast(saliency.device.type, enabled=False):
         flat = min_max(full_precision(saliency).flatten(1))  # (B, n)
@@ -73,6 +77,9 @@ def rank_regions(
 
 def check_options(num_regions: int, min_area: float, order: str, regions: str, stop_after: int | None) -> None:
     """One line for an option that is unknown or leaves no sequence of regions."""
+    check_whole("num_regions", num_regions, 0)
+    if stop_after is not None:
+        check_whole("stop_after", stop_after, 0)
     if num_regions < 2:
         raise UserError(f"num_regions={num_regions}: a sequence needs at least 2, one to see and one to predict")
     if not 0 <= min_area < 1:

@@ -12,6 +12,7 @@ import torch
 from timm.layers import Attention
 from timm.models import VisionTransformer
 
+from ..arguments import check_grid, check_images, check_tensor
 from ..errors import UserError
 from ..host import to_device
 from .vit import block_index, check_plain, embed, final_norm, full_precision, grid_of
@@ -56,6 +57,7 @@ def saliency_map(
     """Saliency of images (B, C, H, W), by one pass up to the transformer block `block`: (B, h, w)."""
     check_query(model, query)
     index = block_index(model, block)
+    check_images(model, images)
     tokens = embed(model, images)
     for layer in model.blocks[: index if QUERIES[query].reads_input else index + 1]:
         tokens = layer(tokens)
@@ -76,6 +78,9 @@ def saliency_from_tokens(
     """
     check_query(model, query)
     h, w = grid or model.patch_embed.grid_size
+    check_grid((h, w))
+    shape = (None, model.num_prefix_tokens + h * w, model.embed_dim)
+    check_tensor("tokens", tokens, shape, f"(B, prefix + h·w, D) of a grid of {h}×{w}")
     with torch.autocast(tokens.device.type, enabled=False):
         scores = QUERIES[query].score(model, tokens, block_index(model, block), (h, w))
     return min_max(scores).view(-1, h, w)

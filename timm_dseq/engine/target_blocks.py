@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
+from ..arguments import check_grid, check_seeds, check_span, check_whole
 from ..host import to_device
 from .random import uniform
 
@@ -48,6 +49,13 @@ def block_masks(
     than `min_context` patches of it are left outside the targets, all blocks are drawn again, at most 20 times; after
     that, targets are dropped, the last first.
     """
+    check_grid(grid)
+    check_seeds(seeds)
+    for name, scale in (("context_scale", context_scale), ("target_scale", target_scale)):
+        check_span(name, scale, 1.0)
+    check_span("target_aspect", target_aspect, float("inf"))
+    check_whole("num_targets", num_targets, 1)
+    check_whole("min_context", min_context, 0)
     h, w = grid
     b, blocks = len(seeds), num_targets + 1
     draws = uniform(seeds, ATTEMPTS * blocks * 4).view(b, ATTEMPTS, blocks, 4)  # scale, aspect, row, column

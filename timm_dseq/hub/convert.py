@@ -5,6 +5,7 @@ timm architecture, so it loads with and without this package.
 """
 
 import os
+import re
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -57,6 +58,9 @@ def convert(
 
     architecture = stock.dseq_name or stock.architecture
     tag = (model or "").partition(".")[2] or _DEFAULT_TAGS[checkpoint.kind]
+    for what, word in (("tag", tag), ("license", license)):
+        if word and not re.fullmatch(r"[\w.+-]*\w", word):
+            raise UserError(f"{word!r} is no {what}: write letters, digits, dots, dashes and underscores.")
     name = f"{architecture}.{tag}"
     card, license = _card(checkpoint.kind, name, stock, license)
     files = {

@@ -82,7 +82,8 @@ def elsewhere(folder, beat):
     """The mark of a run on another host, which has no lock that is seen here."""
     folder.mkdir(exist_ok=True)
     owner = {"host": "elsewhere", "process": 7, "since": "2026-01-01", "beat": beat}
-    (folder / lock.NAME).write_text(json.dumps(owner).ljust(400))
+    with (folder / lock.NAME).open("r+b" if (folder / lock.NAME).exists() else "wb") as file:
+        file.write(json.dumps(owner).encode().ljust(400))
 
 
 @pytest.fixture

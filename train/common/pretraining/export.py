@@ -28,7 +28,7 @@ def export(config: Config, checkpoint: Path, screen: Screen) -> None:
     folder = output / "export"
     with replacing(folder) as fresh:
         convert(checkpoint / "model.safetensors", fresh, with_pretraining_state=True)
-        _describe(fresh, config, state_of(checkpoint)["done"]["chosen"], records(output / "log.jsonl"))
+        _describe(fresh, config, state_of(checkpoint)["done"], records(output / "log.jsonl"))
     report = write_report(output)
     trial = f"import timm; print(timm.create_model('local-dir:{folder}', pretrained=True))"
     screen.say(f"\ntarget encoder, ready for the Hub: {folder}\ncurves and pictures: {report}")
@@ -59,10 +59,10 @@ def check_exportable(config: Config, encoder: nn.Module) -> None:
         raise UserError(f"{refused} (stock timm makes another model of them): leave some of them out.")
 
 
-def _describe(folder: Path, config: Config, chosen: dict[str, Any], lines: list[dict]) -> None:
+def _describe(folder: Path, config: Config, done: dict[str, Any], lines: list[dict]) -> None:
     """Describe this run in the folder's config and card.
 
-    chosen: what settings that were `auto` became. lines: of the log.
+    done: the checkpoint's progress. lines: of the log, which may be gone.
     """
     described = json.loads((folder / "config.json").read_text())
     stock = StockModel.from_config(described)
@@ -73,7 +73,7 @@ def _describe(folder: Path, config: Config, chosen: dict[str, Any], lines: list[
         f"{stock.dseq_name or config.model.name.partition('.')[0]}.{tag}",
         stock,
         method=_method(config),
-        training=_training(config, chosen, lines),
+        training=_training(config, done),
         results=_results(config, lines),
         license=config.hub.license,
     )
@@ -93,9 +93,9 @@ def _method(config: Config) -> str:
     return name + "".join(f" + {'' if factor == 1 else f'{factor:g} × '}{term} term" for term, factor in terms.items())
 
 
-def _training(config: Config, chosen: dict[str, Any], lines: list[dict]) -> str:
+def _training(config: Config, done: dict[str, Any]) -> str:
     """What was done, as a table."""
-    data, optim, model, last = config.data, config.optim, config.model, lines[-1]
+    data, optim, model, chosen = config.data, config.optim, config.model, done["chosen"]
     side = chosen.get("resident")
     regions = f"up to {model.num_regions} regions of at least {model.min_area:g} of the image, order {model.order}, "
     regions += f"lambda {optim.regions:g} → {optim.regions_end:g} linear"
@@ -104,7 +104,7 @@ def _training(config: Config, chosen: dict[str, Any], lines: list[dict]) -> str:
         + (f"; kept as squares of {side} px" if side else ""),
         "objective": _method(config) + (f", {regions}" if model.objective.startswith("dseq") else ""),
         "optimiser": f"AdamW, batch {optim.batch_size}",
-        "length": f"{last['step']:,} steps, {last['samples']:,} images seen, of a schedule of {optim.epochs:g} epochs",
+        "length": f"{done['step']:,} steps, {done['samples']:,} images seen, of a schedule of {optim.epochs:g} epochs",
         "learning rate": f"{optim.lr_start:g} → {optim.lr:g} over {optim.warmup_epochs:g} epochs, cosine → "
         f"{optim.lr_end:g}",
         "weight decay": f"{optim.weight_decay:g} → {optim.weight_decay_end:g} cosine",

@@ -32,6 +32,18 @@ def table(rows: dict[str, str]) -> str:
     return "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items())])
 
 
+FOLDERS, FILES = ("checkpoints", "export", "pictures", "trackers"), ("config.yaml", "log.jsonl", "report.html")
+
+
+def blocked(output: Path) -> str | None:
+    """What lies where a run makes a folder, or a file, and is another; in words, to be said before the run."""
+    for names, kind, there in ((FOLDERS, "folder", Path.is_dir), (FILES, "file", Path.is_file)):
+        for path in (output / name for name in names):
+            if path.exists() and not there(path):
+                return f"{path} is in the way of a {kind} that the run makes: move it, or name another output_dir."
+    return None
+
+
 def next_steps(export: Path, trial: str) -> str:
     """What to do with a Hub-ready folder; trial: a line of Python that loads it."""
     return f'next:\n  timm-dseq verify {export}\n  python -c "{trial}"\n  timm-dseq push {export} ORGANISATION/NAME'

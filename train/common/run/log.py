@@ -21,20 +21,23 @@ from .resume import Progress, Settings
 
 
 def records(path: Path) -> list[dict[str, Any]]:
-    """The lines of a log. A line that was cut off by a kill ends it."""
+    """The lines of a log; of none that is there, none. A line that is none of ours, as a kill cuts it off, ends it."""
     lines = []
-    for line in path.read_text().splitlines():
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []:
         try:
-            lines.append(json.loads(line))
-        except ValueError:
+            record = json.loads(line)
+        except (ValueError, RecursionError):
             break
+        if not isinstance(record, dict) or not isinstance(record.get("step"), int):
+            break
+        lines.append(record)
     return lines
 
 
 def reopened(path: Path, last_step: int):
     """The log, open for more lines, without those of steps that will be repeated."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    kept = [line for line in records(path) if line["step"] <= last_step] if path.exists() else []
+    kept = [line for line in records(path) if line["step"] <= last_step]
     fresh = path.with_suffix(".new")
     fresh.write_text("".join(json.dumps(line) + "\n" for line in kept))
     os.replace(fresh, path)

@@ -14,6 +14,7 @@ from timm_dseq import UserError
 
 from ..system.numbers import Count
 from . import checkpoints, lock
+from .export import blocked
 from .state import collect, misfit, restore
 
 _MISSING = object()  # where there is no such setting
@@ -166,6 +167,8 @@ class RunCheckpoints:
 
     def _choose(self) -> tuple[str | None, str | None]:
         """The checkpoint to resume from, if any, or an error."""
+        if fault := blocked(self.output):
+            return None, fault
         asked = self.config.resume
         if asked == "never":
             return None, None
