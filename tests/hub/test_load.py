@@ -149,7 +149,7 @@ def test_a_damaged_export_is_told_in_one_line(exported, tmp_path):
     with pytest.raises(UserError, match=r"the weights of .*export cannot be read .*copy or export them again"):
         load_backbone(str(folder))
     (folder / "config.json").write_text("{")
-    with pytest.raises(UserError, match=r"config\.json is no JSON"):
+    with pytest.raises(UserError, match=r"config\.json is no config of timm"):
         load_backbone(str(folder))
 
 

@@ -4,7 +4,6 @@ NAMES says what may be named, for every command the same. Of a training run or c
 `pixels` is no model but the image itself, to compare with.
 """
 
-import json
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -19,6 +18,7 @@ from torch import nn
 from ..dseq_jepa import ARCHITECTURES, namespace
 from ..errors import UserError, similar
 from . import checkpoints
+from .config import read_config
 from .download import hub_access
 from .stock import detect
 from .weights import encoder_weights, misfits, read
@@ -137,10 +137,7 @@ def _from_path(path: Path, img_size: int | None, random: bool, args: dict[str, A
     if path.name == checkpoints.MODEL and any((path.parent / name).is_file() for name in (_CONFIG, checkpoints.STATE)):
         path = path.parent  # which says more than the weights alone
     if (path / _CONFIG).is_file():
-        try:
-            json.loads((path / _CONFIG).read_text())
-        except ValueError as error:
-            raise UserError(f"{path / _CONFIG} is no JSON ({error}): copy or export it again.") from error
+        read_config(path / _CONFIG)
         return _create(f"{_FOLDER}{path}", img_size, not random, args), _folder_name(path)
     if path.is_file():
         return _detected(path, img_size, random, args), _file_name(path)

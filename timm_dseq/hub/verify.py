@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from ..dseq_jepa import STOCK
 from ..errors import UserError
 from . import cards
+from .config import read_config
 from .download import unreachable
 from .stock import StockModel, check_fit
 from .weights import Weights, check_safetensors
@@ -75,8 +76,8 @@ def read_folder(folder: Path, name: str | None = None) -> tuple[dict, StockModel
 
 
 def _read_config(path: Path) -> tuple[dict, StockModel]:
+    config = read_config(path)
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
         stock = StockModel.from_config(config)
     except (ValueError, KeyError, TypeError) as error:
         reason = f"{type(error).__name__}: {error}"

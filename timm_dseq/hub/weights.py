@@ -83,7 +83,7 @@ def read(path: str | PathLike) -> dict[str, Any]:
             f"{path} {what}, and opening it could run foreign code: save its tensors alone, as "
             "safetensors.torch.save_file(state_dict, FILE), where you trust it."
         ) from error
-    except (RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
+    except Exception as error:  # torch's reader stumbles over a damaged file in many ways
         if "TorchScript" in str(error):
             raise UserError(
                 f"{path} is a TorchScript archive, which holds a program: save its weights alone, as "
@@ -186,6 +186,6 @@ def _unwrapped(weights: dict[str, Any]) -> Weights:
 
 
 def _check_names(state: dict[Any, Any]) -> None:
-    unnamed = next((name for name in state if not isinstance(name, str)), None)
-    if unnamed is not None:
-        raise UserError(f"There is an entry named {unnamed!r}, which is no name of a weight: save model.state_dict().")
+    for name in state:
+        if not isinstance(name, str) or not name or not name.isprintable():
+            raise UserError(f"There is an entry named {name!r}, which is no name of a weight: save model.state_dict().")

@@ -1,0 +1,91 @@
+"""Every program through which a file of somebody else's comes in, each in a process that is forked from a warm one."""
+
+import contextlib
+import importlib
+import os
+from pathlib import Path
+
+from ..train.runs import FORKS, TINY, options
+
+SECONDS = 60
+
+
+def _enter(module: str, arguments: list[str], said: Path) -> None:
+    os.chdir(said.parent)
+    with (
+        said.open("w") as out,
+        said.with_suffix(".err").open("w") as err,
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+    ):
+        try:
+            code = importlib.import_module(module).main(arguments)
+        except SystemExit as end:
+            code = end.code
+        except BaseException as error:  # a traceback, in a user's eyes
+            print(f"Traceback: {error!r}", file=err)
+            code = 1
+    os._exit(code)
+
+
+def enter(module: str, arguments: list[str], folder: Path) -> tuple[int | None, str, str]:
+    """Exit code (None: it never ended), what went to stdout, and to stderr. The program runs in this folder."""
+    said = folder / "said.out"
+    process = FORKS.Process(target=_enter, args=(module, [str(word) for word in arguments], said))
+    process.start()
+    process.join(SECONDS)
+    code = process.exitcode
+    if code is None:
+        process.kill()
+        process.join()
+    return code, said.read_text(), said.with_suffix(".err").read_text()
+
+
+def refused(found: tuple[int | None, str, str], *names: str) -> None:
+    """Exit code 1 or 2, and one line on stderr, no traceback, that holds each of these names."""
+    code, _, err = found
+    assert code in (1, 2), found
+    lines = [line for line in err.splitlines() if "Warning" not in line and not line.startswith("  ")]
+    assert len(lines) == 1, err
+    assert "Traceback" not in err and "a fault of ours" not in err, err
+    for name in names:
+        assert name in lines[0], (name, lines[0])
+
+
+def pretrain(folder: Path, **settings) -> tuple[str, list[str]]:
+    quiet = {"watch__probe_every": 0, "max_steps": 1}
+    return "pretrain", options(folder / "run", **{**quiet, **settings})
+
+
+def convert(file: Path, folder: Path) -> tuple[str, list[str]]:
+    return "timm_dseq.cli", ["convert", file, "--output", folder / "out"]
+
+
+def explain(file: Path, folder: Path, photo: Path) -> tuple[str, list[str]]:
+    return "timm_dseq.cli", ["explain", photo, "--model", file, "--output", folder / "out.png"]
+
+
+def init(file: Path, folder: Path) -> tuple[str, list[str]]:
+    return pretrain(folder, model__init=file)
+
+
+def probe(file: Path, folder: Path, data: Path) -> tuple[str, list[str]]:
+    own = {"output_dir": folder / "probe", "results": folder / "results.jsonl", "cache.folder": folder / "cache"}
+    words = {"model": file, "data.path": data, "protocol": "knn", "knn.k": "[1]", "workers": 0, "img_size": 32, **own}
+    return "probe", [f"--{name}={value}" for name, value in words.items()]
+
+
+def finetune(file: Path, folder: Path, data: Path) -> tuple[str, list[str]]:
+    own = {"output_dir": folder / "tuned", "results": folder / "results.jsonl"}
+    words = {
+        "model": file,
+        "data.path": data,
+        "optim.batch_size": 4,
+        "optim.epochs": 1,
+        "optim.warmup_epochs": 0,
+        **own,
+    }
+    return "finetune", [f"--{name}={value}" for name, value in {**words, "workers": 0, "img_size": 32}.items()]
+
+
+__all__ = ["TINY", "convert", "enter", "explain", "finetune", "init", "pretrain", "probe", "refused"]

@@ -1,0 +1,42 @@
+"""config.json of a folder ready for the Hub, read: plain JSON whose entries are of the types that timm expects."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from ..errors import UserError
+
+_LONGEST = 2**20  # bytes
+_TYPES = {"architecture": str, "model_args": dict, "pretrained_cfg": dict, "num_classes": int, "global_pool": str}
+_PREPROCESSING = {"interpolation": str, "crop_mode": str, "crop_pct": (int, float), "license": str, "tag": str}
+_NUMBERS = ("mean", "std", "input_size")
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """The content of a config.json; one line where it is none of timm's."""
+    try:
+        if path.stat().st_size > _LONGEST:
+            raise ValueError("it is too long")
+        config = json.loads(path.read_text(encoding="utf-8"))
+        _check_types(config)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}): check its rights.") from error
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise UserError(f"{path} is no config of timm ({error}): convert or export the weights anew.") from error
+    return config
+
+
+def _check_types(config: Any) -> None:
+    if not isinstance(config, dict) or "architecture" not in config:
+        raise ValueError("it names no architecture")
+    for name, kind in _TYPES.items():
+        if name in config and (not isinstance(config[name], kind) or isinstance(config[name], bool)):
+            raise ValueError(f"{name} is {config[name]!r:.80}")
+    preprocessing = config.get("pretrained_cfg", {})
+    for name, kind in _PREPROCESSING.items():
+        if preprocessing.get(name) is not None and not isinstance(preprocessing[name], kind):
+            raise ValueError(f"{name} is {preprocessing[name]!r:.80}")
+    for name in _NUMBERS:
+        numbers = preprocessing.get(name, [1.0])
+        if not isinstance(numbers, list) or not all(isinstance(x, (int, float)) and x == x for x in numbers):
+            raise ValueError(f"{name} is {numbers!r:.80}")
