@@ -1,0 +1,108 @@
+"""Killed at random moments, does a run end as if nothing had happened? Its weights, moments and log, bit for bit.
+
+    python benchmarks/kills.py 1000
+    python benchmarks/kills.py 50 --processes 2      # one of them is killed; the other has to end by itself
+
+A run of 20 tiny steps with a checkpoint every third is started, killed (SIGKILL), started again, and so on until it
+ends, and is compared with one that nobody disturbed. Told is, too, what the kills came amid.
+"""
+
+import argparse
+import collections
+import random
+import shutil
+import socket
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+from rich.progress import Progress
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "train")]
+
+from tests.train.runs import environments, log_of, said_of, start, tensors_of  # noqa: E402
+
+ALONE = 60.0  # seconds in which a process whose partner was killed has to end
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
+
+
+def begun(output: Path, processes: int) -> list:
+    """The processes of one run."""
+    if processes == 1:
+        return [start(output)]
+    return [start(output, environment) for environment in environments(free_port(), processes)]
+
+
+def amid(output: Path) -> str:
+    """What a run was doing when it was killed, by what it left."""
+    if not (output / "log.jsonl").exists():
+        return "preparations"
+    if any((output / "checkpoints").glob(".unfinished-*")):
+        return "a checkpoint"
+    if (output / "export.new").exists() or (output / "export").exists():
+        return "the export"
+    return "the steps"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("kills", type=int)
+    parser.add_argument("--processes", type=int, default=1)
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    draw, places = random.Random(options.seed), collections.Counter()
+    folder = Path(tempfile.mkdtemp(prefix="kills-"))
+    whole = folder / "whole"
+    for attempt in (folder / "first", whole):  # the first one waits for imports
+        clock = time.monotonic()
+        for process in begun(attempt, options.processes):
+            process.join()
+            assert process.exitcode == 0, said_of(attempt).read_text()
+        seconds = time.monotonic() - clock
+    expected, log = tensors_of(whole), log_of(whole)
+    kills = runs = different = hung = 0
+    with Progress() as progress:
+        task = progress.add_task("kills", total=options.kills)
+        while kills < options.kills:
+            output = folder / f"run-{runs}"
+            while True:
+                processes = begun(output, options.processes)
+                processes[0].join(draw.uniform(0.02, 1.0) * seconds)
+                if all(process.exitcode is not None for process in processes):
+                    break
+                draw.choice(processes).kill()
+                end = time.monotonic() + ALONE
+                for process in processes:
+                    process.join(max(0.0, end - time.monotonic()))
+                    if process.exitcode is None:
+                        hung += 1
+                        process.kill()
+                        process.join()
+                kills += 1
+                places[amid(output)] += 1
+                progress.update(task, completed=kills)
+            runs += 1
+            ours = tensors_of(output)
+            same = ours.keys() == expected.keys() and all(torch.equal(ours[name], expected[name]) for name in ours)
+            if not same or log_of(output) != log or any(process.exitcode for process in processes):
+                different += 1
+                print(f"{output} differs: it stays there", flush=True)
+            else:
+                shutil.rmtree(output)
+    where = ", ".join(f"{count} amid {place}" for place, count in places.most_common())
+    print(f"{kills} kills of {runs} runs ({where}): {different} ended otherwise, {hung} processes had to be ended")
+    if not different:
+        shutil.rmtree(folder)
+    return 1 if different or hung else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
