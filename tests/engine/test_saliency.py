@@ -6,11 +6,11 @@ import torch
 from torch.nn import functional as F
 
 from timm_dseq import DSeqJEPA
-from timm_dseq.engine.saliency import QUERIES, min_max, saliency_from_tokens, saliency_map
+from timm_dseq.engine.saliency import QUERIES, Query, min_max, saliency_from_tokens, saliency_map
 from timm_dseq.engine.vit import block_index
 from timm_dseq.errors import UserError
 
-from ..tiny import SHAPES, encoder
+from ..tiny import SHAPES, batch, encoder, jepa
 
 
 def model_of(img_size=(48, 48), **kwargs):
@@ -186,3 +186,24 @@ def test_a_share_of_the_depth_is_the_papers_block():
 
 def test_a_constant_map_becomes_zero():
     assert torch.equal(min_max(torch.full((2, 5), 3.0)), torch.zeros(2, 5))
+
+
+def test_a_function_of_ones_own_scores_patches_and_trains():
+    """Here how long a patch's vector is, which is what the query `norm` does without the norm."""
+    seen = []
+
+    def length(model, tokens):
+        seen.append(tokens.shape)
+        return tokens[:, model.num_prefix_tokens :].norm(dim=-1)
+
+    model = jepa(query=length)
+    images, _, blocks = batch()
+    loss, _, facts = model(images, None, blocks)
+    loss.backward()
+    assert facts["regions_found"] > 0 and len(seen) == 1
+    ours = saliency_map(model.target, images, length)
+    by_hand = saliency_map(model.target, images, Query(lambda model, tokens, *_: tokens[:, 1:].square().sum(-1).sqrt()))
+    torch.testing.assert_close(ours, by_hand)
+    assert ours.shape[0] == len(images) and len(seen) == 2
+    with pytest.raises(UserError, match=r"the query's scores has the shape .*: give \(B, h·w\)"):
+        saliency_map(model.target, images, lambda model, tokens: tokens)

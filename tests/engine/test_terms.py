@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from timm_dseq import UserError
 from timm_dseq.engine.terms import TERMS
 from timm_dseq.engine.terms.vicreg import Contrastive
 
@@ -65,3 +66,45 @@ def test_a_new_term_is_a_class_and_a_line_in_the_dict(monkeypatch):
     ours, theirs = gradients(model, loss), gradients(plain, before * count)
     assert ours["length.scale"].abs().max() > 0
     assert all((ours[name] - theirs[name]).abs().max() > 0 for name in theirs if "predictor.project" in name)
+
+
+def test_a_loss_of_ones_own_is_a_pair_of_its_factor_and_a_function():
+    plain, ours = jepa(), jepa(terms={"small": (0.5, lambda predicted, target, plan, shape: predicted.square().mean())})
+    images, _, blocks = batch()
+    before, count, _ = plain(images, None, blocks)
+    loss, _, facts = ours(images, None, blocks)
+    added = facts["losses"]["small"]
+    assert added > 0
+    torch.testing.assert_close(loss, before + count * added)
+    loss.backward()
+    assert all(p.grad is not None for p in ours.predictor.parameters())
+
+
+def test_a_module_of_ones_own_is_trained_and_saved_with_the_model():
+    class Head(torch.nn.Module):
+        def __init__(self, width):
+            super().__init__()
+            self.linear = torch.nn.Linear(width, 1)
+
+        def forward(self, predicted, target, plan, shape):
+            return self.linear(predicted - target).square().mean()
+
+    model = jepa(terms={"head": (1.0, Head(jepa().student.embed_dim))})
+    images, _, blocks = batch()
+    model(images, None, blocks)[0].backward()
+    assert model.head.linear.weight.grad.abs().sum() > 0 and "head.linear.weight" in model.state_dict()
+
+
+@pytest.mark.parametrize(
+    ("terms", "says"),
+    [
+        ({"mine": 1.0}, "'mine' is unknown: choose from contrastive, or give"),
+        ({"mine": (1.0,)}, "give its factor and a function"),
+        ({"mine": ("x", len)}, "give its factor and a function"),
+        ({"student": (1.0, len)}, "'student' is no free name"),
+        ({"a b": (1.0, len)}, "'a b' is no free name"),
+    ],
+)
+def test_terms_that_are_none(terms, says):
+    with pytest.raises(UserError, match=says):
+        jepa(terms=terms)

@@ -18,9 +18,9 @@ from .packing import pack_contexts
 from .plans import Plan
 from .predictor import Predictor
 from .regions import Regions, check_options, rank_regions
-from .saliency import check_query, saliency_from_tokens
+from .saliency import AnyQuery, check_query, saliency_from_tokens
 from .target_blocks import Blocks
-from .terms import TERMS, check_terms
+from .terms import TERMS, AnyTerm, check_terms
 from .views.recognition import Recognition
 from .views.windows import encode_windows, pooled_width
 from .vit import block_index, check_packable, embed, final_norm, full_precision, grid_of, prepare_encoder, run_blocks
@@ -35,7 +35,8 @@ class DSeqJEPA(nn.Module):
     or load those that belong to the name; otherwise it is initialised as I-JEPA's. query and block are those of
     `saliency_map`, num_regions to stop_after those of `rank_regions`; flat=True predicts every region from R_1 alone.
     loss: the mean over target tokens ("token"), or over predictions of the mean over each one's tokens ("step").
-    terms: losses to add, name → factor; contrastive=True is short for terms={"contrastive": 1.0}.
+    terms: losses to add, name → factor, or → (factor, your own function or module, as `terms` describes it);
+    contrastive=True is short for terms={"contrastive": 1.0}.
     views: crops of each image that have to recognise one another, each by a few windows of patches (0: none);
     objective="views" is that alone, with others it is added times views_factor. temperature: of its InfoNCE.
     """
@@ -47,7 +48,7 @@ class DSeqJEPA(nn.Module):
         *,
         img_size: int | tuple[int, int] | None = None,
         pretrained: bool = False,
-        query: str = "cls_param",
+        query: AnyQuery = "cls_param",
         block: int | float = 11 / 12,
         num_regions: int = 5,
         min_area: float = 0.02,
@@ -57,7 +58,7 @@ class DSeqJEPA(nn.Module):
         flat: bool = False,
         loss: str = "token",
         contrastive: bool = False,
-        terms: dict[str, float] | None = None,
+        terms: dict[str, AnyTerm] | None = None,
         views: int = 0,
         views_factor: float = 1.0,
         temperature: float = 0.2,
@@ -98,9 +99,13 @@ class DSeqJEPA(nn.Module):
         depth = predictor_depth or (6 if len(encoder.blocks) <= 12 else 12)
         heads = encoder.blocks[0].attn.num_heads
         self.predictor = Predictor(encoder.patch_embed.grid_size, encoder.embed_dim, heads, predictor_width, depth)
-        self.terms = terms
-        for name in terms:  # a module of this name, as it is in checkpoints
-            self.add_module(name, TERMS[name](encoder.embed_dim))
+        self.terms: dict[str, float] = {}
+        for name, given in terms.items():
+            factor, term = given if isinstance(given, tuple) else (given, TERMS[name](encoder.embed_dim))
+            if not name.isidentifier() or hasattr(self, name):
+                raise UserError(f"terms: {name!r} is no free name: the model has one of its own, choose another")
+            self.terms[name] = factor
+            setattr(self, name, term)  # a module has this name in checkpoints, too
         self.predictor.requires_grad_(self.predicts)  # DDP waits for the gradient of what has one
         self.views, self.views_factor = views, views_factor
         self.recognition = Recognition(pooled_width(encoder), views, temperature) if views else None

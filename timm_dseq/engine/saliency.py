@@ -34,32 +34,48 @@ class Query:
     reads_input: bool = False  # whether it reads the tokens that the block receives
 
 
-def check_query(model: VisionTransformer, query: str, training: bool = False) -> None:
+AnyQuery = str | Query | Callable[[VisionTransformer, torch.Tensor], torch.Tensor]
+
+
+def query_of(query: AnyQuery) -> Query:
+    """The query of this name; or one of your own: a Query, or a function (model, tokens (B, prefix + n, D)) → (B, n)."""
+    if isinstance(query, Query):
+        return query
+    if callable(query):
+        return Query(lambda model, tokens, *_: query(model, tokens))
+    if query not in QUERIES:
+        raise UserError(f"query={query!r} is unknown: choose one of {', '.join(QUERIES)}, or give a function")
+    return QUERIES[query]
+
+
+def check_query(model: VisionTransformer, query: AnyQuery, training: bool = False) -> None:
     """One line for a model that is no plain ViT, or a query that does not exist or that this model cannot answer.
 
     training: whether queries for analysis are refused, too.
     """
     check_plain(model)
-    if query not in QUERIES:
-        raise UserError(f"query={query!r} is unknown: choose one of {', '.join(QUERIES)}")
-    if QUERIES[query].needs_class_token and model.cls_token is None:
+    asked = query_of(query)
+    if asked.needs_class_token and model.cls_token is None:
         others = " or ".join(f"query={name!r}" for name, other in QUERIES.items() if not other.needs_class_token)
         raise UserError(f"query={query!r} needs a class token, which this ViT lacks: use {others}")
-    if training and not QUERIES[query].for_training:
+    if training and not asked.for_training:
         others = ", ".join(name for name, other in QUERIES.items() if other.for_training)
         raise UserError(f"query={query!r} is for analysis: pretrain with one of {others}")
 
 
 @torch.no_grad()
 def saliency_map(
-    model: VisionTransformer, images: torch.Tensor, query: str = "cls_param", block: int | float = 11 / 12
+    model: VisionTransformer, images: torch.Tensor, query: AnyQuery = "cls_param", block: int | float = 11 / 12
 ) -> torch.Tensor:
-    """Saliency of images (B, C, H, W), by one pass up to the transformer block `block`: (B, h, w)."""
+    """Saliency of images (B, C, H, W), by one pass up to the transformer block `block`: (B, h, w).
+
+    query: a name, or your own way to score patches (`query_of`).
+    """
     check_query(model, query)
     index = block_index(model, block)
     check_images(model, images)
     tokens = embed(model, images)
-    for layer in model.blocks[: index if QUERIES[query].reads_input else index + 1]:
+    for layer in model.blocks[: index if query_of(query).reads_input else index + 1]:
         tokens = layer(tokens)
     return saliency_from_tokens(model, tokens, query, block, grid_of(model, images))
 
@@ -68,7 +84,7 @@ def saliency_map(
 def saliency_from_tokens(
     model: VisionTransformer,
     tokens: torch.Tensor,
-    query: str = "cls_param",
+    query: AnyQuery = "cls_param",
     block: int | float = 11 / 12,
     grid: tuple[int, int] | None = None,
 ) -> torch.Tensor:
@@ -82,7 +98,8 @@ def saliency_from_tokens(
     shape = (None, model.num_prefix_tokens + h * w, model.embed_dim)
     check_tensor("tokens", tokens, shape, f"(B, prefix + h·w, D) of a grid of {h}×{w}")
     with torch.autocast(tokens.device.type, enabled=False):
-        scores = QUERIES[query].score(model, tokens, block_index(model, block), (h, w))
+        scores = query_of(query).score(model, tokens, block_index(model, block), (h, w))
+        check_tensor("the query's scores", scores, (len(tokens), h * w), "(B, h·w), salient ones high")
     return min_max(scores).view(-1, h, w)
 
 

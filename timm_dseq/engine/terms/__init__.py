@@ -6,6 +6,7 @@ number, (), that is a mean over the batch. A new term is a class in a file here 
 """
 
 from collections.abc import Callable, Mapping
+from numbers import Real
 
 from torch import nn
 
@@ -15,8 +16,14 @@ from .vicreg import Contrastive
 TERMS: dict[str, Callable[[int], nn.Module]] = {"contrastive": Contrastive}
 
 
-def check_terms(terms: Mapping[str, float]) -> None:
+AnyTerm = float | tuple[float, Callable]  # a factor; with one's own term beside it
+
+
+def check_terms(terms: Mapping[str, AnyTerm]) -> None:
     """One line for a term that does not exist."""
-    for name in terms:
-        if name not in TERMS:
-            raise UserError(f"terms: {name!r} is unknown: choose from {', '.join(TERMS)}")
+    for name, given in terms.items():
+        own = isinstance(given, tuple)
+        if own and not (len(given) == 2 and isinstance(given[0], Real) and callable(given[1])):
+            raise UserError(f"terms: {name!r} is {given!r}: give its factor and a function or module")
+        if not own and name not in TERMS:
+            raise UserError(f"terms: {name!r} is unknown: choose from {', '.join(TERMS)}, or give (factor, function)")
