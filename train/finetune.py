@@ -33,7 +33,7 @@ from common.tuning.classifier import describe
 from common.tuning.evaluation import correct_answers
 from common.tuning.export import SeedResult, export
 from common.tuning.log import TuningLog
-from common.tuning.settings import FREE, Tuning, parse
+from common.tuning.settings import FREE, Tuning, fitted, parse
 from common.tuning.training import Batch, ClassifierTraining
 
 from timm_dseq import UserError
@@ -66,6 +66,9 @@ def run(config: Tuning, text: str) -> int:
 def train_and_export(config: Tuning, text: str, accelerator: Accelerator) -> int:
     """One run for each seed, then the export."""
     splits = [open_labelled(config.data, seed) for seed in config.seeds]
+    config, said = fitted(config, min(len(labelled.train) for labelled in splits), accelerator.num_processes)
+    if accelerator.is_main_process and said:
+        print("\n".join(said), flush=True)
     stop, finished, counts = Stop(), [], None
     for seed, labelled in zip(config.seeds, splits, strict=True):
         own = replace(config, seeds=[seed], output_dir=str(Path(config.output_dir) / f"seed-{seed}"))

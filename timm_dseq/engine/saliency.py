@@ -38,7 +38,7 @@ AnyQuery = str | Query | Callable[[VisionTransformer, torch.Tensor], torch.Tenso
 
 
 def query_of(query: AnyQuery) -> Query:
-    """The query of this name; or one of your own: a Query, or a function (model, tokens (B, prefix + n, D)) → (B, n)."""
+    """The query of this name; or your own: a Query, or a function (model, tokens (B, prefix + n, D)) → (B, n)."""
     if isinstance(query, Query):
         return query
     if callable(query):

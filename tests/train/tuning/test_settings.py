@@ -4,7 +4,7 @@ import pytest
 import yaml
 from common.pretraining import settings as pretraining
 from common.run.length import Length
-from common.tuning.settings import RECIPES, parse, parser
+from common.tuning.settings import RECIPES, fitted, parse, parser
 
 from timm_dseq import UserError
 
@@ -50,6 +50,29 @@ def test_a_recipe_named_in_a_file_is_taken_too_and_saved_settings_make_the_same_
 def test_settings_that_contradict_each_other_are_refused(mistake, says):
     with pytest.raises(UserError, match=says):
         parse([*GIVEN, *mistake])
+
+
+@pytest.mark.parametrize(
+    ("images", "words", "batch", "warmup"),
+    [
+        (1_281_167, [], 1024, 5),  # what the recipe is for
+        (1_281_167, ["--recipe=ijepa"], 512, 5),
+        (9_469, [], 256, 5),
+        (150, [], 8, 5),
+        (6, [], 6, 5),
+        (150, ["--optim.epochs=3"], 8, 0.15),
+        (150, ["--optim.epochs=3", "--optim.warmup_epochs=1"], 8, 1),
+        (150, ["--optim.batch_size=64"], 64, 5),  # what was asked for
+        (150, ["--optim.accumulation=3"], 6, 5),
+        (3, ["--augment.mixup=0", "--augment.cutmix=0"], 3, 5),
+    ],
+)
+def test_batch_and_warm_up_follow_the_images_and_epochs_where_they_are_the_recipes(images, words, batch, warmup):
+    config, said = fitted(parse([*GIVEN, *words])[0], images, 1)
+    assert (config.optim.batch_size, config.optim.warmup_epochs) == (batch, warmup)
+    assert len(said) == (batch not in (1024, 512, 64)) + (warmup == 0.15)
+    assert all(line.startswith("optim.") and "\n" not in line for line in said)
+    Length.of(config.optim, images, 1, pairs=not words or "mixup" not in words[0])
 
 
 @pytest.mark.parametrize("words", [["--dry-run"], ["--dry_run"], ["--dry-run", "true"], ["--dry_run=true"]])

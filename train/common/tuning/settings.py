@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from timm_dseq import UserError
@@ -135,6 +135,7 @@ class Tuning:
     dry_run: bool = False
 
 
+STEPS = 20  # of an epoch, at least, where a recipe's batch would leave fewer
 RECIPES = {
     "mae": {},
     # Assran et al. (2023) for 1 % of ImageNet: as MAE, without mixup, cutmix, erasing and drop path.
@@ -171,12 +172,33 @@ def parse(arguments: Sequence[str] | None = None) -> tuple[Tuning, str]:
     return config, text
 
 
+def fitted(config: Tuning, images: int, processes: int) -> tuple[Tuning, list[str]]:
+    """A recipe's batch and warm-up, which are ImageNet's, for as many images and epochs as there are; and what to say.
+
+    images: in an epoch. What was given on the command line or in a file, and differs from the recipe's, stays.
+    """
+    optim, said = config.optim, []
+    if optim.batch_size == RECIPES[config.recipe].get("optim.batch_size", Optim.batch_size):
+        unit = optim.accumulation * processes * (2 if config.augment.mixup or config.augment.cutmix else 1)
+        least = max(unit, 1 << (max(1, images // STEPS).bit_length() - 1))  # a power of two, if the unit is
+        batch = min(optim.batch_size, max(unit, min(max(8, least), images) // unit * unit))
+        if batch < optim.batch_size:
+            said.append(
+                f"optim.batch_size is {batch}, not the recipe's {optim.batch_size}: there are {images:,} images"
+            )
+        optim = replace(optim, batch_size=batch)
+    if optim.warmup_epochs == Optim.warmup_epochs and optim.warmup_epochs > optim.epochs / 10:
+        optim = replace(optim, warmup_epochs=optim.epochs / 20)
+        said.append(f"optim.warmup_epochs is {optim.warmup_epochs:g}, a twentieth of the run")
+    return replace(config, optim=optim), said
+
+
 def check(config: Tuning) -> None:
     """One line for settings that contradict each other, which their types cannot say."""
     low, high = config.augment.crop_scale
     if not 0 < low <= high:
         raise UserError(f"augment.crop_scale={low}, {high}: give the least share of the area first, above 0.")
-    if config.optim.warmup_epochs >= config.optim.epochs:
+    if config.optim.warmup_epochs >= config.optim.epochs and config.optim.warmup_epochs != Optim.warmup_epochs:
         raise UserError(
             f"optim.warmup_epochs={config.optim.warmup_epochs} leaves nothing of optim.epochs={config.optim.epochs}: "
             "give less."
