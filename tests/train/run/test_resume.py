@@ -126,10 +126,13 @@ def test_a_checkpoint_whose_content_cannot_be_is_refused_before_anything_is_over
     part, change, says = WRONG[case]
     changed(own, part, change)
     before = log_of(own)
+    shutil.copytree(own / "checkpoints" / "step-00000003", own / "checkpoints" / "step-00000008")
+    (own / "checkpoints" / "step-00000008" / "state.json").unlink()  # a newer one, which is passed over
     code, said = train(own, max_steps=9)
     assert code == 1 and says in said and said.count("\n") == said.rstrip().count("\n") + 1, said
     assert "Traceback" not in said and said.splitlines()[-1].startswith("pretrain.py: "), said
     assert log_of(own) == before and not (own / "checkpoints" / "step-00000009").exists()
+    assert not [*own.glob("earlier-*")]
 
 
 @pytest.mark.parametrize("text", ["{}", "[]", "null", "7", '{"model.safetensors": 3}', "[" * 100_000])

@@ -158,11 +158,11 @@ class RunCheckpoints:
         self._check_settings()
         self._check_data()
         saved = checkpoints.load(Path(self.path))
+        if fault := misfit(model, optimizer, saved.model, saved.optimizer):
+            raise UserError(f"{self.path} is no checkpoint of this model ({fault}): take another one.")
         if self.accelerator.is_main_process and not self.config.dry_run:
             self._step_back()
         self.accelerator.wait_for_everyone()
-        if fault := misfit(model, optimizer, saved.model, saved.optimizer):
-            raise UserError(f"{self.path} is no checkpoint of this model ({fault}): take another one.")
         restore(model, optimizer, saved.model, saved.optimizer)
 
     def _choose(self) -> tuple[str | None, str | None]:
