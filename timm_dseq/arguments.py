@@ -69,6 +69,12 @@ def check_share(name: str, value: Any) -> None:
         raise UserError(f"{name}={value!r} is no share: give a number from 0 to 1")
 
 
+def check_positive(name: str, value: Any) -> None:
+    """A finite number above 0."""
+    if not isinstance(value, Real) or not 0 < value < float("inf"):
+        raise UserError(f"{name}={value!r}: give a number above 0")
+
+
 def check_whole(name: str, value: Any, least: int) -> None:
     """A whole number from `least` on."""
     if not _whole(value, least):

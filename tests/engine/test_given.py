@@ -6,7 +6,7 @@ import pytest
 import timm
 import torch
 
-from timm_dseq import DSeqJEPA, UserError, block_masks, rank_regions, saliency_map
+from timm_dseq import DSeqJEPA, UserError, block_masks, rank_regions, saliency_map, view_windows
 from timm_dseq.engine.plans import plan_blocks, plan_regions
 from timm_dseq.engine.saliency import saliency_from_tokens
 
@@ -217,3 +217,65 @@ def test_views(pixels, windows, says):
     model = DSeqJEPA(vit(), "views", views=2, predictor_width=24, predictor_depth=1)
     with pytest.raises(UserError, match=says):
         model(pixels=pixels, windows=windows)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ((6, torch.arange(4), 0.5), "grid=6 is none"),
+        (((6, 6, 6), torch.arange(4), 0.5), "grid=.* is none"),
+        ((("6", 6), torch.arange(4), 0.5), "grid=.* is none"),
+        ((GRID, [1, 2], 0.5), "seeds is a list"),
+        ((GRID, torch.tensor(3), 0.5), "seeds has the shape"),
+        ((GRID, torch.rand(4), 0.5), "seeds is of type"),
+        ((GRID, torch.arange(4), math.nan), "share=nan is no share"),
+        ((GRID, torch.arange(4), math.inf), "share=inf is no share"),
+        ((GRID, torch.arange(4), -1), "share=-1 is no share"),
+        ((GRID, torch.arange(4), 5), "share=5 is no share"),
+        ((GRID, torch.arange(4), "0.5"), "share='0.5' is no share"),
+    ],
+)
+def test_windows_of_views(arguments, says):
+    with pytest.raises(UserError, match=says):
+        view_windows(*arguments)
+
+
+@pytest.mark.parametrize("block", ["a", None, math.nan, True, 1.5, 7, -1, math.inf])
+def test_a_block_that_is_none(block, model):
+    with pytest.raises(UserError, match="block="):
+        saliency_map(model.student, images(), block=block)
+
+
+@pytest.mark.parametrize("query", [[], 3, None, "best"])
+def test_a_query_that_is_none(query, model):
+    with pytest.raises(UserError, match=r"query=.* is unknown"):
+        saliency_map(model.student, images(), query)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"views": 2, "temperature": 0}, "temperature=0: give a number above 0"),
+        ({"views": 2, "temperature": "a"}, "temperature='a': give a number above 0"),
+        ({"views": 2, "views_factor": math.nan}, "views_factor=nan: give a number above 0"),
+        ({"min_area": "a"}, "min_area='a' is a share"),
+    ],
+)
+def test_numbers_of_the_model(options, says):
+    with pytest.raises(UserError, match=says):
+        DSeqJEPA(vit(), **options)
+
+
+def test_things_in_the_place_of_blocks_and_plans(model):
+    with pytest.raises(UserError, match="blocks and plan are those of"):
+        model(images(), None, "b")
+    with pytest.raises(UserError, match="blocks and plan are those of"):
+        model(images(), plan="x")
+    with pytest.raises(UserError, match="encode='z': give 'target' or 'student'"):
+        model(images(), encode="z")
+    with pytest.raises(UserError, match="regions is a int"):
+        plan_regions(1)
+    with pytest.raises(UserError, match="blocks is a int"):
+        plan_blocks(1)
+    with pytest.raises(UserError, match="grid="):
+        saliency_from_tokens(model.student, torch.randn(2, 37, 24), grid=6)

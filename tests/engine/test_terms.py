@@ -100,7 +100,10 @@ def test_a_module_of_ones_own_is_trained_and_saved_with_the_model():
     [
         ({"mine": 1.0}, "'mine' is unknown: choose from contrastive, or give"),
         ({"mine": (1.0,)}, "give its factor and a function"),
-        ({"mine": ("x", len)}, "give its factor and a function"),
+        ({"mine": ("x", len)}, "the factor of 'mine'='x': give a number above 0"),
+        ({"contrastive": float("nan")}, "the factor of 'contrastive'=nan: give a number above 0"),
+        ("contrastive", "terms='contrastive': give a mapping"),
+        (["contrastive"], "give a mapping"),
         ({"student": (1.0, len)}, "'student' is no free name"),
         ({"a b": (1.0, len)}, "'a b' is no free name"),
     ],

@@ -8,6 +8,7 @@ from safetensors.torch import load_file, save_file
 from timm_dseq import UserError
 from timm_dseq.hub.convert import convert
 from timm_dseq.hub.stock import check_fit, detect
+from timm_dseq.hub.verify import verify
 from timm_dseq.hub.weights import parse, read
 
 from .. import layouts
@@ -326,3 +327,43 @@ def test_a_student_that_is_none_is_no_state_to_train_on(student, tmp_path):
     with pytest.raises(UserError, match=r"the student is not of the model|not finite"):
         convert(source, tmp_path / "out", with_pretraining_state=True)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_keeps_what_its_config_says_of_the_preprocessing_and_the_model(tmp_path):
+    torch.manual_seed(0)
+    args = {"class_token": True, "no_embed_class": True, "global_pool": "avg", "fc_norm": False, "num_heads": 6}
+    model = timm.create_model("vit_tiny_patch16_224", depth=2, img_size=64, num_classes=0, **args).eval()
+    first, second = tmp_path / "first", tmp_path / "second"
+    save_file(model.state_dict(), tmp_path / "w.safetensors")
+    convert(tmp_path / "w.safetensors", first)
+    config = json.loads((first / "config.json").read_text())
+    config["model_args"]["num_heads"] = 6
+    config["pretrained_cfg"] |= {"mean": [0.5] * 3, "std": [0.25] * 3, "interpolation": "bilinear", "crop_pct": 1.0}
+    (first / "config.json").write_bytes(b"\xef\xbb\xbf" + json.dumps(config).encode())
+    convert(first, second)
+    again = json.loads((second / "config.json").read_text())
+    for name in ("mean", "std", "interpolation", "crop_pct"):
+        assert again["pretrained_cfg"][name] == config["pretrained_cfg"][name]
+    image = torch.randn(1, 3, 64, 64)
+    torch.testing.assert_close(_loaded(second)(image), model(image))
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"interpolation": "wurst"}, "interpolation is 'wurst', none of bicubic"),
+        ({"std": [0, 0, 0]}, "std is .*, of which each has to be above 0"),
+        ({"mean": "x"}, "mean is 'x'"),
+        ({"crop_mode": 3}, "crop_mode is 3"),
+    ],
+)
+def test_preprocessing_that_is_none_is_named(change, says, tmp_path):
+    save_file(layouts.random_weights(layouts.encoder_shapes(), 1), tmp_path / "w.safetensors")
+    convert(tmp_path / "w.safetensors", tmp_path / "out")
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    config["pretrained_cfg"] |= change
+    (tmp_path / "out" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match=says):
+        convert(tmp_path / "out", tmp_path / "more")
+    with pytest.raises(UserError, match=says):
+        verify(tmp_path / "out")

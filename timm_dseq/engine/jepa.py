@@ -1,5 +1,6 @@
 """DSeqJEPA: student, EMA target and predictor; images (B, C, H, W) → the loss of a batch, as a sum and its count."""
 
+from collections.abc import Mapping
 from copy import deepcopy
 
 import timm
@@ -9,7 +10,7 @@ from timm.models import VisionTransformer
 from torch import nn
 from torch.nn import functional as F
 
-from ..arguments import check_images, check_share, check_tensor, check_whole
+from ..arguments import check_images, check_positive, check_share, check_tensor, check_whole
 from ..errors import UserError
 from ..host import Fetch
 from .curriculum import Choice, region_facts
@@ -78,9 +79,13 @@ class DSeqJEPA(nn.Module):
         self.region_options |= {"regions": regions, "stop_after": stop_after}
         check_options(**self.region_options)
         check_whole("views", views, 0)
+        check_positive("views_factor", views_factor)
+        check_positive("temperature", temperature)
         check_whole("predictor_width", predictor_width, 1)
         if predictor_depth is not None:
             check_whole("predictor_depth", predictor_depth, 1)
+        if not isinstance(terms, Mapping | None):
+            raise UserError(f"terms={terms!r}: give a mapping, name → factor")
         terms = {**({"contrastive": 1.0} if contrastive else {}), **(terms or {})}
         check_terms(terms)
         if isinstance(encoder, str):
@@ -168,10 +173,12 @@ class DSeqJEPA(nn.Module):
         With a plan it returns `predict`, with encode="target" or "student" `features_and_saliency`: DDP and FSDP2 wrap
         no other method.
         """
-        self._check(images, use_regions, blocks, pixels, windows)
+        self._check(images, use_regions, blocks, plan, pixels, windows)
         if plan is not None:
             return self._predictions(images, plan)[0]
         if encode is not None:
+            if encode not in ("target", "student"):
+                raise UserError(f"encode={encode!r}: give 'target' or 'student'")
             encoder = {"target": self.target, "student": self.student}[encode]
             tokens = self._begin(encoder, images)
             return self._end(encoder, tokens), self._saliency(encoder, images, tokens)
@@ -201,6 +208,7 @@ class DSeqJEPA(nn.Module):
         images: torch.Tensor | None,
         use_regions: torch.Tensor | None,
         blocks: Blocks | None,
+        plan: Plan | None,
         pixels: torch.Tensor | None,
         windows: torch.Tensor | None,
     ) -> None:
@@ -212,6 +220,8 @@ class DSeqJEPA(nn.Module):
                 raise UserError(
                     f"images of {grid_of(self.student, images)} patches: this model predicts in {tuple(grid)}"
                 )
+        if not isinstance(blocks, Blocks | None) or not isinstance(plan, Plan | None):
+            raise UserError("blocks and plan are those of block_masks, plan_regions and plan_blocks")
         if blocks is not None and images is not None:
             check_tensor("blocks.context", blocks.context, (len(images), *grid), "(B, h, w)", "bool")
         if use_regions is not None:

@@ -94,6 +94,8 @@ def plan_regions(
     """
     if flat and causal:
         raise UserError("flat=True and causal=True exclude each other: with flat no context follows R_1. Leave one out")
+    if not isinstance(regions, Regions):
+        raise UserError(f"regions is a {type(regions).__name__}: give those of rank_regions")
     _check_area(area, regions.area.shape)
     area = regions.area.cpu() if area is None else area
     images = torch.arange(len(area)) if images is None else images
@@ -135,6 +137,8 @@ def plan_blocks(blocks: Blocks, images: torch.Tensor | None = None, area: torch.
     images (I,) and area (B, 1 + targets), `block_area(blocks)`, are on the host; with them nothing is copied from the
     device.
     """
+    if not isinstance(blocks, Blocks):
+        raise UserError(f"blocks is a {type(blocks).__name__}: give those of block_masks")
     _check_area(area, (len(blocks), 1 + blocks.targets.shape[1]))
     area = block_area(blocks).cpu() if area is None else area
     images = torch.arange(len(area)) if images is None else images

@@ -6,6 +6,7 @@ the last region is the remainder. Batched on the device; nothing is copied to th
 
 import math
 from dataclasses import dataclass
+from numbers import Real
 
 import torch
 
@@ -82,8 +83,8 @@ def check_options(num_regions: int, min_area: float, order: str, regions: str, s
         check_whole("stop_after", stop_after, 0)
     if num_regions < 2:
         raise UserError(f"num_regions={num_regions}: a sequence needs at least 2, one to see and one to predict")
-    if not 0 <= min_area < 1:
-        raise UserError(f"min_area={min_area} is a share of the image: give a number from 0 to below 1")
+    if not isinstance(min_area, Real) or not 0 <= min_area < 1:
+        raise UserError(f"min_area={min_area!r} is a share of the image: give a number from 0 to below 1")
     if order not in ORDERS:
         raise UserError(f"order={order!r} is unknown: choose one of {', '.join(ORDERS)}")
     if regions not in REGIONS:

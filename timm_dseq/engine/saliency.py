@@ -43,7 +43,7 @@ def query_of(query: AnyQuery) -> Query:
         return query
     if callable(query):
         return Query(lambda model, tokens, *_: query(model, tokens))
-    if query not in QUERIES:
+    if not isinstance(query, str) or query not in QUERIES:
         raise UserError(f"query={query!r} is unknown: choose one of {', '.join(QUERIES)}, or give a function")
     return QUERIES[query]
 
@@ -93,8 +93,9 @@ def saliency_from_tokens(
     tokens (B, prefix + h·w, D): without the final norm. grid (h, w): by default that of the model's own image size.
     """
     check_query(model, query)
-    h, w = grid or model.patch_embed.grid_size
-    check_grid((h, w))
+    grid = grid or model.patch_embed.grid_size
+    check_grid(grid)
+    h, w = grid
     shape = (None, model.num_prefix_tokens + h * w, model.embed_dim)
     check_tensor("tokens", tokens, shape, f"(B, prefix + h·w, D) of a grid of {h}×{w}")
     with torch.autocast(tokens.device.type, enabled=False):

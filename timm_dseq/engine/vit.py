@@ -86,8 +86,10 @@ def _mark_dynamic(tokens: torch.Tensor, mask: torch.Tensor | None) -> None:
 def block_index(model: VisionTransformer, block: int | float) -> int:
     """The index of a transformer block: an integer is the index, a float a share of the depth (11/12 → 10 of 12)."""
     depth = len(model.blocks)
-    index = round(block * depth) - 1 if isinstance(block, float) else block
-    if not 0 <= index < depth:
+    if isinstance(block, bool) or not isinstance(block, (int, float)) or block != block:
+        raise UserError(f"block={block!r}: give its index, a whole number, or a share of the depth, such as 11 / 12")
+    index = round(block * depth) - 1 if isinstance(block, float) and abs(block) <= 1 else block
+    if not 0 <= index < depth or not isinstance(index, int):
         raise UserError(f"block={block} is block {index}, but the ViT has blocks 0 to {depth - 1}")
     return index
 

@@ -9,6 +9,10 @@ from ..errors import UserError
 _LONGEST = 2**20  # bytes
 _TYPES = {"architecture": str, "model_args": dict, "pretrained_cfg": dict, "num_classes": int, "global_pool": str}
 _PREPROCESSING = {"interpolation": str, "crop_mode": str, "crop_pct": (int, float), "license": str, "tag": str}
+_WORDS = {
+    "interpolation": ("bicubic", "bilinear", "nearest", "lanczos", "hamming", "box", "random"),
+    "crop_mode": ("center", "squash", "border"),
+}
 _NUMBERS = ("mean", "std", "input_size")
 
 
@@ -17,7 +21,7 @@ def read_config(path: Path) -> dict[str, Any]:
     try:
         if path.stat().st_size > _LONGEST:
             raise ValueError("it is too long")
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = json.loads(path.read_text(encoding="utf-8-sig"))
         _check_types(config)
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}): check its rights.") from error
@@ -36,7 +40,12 @@ def _check_types(config: Any) -> None:
     for name, kind in _PREPROCESSING.items():
         if preprocessing.get(name) is not None and not isinstance(preprocessing[name], kind):
             raise ValueError(f"{name} is {preprocessing[name]!r:.80}")
+    for name, known in _WORDS.items():
+        if preprocessing.get(name) is not None and preprocessing[name] not in known:
+            raise ValueError(f"{name} is {preprocessing[name]!r:.80}, none of {', '.join(known)}")
     for name in _NUMBERS:
         numbers = preprocessing.get(name, [1.0])
         if not isinstance(numbers, list) or not all(isinstance(x, (int, float)) and x == x for x in numbers):
             raise ValueError(f"{name} is {numbers!r:.80}")
+        if name != "mean" and not all(0 < x < float("inf") for x in numbers):
+            raise ValueError(f"{name} is {numbers!r:.80}, of which each has to be above 0")

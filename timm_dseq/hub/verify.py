@@ -63,7 +63,8 @@ def read_folder(folder: Path, name: str | None = None) -> tuple[dict, StockModel
         raise UserError(f"{name} is no folder: name one that timm-dseq convert has written.")
     for part in ("config.json", "README.md", "model.safetensors"):
         if not (folder / part).is_file():
-            raise UserError(f"{name} has no {part}: write the folder with timm-dseq convert.")
+            inside = f", or name {folder / 'export'}" if (folder / "export" / part).is_file() else ""
+            raise UserError(f"{name} has no {part}: write the folder with timm-dseq convert{inside}.")
     config, stock = _read_config(folder / "config.json")
     try:
         card = (folder / "README.md").read_text(encoding="utf-8")

@@ -132,6 +132,7 @@ def test_a_run_is_watched_and_reported(tmp_path, monkeypatch):
     assert str(output / "export") in said and "timm-dseq verify" in said
     first, *rest = log_of(output)
     assert f"after step 0: kNN {first['probe_before']['knn']:.1%}" in said
+    assert re.search(r"after step 0: kNN [\d.]+%, linear [\d.]+% \(chance [\d.]+%\), RankMe", said)
     assert first["probe_before"]["student"]["knn"] == first["probe_before"]["knn"]  # the target begins as its copy
     assert rest[-1]["probe"]["student"]["knn"] is not None
     assert not any("probe_before" in line for line in rest)

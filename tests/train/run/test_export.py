@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
-from common.run.export import public_name, replacing
+from common.run.export import blocked, public_name, replacing
 
 
 @pytest.mark.parametrize(
@@ -55,3 +55,23 @@ def readable(path: Path) -> bytes:
     """All of a file but tensors."""
     content = path.read_bytes()
     return content[8:][: int.from_bytes(content[:8], "little")] if path.suffix == ".safetensors" else content
+
+
+def test_what_else_lies_in_the_folder_stays(tmp_path):
+    (tmp_path / "export").mkdir()
+    (tmp_path / "export" / "mine.txt").write_text("mine")
+    (tmp_path / "export" / "model.safetensors").write_text("of before")
+    (tmp_path / "export" / "config.json").write_text("of before")
+    with replacing(tmp_path / "export") as fresh:
+        fresh.mkdir()
+        (fresh / "model.safetensors").write_text("new")
+    found = {path.name: path.read_text() for path in (tmp_path / "export").iterdir()}
+    assert found == {"mine.txt": "mine", "model.safetensors": "new"}
+
+
+@pytest.mark.parametrize("name", ["export", "pictures", "log.jsonl"])
+def test_a_link_in_the_place_of_what_a_run_makes_is_in_the_way(name, tmp_path):
+    assert blocked(tmp_path) is None
+    (tmp_path / "real").mkdir()
+    (tmp_path / name).symlink_to("real" if name != "log.jsonl" else "nowhere")
+    assert f"{name} is in the way" in blocked(tmp_path)

@@ -6,10 +6,10 @@ number, (), that is a mean over the batch. A new term is a class in a file here 
 """
 
 from collections.abc import Callable, Mapping
-from numbers import Real
 
 from torch import nn
 
+from ...arguments import check_positive
 from ...errors import UserError
 from .vicreg import Contrastive
 
@@ -23,7 +23,8 @@ def check_terms(terms: Mapping[str, AnyTerm]) -> None:
     """One line for a term that does not exist."""
     for name, given in terms.items():
         own = isinstance(given, tuple)
-        if own and not (len(given) == 2 and isinstance(given[0], Real) and callable(given[1])):
+        if own and not (len(given) == 2 and callable(given[1])):
             raise UserError(f"terms: {name!r} is {given!r}: give its factor and a function or module")
+        check_positive(f"the factor of {name!r}", given[0] if own else given)
         if not own and name not in TERMS:
             raise UserError(f"terms: {name!r} is unknown: choose from {', '.join(TERMS)}, or give (factor, function)")

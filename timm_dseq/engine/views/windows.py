@@ -6,6 +6,7 @@ The windows of a view are a pure function of its seed.
 import torch
 from timm.models import VisionTransformer
 
+from ...arguments import check_grid, check_seeds, check_share
 from ...errors import UserError
 from ..random import uniform
 from ..vit import embed_patches, final_norm, full_precision, run_blocks
@@ -20,6 +21,9 @@ def view_windows(grid: tuple[int, int], seeds: torch.Tensor, share: float) -> to
     The windows are some of those that tile the grid. An odd grid has a row or column more than they cover: it is the
     first or the last one.
     """
+    check_grid(grid)
+    check_seeds(seeds)
+    check_share("share", share)
     h, w = grid
     if min(grid) < SIDE:
         raise UserError(f"a grid of {h}×{w} patches is too small for windows of {SIDE}×{SIDE}: use larger images")

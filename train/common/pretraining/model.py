@@ -92,6 +92,9 @@ def _fill(part: nn.Module, weights: Weights, source: str) -> None:
         raise UserError(
             f"model.init={source} does not fit model.name: {name} differs. Check model.name and model.args."
         )
+    for name, tensor in weights.items():
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            raise UserError(f"model.init={source} holds numbers that are not finite, in {name}: take other weights.")
     part.load_state_dict(weights)
 
 

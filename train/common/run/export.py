@@ -9,10 +9,13 @@ from pathlib import Path
 
 @contextmanager
 def replacing(folder: Path) -> Iterator[Path]:
-    """A path to write a folder to, which takes the place of `folder` when it is complete."""
+    """A path to write a folder to, which takes the place of `folder` when it is complete. What else is in it stays."""
     fresh = folder.with_name(f"{folder.name}.new")
     shutil.rmtree(fresh, ignore_errors=True)
     yield fresh
+    for theirs in folder.iterdir() if folder.is_dir() else ():
+        if theirs.name not in EXPORTED and not (fresh / theirs.name).exists():
+            os.replace(theirs, fresh / theirs.name)
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(fresh, folder)
 
@@ -32,6 +35,7 @@ def table(rows: dict[str, str]) -> str:
     return "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows.items())])
 
 
+EXPORTED = {"README.md", "config.json", "model.safetensors", "pretraining.safetensors", "preprocessor_config.json"}
 FOLDERS, FILES = ("checkpoints", "export", "pictures", "trackers"), ("config.yaml", "log.jsonl", "report.html")
 
 
@@ -39,7 +43,7 @@ def blocked(output: Path) -> str | None:
     """What lies where a run makes a folder, or a file, and is another; in words, to be said before the run."""
     for names, kind, there in ((FOLDERS, "folder", Path.is_dir), (FILES, "file", Path.is_file)):
         for path in (output / name for name in names):
-            if path.exists() and not there(path):
+            if os.path.lexists(path) and (path.is_symlink() or not there(path)):
                 return f"{path} is in the way of a {kind} that the run makes: move it, or name another output_dir."
     return None
 

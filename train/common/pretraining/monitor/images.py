@@ -72,6 +72,8 @@ def sources(config: Config, train: Source | None) -> tuple[Source, Source, str |
             return train, test, f"{fault}: does data.label name another column?"
     if train.names and test.names and train.names != test.names:
         test = replace(test, truth=renumbered(test.all_labels(), test.names, train.names))
+    if data.path != "scenes" and len(train.all_labels().unique()) < 2:
+        return train, test, "all images are of one class: does data.label name another column?"
     return train, test, None
 
 

@@ -93,8 +93,11 @@ class Monitor:
         """On the screen."""
         if figures["knn"] is not None:
             student = figures["student"]["knn"]
+            chance = self.test.labels.bincount().max() / len(
+                self.test.labels
+            )  # as of an answer that is always the same
             self.screen.say(
-                f"after step {step}: kNN {figures['knn']:.1%}, linear {figures['linear']:.1%}, "
+                f"after step {step}: kNN {figures['knn']:.1%}, linear {figures['linear']:.1%} (chance {chance:.1%}), "
                 f"RankMe {figures['rank_me']:.1f} (tokens {figures['rank_me_tokens']:.1f}), "
                 f"feature std {figures['feature_std']:.3f}; of the tokens' variance {figures['share_image']:.0%} is "
                 f"the image's mean and {figures['share_place']:.0%} the place"
