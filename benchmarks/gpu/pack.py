@@ -1,6 +1,6 @@
 """Images → a folder small enough to be copied to a machine at once: WebP in Parquet, with a list of SHA-256.
 
-    python benchmarks/gpu/pack.py PHOTOS/train-*.parquet --out pack               # two copies of at most 57 MiB
+    python benchmarks/gpu/pack.py PHOTOS/train-*.parquet --out pack               # three copies of at most 45 MiB
     python benchmarks/gpu/pack.py PHOTOS/train-*.parquet --out pack --parts 1     # one, of poorer pictures
     python benchmarks/gpu/pack.py --check pack                                    # on the other side
 
@@ -119,8 +119,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("files", nargs="*", type=Path, help="Parquet files of images")
     parser.add_argument("--out", type=Path, default=Path("pack"))
-    parser.add_argument("--mib", type=float, default=57, help="most MiB of a part")
-    parser.add_argument("--parts", type=int, default=2)
+    parser.add_argument("--mib", type=float, default=45, help="most MiB of a part")
+    parser.add_argument("--parts", type=int, default=3)
     parser.add_argument("--side", type=int, default=84, help="of re-encoded images, the shorter one, in pixels")
     parser.add_argument("--images", type=int, help="only the first so many")
     parser.add_argument("--column", default="image")
