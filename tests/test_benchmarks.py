@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -221,3 +222,22 @@ def test_a_speedrun_trains_judges_and_ends_in_one_line(tmp_path, monkeypatch, ca
     assert str(photos) in calls[0] and calls[0][-2:] == ("--optim.epochs", "2")
     (line,) = capsys.readouterr().out.splitlines()
     assert line.startswith("speedrun: kNN 62.0 %, linear 63.0 %, 4 minutes, 12,800 images, ")
+
+
+def test_a_step_is_measured_as_a_run_takes_it(tmp_path):
+    """The smallest of benchmarks/step.py: figures.py gives it a third of a GPU's minutes."""
+    command = [sys.executable, str(ROOT / "benchmarks" / "step.py"), "--cpu", "--only", "ti16", "--batch", "2"]
+    command += [
+        "--rounds",
+        "1",
+        "--precision",
+        "no",
+        "--contenders",
+        "dseq, two regions",
+        "--json",
+        str(tmp_path / "x"),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    (row,) = json.loads((tmp_path / "x").read_text())["rows"]
+    assert row["row"] == "dseq, two regions" and row["images_per_second"] > 0 and "error" not in row
