@@ -1,5 +1,6 @@
 """The folder that fine-tuning ends in loads everywhere, to the same numbers, with the right names of the classes."""
 
+import dataclasses
 import json
 import re
 import socket
@@ -11,6 +12,7 @@ import timm
 import torch
 import yaml
 from common.data.digests import weights_digest
+from common.tuning.classifier import Description, card
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -137,3 +139,15 @@ def test_the_results_name_split_seeds_and_the_backbone_as_it_was(two_seeds):
     backbone, _ = load_backbone("dseq_jepa_vit_ti16", 32, random=True, seed=3, num_classes=3)
     backbone.reset_classifier(0)
     assert line["weights"] == weights_digest(backbone)
+
+
+def test_a_licence_is_one_entry_of_the_card_whatever_is_written_in_it():
+    described = Description(
+        **{field.name: None for field in dataclasses.fields(Description)}
+        | {"name": "x", "architecture": "vit", "license": "mit\nevil: yes", "label_names": ["a", "b"]}
+        | {"preprocessing": {"input_size": (3, 32, 32), "crop_pct": 1.0, "interpolation": "bicubic"}, "model_args": {}}
+    )
+    text = card(described, 10**6, {"introduction": "", "training": "", "results": ""})
+    head = yaml.safe_load(text.split("---\n")[1])
+    assert head["license"] == "mit\nevil: yes" and "evil" not in head
+    assert head["library_name"] == "timm" and head["tags"][-1] == "image-classification"

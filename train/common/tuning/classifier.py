@@ -13,6 +13,7 @@ from typing import Any
 
 import timm
 import torch
+from huggingface_hub import ModelCardData
 from safetensors.torch import save_file
 from timm.models import get_model_args
 from torch import nn
@@ -128,11 +129,17 @@ def card(description: Description, parameters: int, words: dict[str, str]) -> st
     """The model card. What only the publisher knows is a blank, with which `timm-dseq push` refuses the folder."""
     height, width = description.preprocessing["input_size"][1:]
     known = description.license != "unknown"
+    front_matter = ModelCardData(
+        library_name="timm",
+        pipeline_tag="image-classification",
+        tags=["timm", "transformers", "image-classification"],
+        license=description.license if known else "[TO BE STATED: licence]",
+    )
     names = ", ".join(description.label_names[:10]) + (", …" if len(description.label_names) > 10 else "")
     return Template(_CARD.read_text(encoding="utf-8")).substitute(
         name=description.name,
         repository=cards.REPOSITORY.format(name=description.name),
-        front_matter=f"license: {description.license}" if known else 'license: "[TO BE STATED: licence]"',
+        front_matter=front_matter.to_yaml(),
         stock=description.architecture,
         model_args=", ".join(f"`{key}={value!r}`" for key, value in description.model_args.items()) or "no arguments",
         parameters=f"{parameters / 1e6:.1f}",
