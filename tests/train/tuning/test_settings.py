@@ -61,6 +61,7 @@ def test_settings_that_contradict_each_other_are_refused(mistake, says):
         (150, [], 8, 5),
         (6, [], 6, 5),
         (150, ["--optim.epochs=3"], 8, 0.15),
+        (150, ["--optim.epochs=10"], 8, 5),  # half of a run may be what was meant
         (150, ["--optim.epochs=3", "--optim.warmup_epochs=1"], 8, 1),
         (150, ["--optim.batch_size=64"], 64, 5),  # what was asked for
         (150, ["--optim.accumulation=3"], 6, 5),

@@ -187,7 +187,7 @@ def fitted(config: Tuning, images: int, processes: int) -> tuple[Tuning, list[st
                 f"optim.batch_size is {batch}, not the recipe's {optim.batch_size}: there are {images:,} images"
             )
         optim = replace(optim, batch_size=batch)
-    if optim.warmup_epochs == Optim.warmup_epochs and optim.warmup_epochs > optim.epochs / 10:
+    if optim.warmup_epochs == Optim.warmup_epochs and optim.warmup_epochs > optim.epochs / 2:
         optim = replace(optim, warmup_epochs=optim.epochs / 20)
         said.append(f"optim.warmup_epochs is {optim.warmup_epochs:g}, a twentieth of the run")
     return replace(config, optim=optim), said
