@@ -206,6 +206,21 @@ def loss_of(
     return (1 - factor) * invariance + factor * torch.stack([term(view, directions) for view in views]).mean()
 
 
+def accuracy(how: str, train: tuple, test: tuple) -> float:
+    """In %, of features (n, D) standardised, with labels (n,)."""
+    (learnt, labels), (tested, truth) = train, test
+    mean, std, classes = learnt.mean(0), learnt.std(0) + 1e-6, int(labels.max()) + 1
+    learnt, tested = (learnt - mean) / std, (tested - mean) / std
+    if how == "knn":
+        near, which = (F.normalize(tested, dim=1) @ F.normalize(learnt, dim=1).T).topk(20)
+        scores = torch.zeros(len(tested), classes).scatter_add(1, labels[which], (near / 0.07).exp())
+    else:
+        learnt, tested = (F.pad(x.double(), (0, 1), value=1.0) for x in (learnt, tested))
+        gram = learnt.T @ learnt + 100 * torch.eye(learnt.shape[1], dtype=torch.float64)
+        scores = tested @ torch.linalg.solve(gram, learnt.T @ (2.0 * F.one_hot(labels, classes) - 1).double())
+    return 100 * (scores.argmax(1) == truth).float().mean().item()
+
+
 @torch.no_grad()
 def judged(encoder: Encoder, train: tuple, test: tuple) -> dict[str, float]:
     """kNN (k = 20, T = .07) and ridge (alpha 100) on standardised means of patch tokens, in %; RankMe."""
@@ -222,16 +237,10 @@ def judged(encoder: Encoder, train: tuple, test: tuple) -> dict[str, float]:
     (learnt, tested), (_, labels), (_, truth) = means, train, test
     values = torch.linalg.svdvals(learnt - learnt.mean(0))
     share = values / values.sum()
-    mean, std = learnt.mean(0), learnt.std(0) + 1e-6
-    learnt, tested = (learnt - mean) / std, (tested - mean) / std
-    near, which = (F.normalize(tested, dim=1) @ F.normalize(learnt, dim=1).T).topk(20)
-    votes = torch.zeros(len(tested), 10).scatter_add(1, labels[which], (near / 0.07).exp())
-    learnt, tested = (F.pad(x.double(), (0, 1), value=1.0) for x in (learnt, tested))
-    gram = learnt.T @ learnt + 100 * torch.eye(learnt.shape[1], dtype=torch.float64)
-    weights = torch.linalg.solve(gram, learnt.T @ (2.0 * F.one_hot(labels, 10) - 1).double())
+    sides = (learnt, labels), (tested, truth)
     return {
-        "knn": round(100 * (votes.argmax(1) == truth).float().mean().item(), 2),
-        "ridge": round(100 * ((tested @ weights).argmax(1) == truth).float().mean().item(), 2),
+        "knn": round(accuracy("knn", *sides), 2),
+        "ridge": round(accuracy("ridge", *sides), 2),
         "rank_me": round(torch.special.entr(share).sum().exp().item(), 1),
     }
 

@@ -24,11 +24,10 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import torch
-from leads import MEAN, STD, decoded, labels_of
+from leads import MEAN, STD, accuracy, decoded, labels_of
 from PIL import Image
 from saliency import max_f
 from timm.layers import set_fused_attn
-from torch.nn import functional as F
 
 import timm_dseq
 from timm_dseq.hub.load import load_backbone
@@ -94,21 +93,6 @@ def features(model: torch.nn.Module, pixels: np.ndarray) -> torch.Tensor:
         with torch.autocast("cpu", torch.bfloat16):
             parts.append(model.forward_features((images - MEAN) / STD)[:, model.num_prefix_tokens :].float().mean(1))
     return torch.cat(parts)
-
-
-def accuracy(how: str, train: tuple, test: tuple) -> float:
-    """In %, of features (n, D) standardised, with labels (n,)."""
-    (learnt, labels), (tested, truth) = train, test
-    mean, std, classes = learnt.mean(0), learnt.std(0) + 1e-6, int(labels.max()) + 1
-    learnt, tested = (learnt - mean) / std, (tested - mean) / std
-    if how == "knn":
-        near, which = (F.normalize(tested, dim=1) @ F.normalize(learnt, dim=1).T).topk(20)
-        scores = torch.zeros(len(tested), classes).scatter_add(1, labels[which], (near / 0.07).exp())
-    else:
-        learnt, tested = (F.pad(x.double(), (0, 1), value=1.0) for x in (learnt, tested))
-        gram = learnt.T @ learnt + 100 * torch.eye(learnt.shape[1], dtype=torch.float64)
-        scores = tested @ torch.linalg.solve(gram, learnt.T @ (2.0 * F.one_hot(labels, classes) - 1).double())
-    return 100 * (scores.argmax(1) == truth).float().mean().item()
 
 
 def judged(model: torch.nn.Module, options: argparse.Namespace) -> dict[str, float]:

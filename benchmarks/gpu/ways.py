@@ -88,7 +88,7 @@ def judged(model, judge: Path) -> dict[str, dict[str, float]]:
     import pyarrow.parquet as pq
     import torch
     from common.data.crops import normalised
-    from study import accuracy
+    from leads import accuracy
 
     from timm_dseq.images import decode
 

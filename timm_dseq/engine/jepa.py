@@ -173,6 +173,8 @@ class DSeqJEPA(nn.Module):
         With a plan it returns `predict`, with encode="target" or "student" `features_and_saliency`: DDP and FSDP2 wrap
         no other method.
         """
+        if images is not None or self.predicts or plan is not None or encode is not None:
+            self._check_images(images)
         self._check(images, use_regions, blocks, plan, pixels, windows)
         if plan is not None:
             return self._predictions(images, plan)[0]
@@ -203,6 +205,13 @@ class DSeqJEPA(nn.Module):
             losses["losses"]["views"] = self.views_factor * recognised.detach()
         return loss, count, {**facts, **losses, **work, **seen}
 
+    def _check_images(self, images: torch.Tensor) -> None:
+        """Images of the grid in which this model predicts."""
+        check_images(self.student, images)
+        found, grid = grid_of(self.student, images), tuple(self.student.patch_embed.grid_size)
+        if found != grid:
+            raise UserError(f"images of {found} patches: this model predicts in {grid}")
+
     def _check(
         self,
         images: torch.Tensor | None,
@@ -214,12 +223,6 @@ class DSeqJEPA(nn.Module):
     ) -> None:
         """Name the argument of `forward` that does not fit the model or the others."""
         grid = self.student.patch_embed.grid_size
-        if images is not None:
-            check_images(self.student, images)
-            if grid_of(self.student, images) != tuple(grid):
-                raise UserError(
-                    f"images of {grid_of(self.student, images)} patches: this model predicts in {tuple(grid)}"
-                )
         if not isinstance(blocks, Blocks | None) or not isinstance(plan, Plan | None):
             raise UserError("blocks and plan are those of block_masks, plan_regions and plan_blocks")
         if blocks is not None and images is not None:

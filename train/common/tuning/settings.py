@@ -180,8 +180,8 @@ def fitted(config: Tuning, images: int, processes: int) -> tuple[Tuning, list[st
     optim, said = config.optim, []
     if optim.batch_size == RECIPES[config.recipe].get("optim.batch_size", Optim.batch_size):
         unit = optim.accumulation * processes * (2 if config.augment.mixup or config.augment.cutmix else 1)
-        least = max(unit, 1 << (max(1, images // STEPS).bit_length() - 1))  # a power of two, if the unit is
-        batch = min(optim.batch_size, max(unit, min(max(8, least), images) // unit * unit))
+        wanted = min(images, max(8, 1 << (max(1, images // STEPS).bit_length() - 1)))  # a power of two where it can be
+        batch = min(optim.batch_size, max(unit, wanted // unit * unit))
         if batch < optim.batch_size:
             said.append(
                 f"optim.batch_size is {batch}, not the recipe's {optim.batch_size}: there are {images:,} images"
