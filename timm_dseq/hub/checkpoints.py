@@ -10,6 +10,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from ..errors import UserError
 from .weights import sha256
 
 MODEL, OPTIMIZER, STATE, MANIFEST = "model.safetensors", "optimizer.safetensors", "state.json", "manifest.json"
@@ -34,6 +35,23 @@ def newest(folder: Path) -> tuple[Path | None, list[str]]:
             return path, damaged
         damaged.append(f"{path.name}: {reason}")
     return None, damaged
+
+
+def latest(folder: Path) -> Path:
+    """The newest complete checkpoint of a folder that holds some; UserError if all are damaged."""
+    path, damaged = newest(folder)
+    if path is None:
+        raise UserError(f"{folder} holds no complete checkpoint: {damaged[0]}.")
+    return path
+
+
+def encoder_of(path: Path) -> tuple[str, int, dict[str, Any]]:
+    """What timm was told to build in the run of a checkpoint of pretrain.py: name, image size, further arguments."""
+    try:
+        settings = state_of(path)["config"]["model"]
+        return settings["name"], settings["img_size"], settings["args"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is no checkpoint of pretrain.py: of another program, name the export.") from error
 
 
 def fault(path: Path) -> str | None:

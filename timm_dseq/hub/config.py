@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
+from .stock import StockModel
 
 _LONGEST = 2**20  # bytes
 _TYPES = {"architecture": str, "model_args": dict, "pretrained_cfg": dict, "num_classes": int, "global_pool": str}
@@ -28,6 +29,16 @@ def read_config(path: Path) -> dict[str, Any]:
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"{path} is no config of timm ({error}): convert or export the weights anew.") from error
     return config
+
+
+def read_stock(path: Path) -> tuple[dict[str, Any], StockModel]:
+    """The same, and the model that it describes."""
+    config = read_config(path)
+    try:
+        return config, StockModel.from_config(config)
+    except (ValueError, KeyError, TypeError) as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise UserError(f"{path} is no config of timm ({reason}): convert the weights anew.") from error
 
 
 def _check_types(config: Any) -> None:

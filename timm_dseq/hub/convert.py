@@ -17,7 +17,7 @@ from timm.layers import resample_abs_pos_embed
 from ..dseq_jepa import TAGS, is_size
 from ..errors import UserError
 from . import cards, checkpoints
-from .config import read_config
+from .config import read_stock
 from .stock import StockModel, at_size_of, check_fit, class_count, described, detect, registered
 from .weights import Checkpoint, Weights, parse, read
 
@@ -44,13 +44,13 @@ def convert(
     pretraining.safetensors, with the student, the predictor and the heads of the losses.
     """
     file = _file(Path(source))
-    theirs = _config_beside(file) if model is None else None
+    theirs, known = _config_beside(file) if model is None else ({}, None)
     checkpoint = parse(read(file))
     weights = checkpoint.encoder(encoder)
     if img_size is not None and not all(map(is_size, img_size)):
         raise UserError(f"--img-size {' '.join(map(str, img_size))} is no image size: give two numbers from 1.")
     if model is None:
-        stock = _of_run(file) or (StockModel.from_config(theirs) if theirs else detect(weights))
+        stock = _of_run(file) or known or detect(weights)
         check_fit(weights, stock)
     else:
         stock = _named(model, checkpoint.kind, weights, img_size)
@@ -93,31 +93,21 @@ def _file(source: Path) -> Path:
     if not source.is_dir():
         return source
     if checkpoints.steps(source / "checkpoints"):
-        newest, damaged = checkpoints.newest(source / "checkpoints")
-        if newest is None:
-            raise UserError(f"{source} holds no complete checkpoint: {damaged[0]}.")
-        return newest / checkpoints.MODEL
+        return checkpoints.latest(source / "checkpoints") / checkpoints.MODEL
     if not (source / "model.safetensors").is_file():
         raise UserError(f"{source} holds no model.safetensors, and no checkpoints of a run: name a file of weights.")
     return source / "model.safetensors"
 
 
-def _config_beside(file: Path) -> dict | None:
+def _config_beside(file: Path) -> tuple[dict, StockModel | None]:
     """What config.json says of the weights beside it, where they are a folder ready for the Hub."""
     path = file.parent / "config.json"
-    if file.name != "model.safetensors" or not path.is_file():
-        return None
-    config = read_config(path)
-    try:
-        StockModel.from_config(config)
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} describes no model ({error}): give --model NAME, or the file alone.") from error
-    return config
+    return read_stock(path) if file.name == "model.safetensors" and path.is_file() else ({}, None)
 
 
-def _with_preprocessing(config: dict, theirs: dict | None) -> dict:
+def _with_preprocessing(config: dict, theirs: dict) -> dict:
     """A config with the preprocessing that the weights were trained with, where it is known."""
-    known = (theirs or {}).get("pretrained_cfg", {})
+    known = theirs.get("pretrained_cfg", {})
     kept = {name: known[name] for name in ("mean", "std", "interpolation", "crop_pct", "crop_mode") if name in known}
     return {**config, "pretrained_cfg": {**config["pretrained_cfg"], **kept}}
 
@@ -126,13 +116,7 @@ def _of_run(file: Path) -> StockModel | None:
     """The encoder that a run was told to build, in whose checkpoint the file lies; None if it lies in none."""
     if file.name != checkpoints.MODEL or not (file.parent / checkpoints.STATE).is_file():
         return None
-    try:
-        settings = checkpoints.state_of(file.parent)["config"]["model"]
-        return described(settings["name"], settings["img_size"], settings["args"])
-    except (ValueError, LookupError, TypeError) as error:
-        raise UserError(
-            f"{file.parent / checkpoints.STATE} does not say which model this is: give --model NAME, or the file alone."
-        ) from error
+    return described(*checkpoints.encoder_of(file.parent))
 
 
 def _named(model: str, kind: str, weights: Weights, img_size: tuple[int, int] | None) -> StockModel:

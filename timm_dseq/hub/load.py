@@ -143,9 +143,7 @@ def _from_path(path: Path, img_size: int | None, random: bool, args: dict[str, A
         return _detected(path, img_size, random, args), _file_name(path)
     folder = path / "checkpoints" if (path / "checkpoints").is_dir() else path
     if checkpoints.steps(folder):
-        step, damaged = checkpoints.newest(folder)
-        if step is None:
-            raise UserError(f"{folder} holds no complete checkpoint: {damaged[0]}.")
+        step = checkpoints.latest(folder)
     elif (path / checkpoints.STATE).is_file():
         step = path
         if fault := checkpoints.fault(step):
@@ -183,11 +181,7 @@ def _detected(file: Path, img_size: int | None, random: bool, args: dict[str, An
 
 def _trained(step: Path, img_size: int | None, random: bool, args: dict[str, Any]) -> nn.Module:
     """The target encoder of a checkpoint of pretrain.py."""
-    try:
-        settings = checkpoints.state_of(step)["config"]["model"]
-        name, size, model_args = settings["name"], settings["img_size"], settings["args"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{step} is no checkpoint of pretrain.py: of another program, name the export.") from error
+    name, size, model_args = checkpoints.encoder_of(step)
     model = _create(name, size, False, {**model_args, **args})
     return _filled(model, encoder_weights(read(step / checkpoints.MODEL)), str(step), img_size, random)
 

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from ..dseq_jepa import STOCK
 from ..errors import UserError
 from . import cards
-from .config import read_config
+from .config import read_stock
 from .download import unreachable
 from .stock import StockModel, check_fit
 from .weights import Weights, check_safetensors
@@ -77,12 +77,7 @@ def read_folder(folder: Path, name: str | None = None) -> tuple[dict, StockModel
 
 
 def _read_config(path: Path) -> tuple[dict, StockModel]:
-    config = read_config(path)
-    try:
-        stock = StockModel.from_config(config)
-    except (ValueError, KeyError, TypeError) as error:
-        reason = f"{type(error).__name__}: {error}"
-        raise UserError(f"{path} is no config of timm ({reason}): convert the weights anew.") from error
+    config, stock = read_stock(path)
     architecture = stock.architecture
     if architecture in STOCK:
         raise UserError(
