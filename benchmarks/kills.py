@@ -4,7 +4,8 @@
     python benchmarks/kills.py 50 --processes 2      # one of them is killed; the other has to end by itself
 
 A run of 20 tiny steps with a checkpoint every third is started, killed (SIGKILL), started again, and so on until it
-ends, and is compared with one that nobody disturbed. Told is, too, what the kills came amid.
+ends, and is compared with one that nobody disturbed. Half of the kills come at any time, the others wait for a moment
+that lasts only milliseconds: a checkpoint being written or removed, a line being added to the log, the export.
 """
 
 import argparse
@@ -15,6 +16,8 @@ import socket
 import sys
 import tempfile
 import time
+from collections.abc import Callable
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import torch
@@ -41,15 +44,59 @@ def begun(output: Path, processes: int) -> list:
     return [start(output, environment) for environment in environments(free_port(), processes)]
 
 
-def amid(output: Path) -> str:
-    """What a run was doing when it was killed, by what it left."""
-    if not (output / "log.jsonl").exists():
-        return "preparations"
-    if any((output / "checkpoints").glob(".unfinished-*")):
+def written(output: Path) -> int:
+    """Bytes of the log."""
+    log = output / "log.jsonl"
+    return log.stat().st_size if log.exists() else 0
+
+
+def removed(output: Path) -> bool:
+    """Whether a checkpoint lacks some of its files."""
+    try:
+        return any(len(list(path.iterdir())) < 4 for path in (output / "checkpoints").glob("step-*"))
+    except FileNotFoundError:  # it is gone by now
+        return True
+
+
+def exported(output: Path) -> bool:
+    """Whether the export is being written, or moved to its place."""
+    return any(output.glob("export.*"))
+
+
+def begun_checkpoint(output: Path) -> bool:
+    """Whether a checkpoint is being written."""
+    return any((output / "checkpoints").glob(".unfinished-*"))
+
+
+def amid(output: Path, before: int) -> str:
+    """What a run was doing when it was killed, by what it left. before: bytes of its log at the start."""
+    if begun_checkpoint(output):
         return "a checkpoint"
-    if (output / "export.new").exists() or (output / "export").exists():
+    if removed(output):
+        return "the removal of a checkpoint"
+    if exported(output):
         return "the export"
-    return "the steps"
+    if written(output) == before:
+        return "preparations"
+    return "the end" if (output / "export").exists() else "the steps"
+
+
+def wait_for(moment: Callable[[], bool], process: BaseProcess) -> None:
+    """Until a moment has come, or the process has ended."""
+    while process.exitcode is None and not moment():
+        time.sleep(0.0002)
+
+
+def waited(output: Path, process: BaseProcess, draw: random.Random, seconds: float) -> None:
+    """Until the process is to be killed, or has ended."""
+    rare = draw.choice([None, None, None, begun_checkpoint, removed, exported, "an append"])
+    process.join(draw.uniform(0.02, 1.0 if rare is None else 0.8) * seconds)
+    if rare == "an append":
+        before = written(output)
+        wait_for(lambda: written(output) != before, process)
+    elif rare:
+        wait_for(lambda: rare(output), process)
+        time.sleep(draw.uniform(0, 0.005))
 
 
 def main() -> int:
@@ -74,8 +121,8 @@ def main() -> int:
         while kills < options.kills:
             output = folder / f"run-{runs}"
             while True:
-                processes = begun(output, options.processes)
-                processes[0].join(draw.uniform(0.02, 1.0) * seconds)
+                before, processes = written(output), begun(output, options.processes)
+                waited(output, processes[0], draw, seconds)
                 if all(process.exitcode is not None for process in processes):
                     break
                 draw.choice(processes).kill()
@@ -87,7 +134,7 @@ def main() -> int:
                         process.kill()
                         process.join()
                 kills += 1
-                places[amid(output)] += 1
+                places[amid(output, before)] += 1
                 progress.update(task, completed=kills)
             runs += 1
             ours = tensors_of(output)

@@ -257,6 +257,7 @@ def main() -> None:
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--ema", type=float, default=0.97, help="of the weights that are judged, at its end")
     parser.add_argument("--cpu", type=float, default=160, help="CPU seconds of training")
+    parser.add_argument("--images", type=int, help="train on so many images instead")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
@@ -268,7 +269,7 @@ def main() -> None:
     photos = decoded(cache, "photos", sorted((options.data / "photos").glob("*.parquet")))
     nette = [options.data / "imagenette128" / f"{split}.parquet" for split in ("train", "test")]
     train, test = (
-        (decoded(cache, f"imagenette-{file.stem}", [file])[:count], labels_of(file)[:count])
+        (decoded(cache, f"imagenette128-{file.stem}", [file])[:count], labels_of(file)[:count])
         for file, count in zip(nette, (4000, 2000), strict=True)
     )
 
@@ -290,7 +291,13 @@ def main() -> None:
         optimizer.load_state_dict(saved["optimizer"])
         done = saved["done"]
     before, begun, written = done["cpu"], time.process_time(), time.monotonic()
-    while done["cpu"] < options.cpu:
+
+    def finished() -> bool:
+        if options.images:
+            return done["step"] * options.batch >= options.images
+        return done["cpu"] >= options.cpu
+
+    while not finished():
         epoch, at = divmod(done["step"], len(photos) // options.batch)
         order = np.random.default_rng((options.seed, epoch)).permutation(len(photos))
         chosen = np.sort(order[at * options.batch : (at + 1) * options.batch])
@@ -321,7 +328,7 @@ def main() -> None:
             torch._foreach_lerp_(list(average.parameters()), list(encoder.parameters()), 1 - momentum)
         done["step"] += 1
         done["cpu"] = before + time.process_time() - begun
-        if time.monotonic() - written > 60 or done["cpu"] >= options.cpu:
+        if time.monotonic() - written > 60 or finished():
             written = time.monotonic()
             line = {**done, "images": done["step"] * options.batch, "loss": round(loss.item(), 4)}
             with (options.output / "log.jsonl").open("a") as file:
