@@ -9,14 +9,14 @@ import pytest
 import torch
 
 from timm_dseq import cli
-from timm_dseq.errors import unforeseen
+from timm_dseq.errors import one_line
 
 
 def said_of(error, folder=None):
     try:
         raise error
     except Exception as caught:
-        return unforeseen(caught, folder)
+        return one_line(caught, folder)
 
 
 def test_a_fault_is_one_line_that_names_the_file_of_its_traceback(tmp_path):

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 
 from . import __version__
-from .errors import UserError, unforeseen
+from .errors import UserError, one_line
 from .hub.load import NAMES, load_backbone
 
 EXPLAINED = "dseq_jepa_vit_ti16"  # its weights are part of this package
@@ -34,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"timm-dseq {options.command}: stopped", file=sys.stderr)
         return 130
     except Exception as error:
-        failure = str(error) if isinstance(error, UserError) else unforeseen(error)
+        failure = one_line(error)
         if options.json:
             print(json.dumps({"error": failure}))
     if failure:

@@ -22,12 +22,14 @@ def similar(name: str, known: Iterable[str]) -> str:
     return f", maybe {' or '.join(near)}" if near else ""
 
 
-def unforeseen(error: Exception, folder: str | os.PathLike | None = None) -> str:
-    """One line on an error that is no UserError. Its traceback is written into a file, which the line names.
+def one_line(error: Exception, folder: str | os.PathLike | None = None) -> str:
+    """What a program says of an error that ends it. If it is no UserError, its traceback is written into a file.
 
     folder: where the file goes, if it exists (else: the system's folder of temporary files). Call it while the error
     is handled.
     """
+    if isinstance(error, UserError):
+        return str(error)
     text = traceback.format_exc()
     if os.environ.get(DEBUG):
         print(text, file=sys.stderr)

@@ -27,7 +27,7 @@ from common.run.resume import RunCheckpoints
 from common.run.schedules import warmup_cosine
 from common.system import launch, machine
 from common.system.screen import Screen
-from common.system.signals import STOPPED, Stop
+from common.system.signals import STOPPED, Interrupted, Stop, interruptible
 from common.tuning.augment import AugmentedImages, training_transform
 from common.tuning.classifier import describe
 from common.tuning.evaluation import correct_answers
@@ -36,8 +36,7 @@ from common.tuning.log import TuningLog
 from common.tuning.settings import FREE, Tuning, fitted, parse
 from common.tuning.training import Batch, ClassifierTraining
 
-from timm_dseq import UserError
-from timm_dseq.errors import unforeseen
+from timm_dseq.errors import one_line
 from timm_dseq.hub.load import data_config, load_backbone
 
 
@@ -46,12 +45,13 @@ def main(arguments: list[str] | None = None) -> int:
     config = None
     try:
         config, text = parse(arguments)
+        interruptible()
         return run(config, text)
-    except UserError as error:
-        print(f"finetune.py: {error}", file=sys.stderr)
-        return 1
+    except Interrupted:
+        print("finetune.py: stopped amid its preparations: the same command goes on.", file=sys.stderr)
+        return STOPPED
     except Exception as error:
-        print(f"finetune.py: {unforeseen(error, config and config.output_dir)}", file=sys.stderr)
+        print(f"finetune.py: {one_line(error, config and config.output_dir)}", file=sys.stderr)
         return 1
 
 
@@ -69,7 +69,7 @@ def train_and_export(config: Tuning, text: str, accelerator: Accelerator) -> int
     config, said = fitted(config, min(len(labelled.train) for labelled in splits), accelerator.num_processes)
     if accelerator.is_main_process and said:
         print("\n".join(said), flush=True)
-    stop, finished, counts = Stop(), [], None
+    stop, finished, counts = None, [], None
     for seed, labelled in zip(config.seeds, splits, strict=True):
         own = replace(config, seeds=[seed], output_dir=str(Path(config.output_dir) / f"seed-{seed}"))
         seed_run = SeedRun(own, text, labelled, accelerator)
@@ -77,6 +77,7 @@ def train_and_export(config: Tuning, text: str, accelerator: Accelerator) -> int
             seed_run.dry_run()
             return 0
         counts = counts or count_duplicates(config, splits, accelerator)  # slow: it comes after all quick checks
+        stop = stop or Stop()
         stopped = seed_run.train(stop)
         if not seed_run.finished:
             return STOPPED if stopped else 0
@@ -215,4 +216,4 @@ def learning_rate(config: Tuning, samples: int, epoch: int, total: int) -> float
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    launch.exit_with(main)

@@ -29,8 +29,7 @@ from common.system import launch
 from common.system.screen import Screen
 from common.system.signals import STOPPED, Interrupted, Stop, interruptible
 
-from timm_dseq import UserError
-from timm_dseq.errors import unforeseen
+from timm_dseq.errors import one_line
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -40,14 +39,11 @@ def main(arguments: list[str] | None = None) -> int:
         config, text = parse(arguments)
         interruptible()
         return run(config, text)
-    except UserError as error:
-        print(f"pretrain.py: {error}", file=sys.stderr)
-        return 1
     except Interrupted:
         print("pretrain.py: stopped amid its preparations: the same command goes on.", file=sys.stderr)
         return STOPPED
     except Exception as error:
-        print(f"pretrain.py: {unforeseen(error, config and config.output_dir)}", file=sys.stderr)
+        print(f"pretrain.py: {one_line(error, config and config.output_dir)}", file=sys.stderr)
         return 1
 
 

@@ -21,8 +21,7 @@ from common.run import results
 from common.run.export import public_name
 from common.system import launch
 
-from timm_dseq import UserError
-from timm_dseq.errors import unforeseen
+from timm_dseq.errors import one_line
 from timm_dseq.hub.load import data_config, load_backbone
 
 PROTOCOLS = {"knn": knn, "logistic": logistic, "vtab": vtab}  # all others are `head_probe`
@@ -32,14 +31,11 @@ def main(arguments: list[str] | None = None) -> int:
     """Run; returns the exit code: 0 done, 1 something the message names is wrong, 2 misspelt, 130 Ctrl-C."""
     try:
         return run(parse(arguments))
-    except UserError as error:
-        print(f"probe.py: {error}", file=sys.stderr)
-        return 1
     except KeyboardInterrupt:
         print("probe.py: stopped. The same command goes on: features and checkpoints of heads stay.", file=sys.stderr)
         return 130
     except Exception as error:
-        print(f"probe.py: {unforeseen(error)}", file=sys.stderr)
+        print(f"probe.py: {one_line(error)}", file=sys.stderr)
         return 1
 
 

@@ -10,8 +10,7 @@ from typing import Any
 
 from common.run import results
 
-from timm_dseq import UserError
-from timm_dseq.errors import unforeseen
+from timm_dseq.errors import one_line
 from timm_dseq.hub import paper
 
 # The paper's name of a task → alias of the data set and protocol.
@@ -37,11 +36,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         print(tables(results.read(files)))
         return 0
-    except UserError as error:
-        print(f"table.py: {error}", file=sys.stderr)
-        return 1
     except Exception as error:
-        print(f"table.py: {unforeseen(error)}", file=sys.stderr)
+        print(f"table.py: {one_line(error)}", file=sys.stderr)
         return 1
 
 

@@ -1,13 +1,17 @@
 """What fine-tuning is given: backbones of every kind, and mistakes that are one line before anything long begins."""
 
+import os
+import signal
+import time
+
 import datasets
 import pytest
 import timm
 import torch
 from safetensors.torch import load_file
 
-from ..runs import tensors_of
-from ..tunings import NAMES, colours, options, tune
+from ..runs import said_of, tensors_of
+from ..tunings import NAMES, colours, options, start, tune
 
 pytestmark = pytest.mark.xdist_group("tunings")
 
@@ -114,6 +118,20 @@ def test_an_image_that_cannot_be_read_is_named_before_the_first_step(tmp_path, c
     assert main(options(tmp_path / "run", data)) == 1
     said = capsys.readouterr()
     assert "row 40: UnidentifiedImageError" in said.err and "loss" not in said.out
+
+
+def test_a_signal_before_the_first_step_ends_with_one_line_and_75(tmp_path):
+    """While the digests of all images are computed."""
+    output = tmp_path / "run"
+    process = start(output, colours(tmp_path / "data", train=600), workers=1)
+    while "looking for duplicates: 600" not in (said_of(output).read_text() if said_of(output).exists() else ""):
+        assert process.is_alive()
+        time.sleep(0.005)
+    os.kill(process.pid, signal.SIGINT)
+    process.join(60)
+    said = said_of(output).read_text()
+    assert process.exitcode == 75 and "Traceback" not in said, said
+    assert said.splitlines()[-1] == "finetune.py: stopped amid its preparations: the same command goes on."
 
 
 def test_a_setting_that_changes_the_run_is_refused_by_name_when_it_goes_on(convolutions, data):
