@@ -238,6 +238,11 @@ class _Handler(BaseHTTPRequestHandler):
         self.hub.repos[name].commit("main", {}, "initial commit")
         self._json(url=f"{self.hub.url}/{name}", id=name, name=name)
 
+    def whoami(self, body: bytes) -> None:
+        if not self._authorised():
+            raise _Refused(401, message="Invalid username or password.")
+        self._json(type="user", name="me", orgs=[{"name": "lab"}])
+
     def branch(self, body: bytes, name: str, branch: str) -> None:
         self._writable()
         repo = self._repo(name)
@@ -298,6 +303,7 @@ def _blob_id(content: bytes) -> str:
 
 _NAME = r"([\w.-]+/[\w.-]+)"
 _ROUTES = [
+    (r"GET /api/whoami-v2", _Handler.whoami),
     (rf"(?:GET|HEAD) /{_NAME}/resolve/([^/]+)/(.+)", _Handler.resolve),
     (rf"GET /api/models/{_NAME}", _Handler.info),
     (rf"GET /api/models/{_NAME}/revision/(.+)", _Handler.info),

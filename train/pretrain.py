@@ -30,6 +30,7 @@ from common.system.screen import Screen
 from common.system.signals import STOPPED, Interrupted, Stop, interruptible
 
 from timm_dseq.errors import one_line
+from timm_dseq.hub.push import check_pushable
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -58,6 +59,8 @@ def run(config: Config, text: str) -> int:
 
 def train(config: Config, text: str, accelerator: Accelerator) -> int:
     """Data, model, loop, export."""
+    if config.hub.push_to and accelerator.is_main_process:
+        check_pushable(config.hub.push_to)
     checkpoints = RunCheckpoints(config, text, accelerator, FREE, AUTOMATIC, ADDED)
     progress = checkpoints.find()
     source = None if config.data.streaming else open_source(config.data)

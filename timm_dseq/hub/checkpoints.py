@@ -80,8 +80,3 @@ def fault(path: Path) -> str | None:
 def state_of(path: Path) -> dict[str, Any]:
     """What a complete checkpoint holds beside tensors: settings, progress, the data set's fingerprint."""
     return json.loads((path / STATE).read_text())
-
-
-def digests(folder: Path) -> list[tuple[str, int, str]]:
-    """Name, size in bytes and SHA-256 of every file of a checkpoint that is being written."""
-    return [(path.name, path.stat().st_size, sha256(path)) for path in sorted(folder.iterdir())]

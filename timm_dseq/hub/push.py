@@ -5,6 +5,7 @@ import tempfile
 from pathlib import Path
 
 import huggingface_hub
+from huggingface_hub.errors import LocalTokenNotFoundError
 from huggingface_hub.utils import validate_repo_id
 
 from ..dseq_jepa import namespace
@@ -34,10 +35,7 @@ def push(
     config, stock, card, _ = read_folder(folder)
     name = f"{stock.dseq_name or stock.architecture}.{config['pretrained_cfg'].get('tag', 'converted')}"
     repository = repository or _default_repository(name)
-    with clear_hub_errors(repository):
-        validate_repo_id(repository)
-    if "/" not in repository:
-        raise UserError(f"{repository} names no organisation or user: write ORGANISATION/{repository}.")
+    _check_name(repository)
     card = card.replace(cards.REPOSITORY.format(name=name), repository)
     sizes = {file: (folder / file).stat().st_size for file in FILES if (folder / file).is_file()}
     plan = {
@@ -78,6 +76,29 @@ def push(
             "seen": f"commit {commit.oid}",
         }
     return {**plan, "commit": commit.oid, "url": commit.commit_url, "checks": checks}
+
+
+def check_pushable(repository: str) -> None:
+    """Refuse, before long work whose result goes there, a repository that nobody here could push to."""
+    _check_name(repository)
+    with hub_access(repository):
+        try:
+            user = huggingface_hub.HfApi(library_name="timm_dseq").whoami()
+        except LocalTokenNotFoundError as error:
+            raise UserError(f"{repository}: nobody is logged in: hf auth login, or set HF_TOKEN.") from error
+    owners = [user["name"], *(group["name"] for group in user.get("orgs", []))]
+    if repository.partition("/")[0] not in owners:
+        raise UserError(
+            f"{repository}: {user['name']}, who is logged in, is no member of that organisation: name a repository "
+            f"of {' or '.join(owners)}."
+        )
+
+
+def _check_name(repository: str) -> None:
+    with clear_hub_errors(repository):
+        validate_repo_id(repository)
+    if "/" not in repository:
+        raise UserError(f"{repository} names no organisation or user: write ORGANISATION/{repository}.")
 
 
 def _default_repository(name: str) -> str:

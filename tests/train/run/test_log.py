@@ -86,6 +86,15 @@ def test_steps_that_are_not_finite_are_counted_in_a_row_and_end_the_run(log, tmp
     json.loads((tmp_path / "run" / "log.jsonl").read_text().splitlines()[-1])
 
 
+def test_a_run_of_fewer_steps_none_of_which_was_finite_is_no_success(log):
+    log, nan = log(optim=SimpleNamespace(max_skipped=20)), float("nan")
+    with pytest.raises(UserError, match="not finite for 9 steps in a row"):
+        for _ in range(9):
+            step(log, norm=nan)
+        log.flush()
+    assert log.progress.step == 9
+
+
 def test_a_stop_is_seen_with_the_line_of_its_step(log):
     log = log()
     step(log, stop=True)

@@ -16,7 +16,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from timm_dseq import UserError
-from timm_dseq.hub.checkpoints import MANIFEST, MODEL, OPTIMIZER, STATE, digests, fault, newest, number, state_of, steps
+from timm_dseq.hub.checkpoints import MANIFEST, MODEL, OPTIMIZER, STATE, fault, newest, number, state_of, steps
+from timm_dseq.hub.weights import sha256
 
 __all__ = ["MANIFEST", "Saved", "fault", "load", "newest", "number", "path_of", "prune", "save", "state_of", "steps"]
 
@@ -51,7 +52,8 @@ def save(folder: Path, step: int, saved: Saved) -> Path:
         save_file(saved.model, unfinished / MODEL, metadata={"format": "pt"})
         save_file(saved.optimizer, unfinished / OPTIMIZER)
         (unfinished / STATE).write_text(json.dumps(saved.state, indent=1))
-        manifest = {name: {"size": size, "sha256": digest} for name, size, digest in digests(unfinished)}
+        written = sorted(unfinished.iterdir())
+        manifest = {path.name: {"size": path.stat().st_size, "sha256": sha256(path)} for path in written}
         (unfinished / MANIFEST).write_text(json.dumps(manifest, indent=1))
         for path in (*unfinished.iterdir(), unfinished):
             _sync(path)

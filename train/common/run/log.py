@@ -153,8 +153,8 @@ class StepLog:
         self.check(step)
 
     def check(self, step: Step) -> None:
-        """End the run if too many steps in a row were not finite."""
-        if self.progress.skipped >= self.config.optim.max_skipped:
+        """End the run if too many steps in a row were not finite, or all that it has."""
+        if self.progress.skipped >= min(self.config.optim.max_skipped, self.screen.total):
             raise UserError(
                 f"the loss or its gradient was not finite for {self.progress.skipped} steps in a row: "
                 f"{self.advice(step)}, or go on from an earlier checkpoint with --resume PATH."

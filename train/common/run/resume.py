@@ -15,6 +15,7 @@ from timm_dseq import UserError
 from ..system.numbers import Count
 from . import checkpoints, lock
 from .export import blocked
+from .room import check_room
 from .state import collect, misfit, restore
 
 _MISSING = object()  # where there is no such setting
@@ -148,6 +149,7 @@ class RunCheckpoints:
         data: the fingerprint of the data set.
         """
         self.data = data
+        check_room(self.output, self.folder, model, optimizer, self.config.checkpoint.keep)
         if self.path is None:
             if not self.config.dry_run:
                 if self.accelerator.is_main_process:
