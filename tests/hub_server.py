@@ -8,10 +8,12 @@ Faults are switched on by attributes; `hub.requests` records what was asked.
 """
 
 import base64
+import contextlib
 import hashlib
 import json
 import re
 import threading
+import time
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import unquote, urlsplit
@@ -44,7 +46,8 @@ class HubServer:
 
     token: wanted for private and gated repositories and for writing. fault, of the weights' bytes:
     "truncate" (fewer bytes than announced), "die" (the connection closes half way, then gives nothing more), "flip"
-    (one byte altered), "error" (500). etag: what weights are called instead of their SHA-256. read_only: writes are
+    (one byte altered), "error" (500), "drip" (a byte now and then), "slow" (all of it, in
+    two seconds). etag: what weights are called instead of their SHA-256. read_only: writes are
     refused with 403.
     """
 
@@ -191,6 +194,20 @@ class _Handler(BaseHTTPRequestHandler):
         if fault == "truncate":
             part = part[: len(part) // 2]
             headers.pop("Content-Range", None)
+        if fault in ("drip", "slow"):
+            self.close_connection = True
+            self.send_response(206 if asked else 200)
+            for header, value in {"Content-Length": len(part), **headers}.items():
+                self.send_header(header, str(value))
+            self.end_headers()
+            size = 1 if fault == "drip" else len(part) // 10 + 1
+            with contextlib.suppress(OSError):  # the client has gone
+                for at in range(0, len(part), size):
+                    self.wfile.write(part[at : at + size])
+                    time.sleep(0.2)
+                    if self.hub.fault != fault:
+                        return
+            return
         if fault == "die":
             self.close_connection = True
             if self.hub.died:  # if more bytes came, the client would retry without end

@@ -15,6 +15,7 @@ from PIL import Image
 
 import timm_dseq  # noqa: F401
 from timm_dseq import UserError
+from timm_dseq.hub import download
 
 REPO = "lab/dseq_jepa_vit_ti16.in1k"
 
@@ -184,6 +185,19 @@ def test_the_hubs_own_tools_still_understand_the_cache(published, load):
     load()
     report = huggingface_hub.scan_cache_dir(load.cache)
     assert [repo.repo_id for repo in report.repos] == [REPO] and not report.warnings
+
+
+def test_a_server_that_drips_is_given_up_and_one_that_is_slow_is_not(published, load, monkeypatch):
+    monkeypatch.setattr(download, "PATIENCE", 1)
+    monkeypatch.setattr(download, "LEAST", 10**6)  # others may be using the network
+    published.fault = "drip"
+    begun = time.monotonic()
+    refused(load, r"model.safetensors of .* nothing more arrived for 1 s: check the network")
+    assert time.monotonic() - begun < 10
+    published.fault = None
+    monkeypatch.setattr(download, "LEAST", 1)
+    published.fault = "slow"
+    assert load() and time.monotonic() - begun > 1
 
 
 def test_disk_and_permission_faults_are_named(published, load, monkeypatch):

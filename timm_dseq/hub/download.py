@@ -5,8 +5,9 @@ import queue
 import re
 import threading
 import urllib.error
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from os import PathLike
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from ..errors import UserError
 from .weights import check_safetensors, sha256
 
 SECONDS = 5  # in which the Hub has to answer at all
+PATIENCE, LEAST = 60, 1024  # after so many seconds with fewer bytes a second a download is given up
 
 
 def split_revision(repo: str) -> tuple[str, str | None]:
@@ -147,9 +149,8 @@ def download(repo: str, filename: str, cache_dir: str | PathLike | None = None) 
     repo_id, revision = split_revision(repo)
     what = f"{filename} of {repo}"
     with hub_access(what):
-        path = huggingface_hub.hf_hub_download(
-            repo_id, filename, revision=revision, cache_dir=cache_dir, library_name="timm_dseq"
-        )
+        options = {"revision": revision, "cache_dir": cache_dir, "library_name": "timm_dseq"}
+        path = _patiently(partial(huggingface_hub.hf_hub_download, repo_id, filename, **options), what)
     _check_file(Path(path), what)
     return path
 
@@ -158,9 +159,8 @@ def snapshot(repo: str, cache_dir: str | PathLike | None = None) -> str:
     """The cached folder of "organisation/name@revision", every file of it checked as `download` does."""
     repo_id, revision = split_revision(repo)
     with hub_access(repo):
-        folder = huggingface_hub.snapshot_download(
-            repo_id, revision=revision, cache_dir=cache_dir, library_name="timm_dseq"
-        )
+        options = {"revision": revision, "cache_dir": cache_dir, "library_name": "timm_dseq"}
+        folder = _patiently(partial(huggingface_hub.snapshot_download, repo_id, **options), repo)
     faults = []
     for path in sorted(Path(folder).rglob("*")):
         if path.is_file():
@@ -171,6 +171,52 @@ def snapshot(repo: str, cache_dir: str | PathLike | None = None) -> str:
     if faults:
         raise faults[0]
     return folder
+
+
+def _patiently(work: Callable[[], str], what: str) -> str:
+    """What `work` returns, if it ends, or goes on to receive something.
+
+    huggingface_hub bounds each read, and repeats what failed: a server that sends a byte now and then, or takes every
+    connection and is silent, would hold it for many minutes. So it works in a thread, which is left to itself if no
+    more arrives.
+    """
+    answers: queue.Queue[tuple[str | None, BaseException | None]] = queue.Queue()
+
+    def run() -> None:
+        try:
+            answers.put((work(), None))
+        except BaseException as error:
+            answers.put((None, error))
+
+    threading.Thread(target=run, daemon=True).start()
+    before = _received()
+    while True:
+        try:
+            path, error = answers.get(timeout=PATIENCE)
+        except queue.Empty:
+            now = _received()
+            if now is not None and now - before < LEAST * PATIENCE:
+                break
+            before = now
+            continue
+        if error is not None:
+            raise error
+        return path
+    raise UserError(
+        f"{what}: nothing more arrived for {PATIENCE} s: check the network, HF_ENDPOINT and proxies, then try again."
+    )
+
+
+def _received() -> int | None:
+    """Bytes that this machine has received so far; None on systems that do not tell.
+
+    The files do not tell: both ways in which huggingface_hub downloads write them in pieces of many megabytes.
+    """
+    try:
+        lines = Path("/proc/net/dev").read_text().splitlines()[2:]
+        return sum(int(line.partition(":")[2].split()[0]) for line in lines)
+    except (OSError, ValueError, IndexError):
+        return None
 
 
 def _check_file(path: Path, what: str) -> None:
