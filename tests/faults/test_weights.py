@@ -80,6 +80,7 @@ DAMAGES = {
     "a number for a name": (".pth", torch_file({3: torch.zeros(2)})),
     "None for a name": (".pth", torch_file({None: torch.zeros(2)})),
     "words for tensors": (".pth", torch_file({"norm.weight": "no"})),
+    "whole numbers": (".safetensors", lambda path, w: save_file({**w, "norm.weight": w["norm.weight"].char()}, path)),
     "a sparse tensor": (".pth", torch_file(lambda w: {**w, "norm.weight": torch.zeros(192).to_sparse()})),
 }
 DOORS = ["convert", "explain", "init", "probe", "finetune"]

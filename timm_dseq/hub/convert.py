@@ -19,7 +19,7 @@ from ..errors import UserError
 from . import cards, checkpoints
 from .config import read_stock
 from .stock import StockModel, at_size_of, check_fit, class_count, described, detect, registered
-from .weights import Checkpoint, Weights, parse, read
+from .weights import Checkpoint, Weights, check_types, parse, read
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _DEFAULT_TAGS = {"dseq_jepa": "in1k", "dseq_official": "in1k_official", "ijepa": "ijepa", "timm": "converted"}
@@ -162,8 +162,7 @@ def _card(kind: str, name: str, stock: StockModel, license: str | None) -> tuple
 
 def _stored(name: str, tensor: torch.Tensor, dtype: str) -> torch.Tensor:
     """A weight as it is written; refused where it is none, or where it would be written as something else."""
-    if tensor.dtype not in (*DTYPES.values(), torch.float64):
-        raise UserError(f"{name} is of type {tensor.dtype}, no weight of a ViT: check the file.")
+    check_types({name: tensor})
     if not tensor.isfinite().all():
         raise UserError(
             f"{name} holds numbers that are not finite: the training had failed, take an earlier checkpoint."

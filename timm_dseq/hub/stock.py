@@ -17,7 +17,7 @@ from timm.models import VisionTransformer
 
 from ..dseq_jepa import ARCHITECTURES, BACKBONE, STOCK, is_size
 from ..errors import UserError, similar
-from .weights import Weights, misfits
+from .weights import Weights, check_types, misfits
 
 # Width of a plain ViT → its timm name and the heads that no shape shows. 1408 is I-JEPA's ViT-g.
 _STOCK_BY_WIDTH = {ARCHITECTURES[ours]["embed_dim"]: stock for ours, stock in STOCK.items() if ours[-3:] != "448"}
@@ -227,6 +227,7 @@ def check_fit(weights: Weights, stock: StockModel, mend: str = "name its model w
     if missing or unused:
         key, fault = (missing[0], "is not in the checkpoint") if missing else (unused[0], "has no place in the model")
         raise UserError(f"{key} {fault}, taken as {name}: {mend}.")
+    check_types(weights)
 
 
 def macs(vit: torch.nn.Module) -> int:

@@ -38,11 +38,11 @@ class Checkpoint:
 
     def encoder(self, which: str = "target") -> Weights:
         """The weights of the "target" encoder (of a file with one encoder: that one) or of the "student"."""
-        if which == "target":
-            return self.target or self.student
-        if not self.student:
+        if which == "student" and not self.student:
             raise UserError("This checkpoint holds one encoder only, no student beside it: take the target encoder.")
-        return self.student
+        weights = self.student if which == "student" else self.target or self.student
+        check_types(weights)
+        return weights
 
 
 def check_safetensors(path: str | PathLike) -> None:
@@ -130,6 +130,13 @@ def misfits(
     shared = [name for name in parameters if name in weights]
     shapes = [(name, tuple(parameters[name].shape), tuple(weights[name].shape)) for name in shared]
     return missing, unused, [(name, wanted, given) for name, wanted, given in shapes if wanted != given]
+
+
+def check_types(weights: Weights) -> None:
+    """Refuse tensors that are no weights of a ViT: whole numbers, truth values, numbers of 8 bits."""
+    for name, tensor in weights.items():
+        if tensor.dtype not in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
+            raise UserError(f"{name} is of type {tensor.dtype}, no weight of a ViT: check the file.")
 
 
 def sha256(path: Path) -> str:
