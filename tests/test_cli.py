@@ -250,6 +250,8 @@ def test_explain_needs_no_model_and_reads_no_foreign_format_no_bomb_and_no_pipe(
         ("page.png", "page.png cannot be read (UnidentifiedImageError: none of JPEG"),
         ("cut.png", "cut.png cannot be read"),
         ("pipe.png", "regular"),
+        ("/", "/ cannot be read (not a regular file)"),
+        (".", "cannot be read (not a regular file)"),
     ]:
         code, _, err = run("explain", tmp_path / name)
         assert code == 1 and message in err and err.count("\n") == 1, err
@@ -402,7 +404,7 @@ def test_an_empty_argument_is_one_line(run, command):
     [
         ("truncated", "cannot be read"),
         ("arguments", "unexpected keyword argument 'foo'"),
-        ("nan", "features are not finite"),
+        ("nan", "holds numbers that are not finite, in "),
         ("missing", "is no folder"),
     ],
 )

@@ -251,7 +251,7 @@ def _explain(options: argparse.Namespace) -> tuple[dict, str | None]:
     from .explain import explain
     from .hub.stock import registered
 
-    output = Path(options.output or Path(options.image).with_suffix(".explained.png").name)
+    output = Path(options.output or f"{Path(options.image).stem}.explained.png")
     if output.is_dir() or Image.registered_extensions().get(output.suffix.lower()) not in Image.SAVE:
         raise UserError(f"{output} names no picture that can be written: give an --output that ends in .png.")
     image = _photo(options.image)

@@ -9,7 +9,7 @@ import sys
 import pytest
 import timm
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from timm_dseq import UserError
 from timm_dseq.hub.load import NAMES, data_config, load_backbone
@@ -151,6 +151,19 @@ def test_a_damaged_export_is_told_in_one_line(exported, tmp_path):
     (folder / "config.json").write_text("{")
     with pytest.raises(UserError, match=r"config\.json is no config of timm"):
         load_backbone(str(folder))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_refused_before_any_work(value, exported, tmp_path):
+    folder = shutil.copytree(exported, tmp_path / "folder")
+    weights = load_file(folder / "model.safetensors")
+    weights["blocks.1.mlp.fc1.bias"][3] = value
+    save_file(weights, folder / "model.safetensors")
+    save_file(weights, tmp_path / "weights.safetensors")
+    for name in (folder, tmp_path / "weights.safetensors"):
+        with pytest.raises(UserError, match=rf"{name} holds numbers that are not finite, in blocks.1.mlp.fc1.bias"):
+            load_backbone(str(name))
+        load_backbone(str(name), random=True)
 
 
 def test_fresh_weights_have_no_licence_of_others():

@@ -52,9 +52,17 @@ def load_backbone(
     else:
         _check_known(name, random)
         model, shown = _create(name, img_size, not random, args), name.partition(":")[2] or name
+    if not random:
+        _check_finite(model, name)
     if random or (path.exists() and not _has_config(path)):  # the licence that timm names is that of other weights
         model.pretrained_cfg = {key: value for key, value in model.pretrained_cfg.items() if key != "license"}
     return model.eval(), f"{shown}, random" if random else shown
+
+
+def _check_finite(model: nn.Module, name: str) -> None:
+    for weight, tensor in model.state_dict().items():
+        if not tensor.isfinite().all():
+            raise UserError(f"{name} holds numbers that are not finite, in {weight}: take other weights.")
 
 
 class Pixels(nn.Module):
