@@ -69,23 +69,22 @@ def init(file: Path, folder: Path) -> tuple[str, list[str]]:
     return pretrain(folder, model__init=file)
 
 
-def probe(file: Path, folder: Path, data: Path) -> tuple[str, list[str]]:
+def probe(file: Path | str, folder: Path, data: Path, **settings) -> tuple[str, list[str]]:
     own = {"output_dir": folder / "probe", "results": folder / "results.jsonl", "cache.folder": folder / "cache"}
-    words = {"model": file, "data.path": data, "protocol": "knn", "knn.k": "[1]", "workers": 0, "img_size": 32, **own}
-    return "probe", [f"--{name}={value}" for name, value in words.items()]
+    words = {"protocol": "knn", "knn.k": "[1]", "workers": 0, "img_size": 32, **own}
+    return "probe", _options({"model": file, "data.path": data, **words}, settings)
 
 
-def finetune(file: Path, folder: Path, data: Path) -> tuple[str, list[str]]:
-    own = {"output_dir": folder / "tuned", "results": folder / "results.jsonl"}
-    words = {
-        "model": file,
-        "data.path": data,
-        "optim.batch_size": 4,
-        "optim.epochs": 1,
-        "optim.warmup_epochs": 0,
-        **own,
-    }
-    return "finetune", [f"--{name}={value}" for name, value in {**words, "workers": 0, "img_size": 32}.items()]
+def finetune(file: Path | str, folder: Path, data: Path, **settings) -> tuple[str, list[str]]:
+    own = {"output_dir": folder / "tuned", "results": folder / "results.jsonl", "workers": 0, "img_size": 32}
+    words = {"optim.batch_size": 4, "optim.epochs": 1, "optim.warmup_epochs": 0, **own}
+    return "finetune", _options({"model": file, "data.path": data, **words}, settings)
+
+
+def _options(words: dict, settings: dict) -> list[str]:
+    """`optim__epochs` among the settings stands for optim.epochs."""
+    more = {name.replace("__", "."): value for name, value in settings.items()}
+    return [f"--{name}={value}" for name, value in {**words, **more}.items()]
 
 
 __all__ = ["TINY", "convert", "enter", "explain", "finetune", "init", "pretrain", "probe", "refused"]

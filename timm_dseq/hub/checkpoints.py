@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
+from .model_args import misfit
 from .weights import sha256
 
 MODEL, OPTIMIZER, STATE, MANIFEST = "model.safetensors", "optimizer.safetensors", "state.json", "manifest.json"
@@ -49,8 +50,10 @@ def encoder_of(path: Path) -> tuple[str, int, dict[str, Any]]:
     """What timm was told to build in the run of a checkpoint of pretrain.py: name, image size, further arguments."""
     try:
         settings = state_of(path)["config"]["model"]
+        if fault := misfit(settings["args"]):
+            raise UserError(f"{path / STATE} says {fault}.")
         return settings["name"], settings["img_size"], settings["args"]
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path} is no checkpoint of pretrain.py: of another program, name the export.") from error
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
+from .model_args import misfit
 from .stock import StockModel
 
 _LONGEST = 2**20  # bytes
@@ -47,6 +48,8 @@ def _check_types(config: Any) -> None:
     for name, kind in _TYPES.items():
         if name in config and (not isinstance(config[name], kind) or isinstance(config[name], bool)):
             raise ValueError(f"{name} is {config[name]!r:.80}")
+    if fault := misfit(config.get("model_args", {})):
+        raise ValueError(fault)
     preprocessing = config.get("pretrained_cfg", {})
     for name, kind in _PREPROCESSING.items():
         if preprocessing.get(name) is not None and not isinstance(preprocessing[name], kind):

@@ -20,6 +20,7 @@ from ..errors import UserError, similar
 from . import checkpoints
 from .config import read_config
 from .download import hub_access
+from .model_args import making
 from .stock import detect
 from .weights import encoder_weights, misfits, read
 
@@ -113,7 +114,7 @@ def _create(name: str, img_size: int | None, pretrained: bool, args: dict[str, A
     """timm.create_model, its errors as one line."""
     create = partial(timm.create_model, name, pretrained=pretrained, **args)
     try:
-        with hub_access(name) if _timm_asks_the_hub(name, pretrained) else nullcontext():
+        with making(f"model {name}"), hub_access(name) if _timm_asks_the_hub(name, pretrained) else nullcontext():
             if img_size is None:
                 return create()
             try:
@@ -124,13 +125,8 @@ def _create(name: str, img_size: int | None, pretrained: bool, args: dict[str, A
             model = create()  # a convolutional network, which takes any size
         model.pretrained_cfg = {**model.pretrained_cfg, "input_size": (3, img_size, img_size)}
         return model
-    except UserError:
-        raise
     except SafetensorError as error:
         raise UserError(f"the weights of {name} cannot be read ({error}): copy or export them again.") from error
-    except (TypeError, ValueError, AssertionError, LookupError, RuntimeError) as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise UserError(f"model {name} cannot be made ({reason}): check its name, size and arguments.") from error
 
 
 def _timm_asks_the_hub(name: str, pretrained: bool) -> bool:

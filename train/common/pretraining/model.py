@@ -9,6 +9,7 @@ from torch import nn
 
 from timm_dseq import DSeqJEPA, UserError, block_masks
 from timm_dseq.errors import similar
+from timm_dseq.hub.model_args import making
 from timm_dseq.hub.weights import Weights, encoder_weights, misfits, parse, read
 
 from .settings import Config, Model, Optim
@@ -21,10 +22,8 @@ def build(config: Config) -> DSeqJEPA:
     if not timm.is_model(settings.name):
         hint = similar(settings.name.partition(".")[0], timm.list_models())
         raise UserError(f"model.name={settings.name} is no model of timm{hint}.")
-    try:
+    with making(f"model.name={settings.name}"):
         encoder = timm.create_model(settings.name, num_classes=0, img_size=settings.img_size, **settings.args)
-    except (TypeError, AssertionError, RuntimeError) as error:
-        raise UserError(f"model.name={settings.name} cannot be made with these settings ({error}).") from error
     model = DSeqJEPA(
         encoder,
         settings.objective,

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from timm_dseq import UserError
+from timm_dseq.hub.model_args import check_args
 
 from ..data.settings import Data
 from ..run.resume import Checkpoint
@@ -235,6 +236,7 @@ def parse(arguments: Sequence[str] | None = None) -> tuple[Config, str]:
 def check(config: Config) -> None:
     """Refuse settings that contradict each other, which types cannot express."""
     model, optim = config.model, config.optim
+    check_args(model.args, "model.args")
     if optim.batch_size % optim.accumulation:
         raise UserError(
             f"optim.batch_size={optim.batch_size} is no multiple of optim.accumulation={optim.accumulation}: "

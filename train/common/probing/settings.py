@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from timm_dseq import UserError
+from timm_dseq.hub.model_args import check_args
 
 from ..labels.settings import Labels, shortened
 from ..system import machine
@@ -133,4 +134,8 @@ def parse(arguments: Sequence[str] | None = None) -> Probe:
     config.workers = machine.workers(config.workers)
     if not config.seeds or len(set(config.seeds)) < len(config.seeds):
         raise UserError(f"seeds={config.seeds}: give one or more, each once.")
+    check_args(config.args, "args")
+    for name in ("k", "temperature"):
+        if not getattr(config.knn, name):
+            raise UserError(f"knn.{name}=[]: give one or more.")
     return config

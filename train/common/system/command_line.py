@@ -5,6 +5,7 @@ form of them, so a version that words them in another way is noticed.
 """
 
 import difflib
+import math
 import re
 import sys
 import types
@@ -66,19 +67,24 @@ class Parser(ArgumentParser):
         for section in self._sections():
             if not isinstance(namespace[section], Namespace):
                 self.error(f'Parser key "{section}": no section')
+        for name, hint in self._kinds().items():
+            if namespace[name] is None and type(None) not in get_args(hint):  # in a file: NAME, colon, and nothing
+                self.error(f'Parser key "{name}": it takes a value. Got value: null')
         text = self.dump(namespace)
         namespace.pop("config", None)
         for name, value in flat(namespace.as_dict()).items():
-            self._check_text(name, value)
+            self._check_plain(name, value)
         return kind(**vars(self.instantiate(namespace))), text
 
-    def _check_text(self, name: str, value: Any) -> None:
-        """Refuse text that is empty, as an unset variable of the shell leaves it, and control letters."""
-        for text in value if isinstance(value, list) else [value]:
-            if isinstance(text, str) and not text.strip():
+    def _check_plain(self, name: str, value: Any) -> None:
+        """Refuse text that is empty, as an unset variable of the shell leaves it, control letters, NaN and infinity."""
+        for each in value if isinstance(value, list) else [value]:
+            if isinstance(each, str) and not each.strip():
                 self.error(f"{name} is empty: leave it out, or give it a value")
-            if isinstance(text, str) and not text.isprintable():
-                self.error(f"{name}={text!r} holds letters that cannot be printed: write it anew")
+            if isinstance(each, str) and not each.isprintable():
+                self.error(f"{name}={each!r} holds letters that cannot be printed: write it anew")
+            if isinstance(each, float) and not math.isfinite(each):
+                self.error(f"{name}={each} is no finite number: give one")
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """End the program with one line."""
@@ -123,6 +129,10 @@ class Parser(ArgumentParser):
             self.error(f"--config {path} holds no settings: write them as section, colon, and NAME: VALUE below it")
         return bool(settings)
 
+    def _kinds(self) -> dict[str, Any]:
+        """The type of each setting."""
+        return {action.dest: kind for action in self._actions if (kind := getattr(action, "_typehint", None))}
+
     def _sections(self) -> dict[str, str]:
         """The sections, and a setting of each."""
         names = [action.dest for action in self._actions]
@@ -141,7 +151,7 @@ class Parser(ArgumentParser):
         """What a setting takes, and what it was given."""
         if example := self._sections().get(name):
             return f"{name} is a section of settings: give those below it, as {example}"
-        kind = next((getattr(action, "_typehint", None) for action in self._actions if action.dest == name), None)
+        kind = self._kinds().get(name)
         if kind is None:
             return f"{name}: {reason}"
         given = _GIVEN.search(reason)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from timm_dseq import UserError
+from timm_dseq.hub.model_args import check_args
 
 from ..labels.settings import Labels, shortened
 from ..run.resume import Checkpoint
@@ -165,7 +166,7 @@ def parse(arguments: Sequence[str] | None = None) -> tuple[Tuning, str]:
     """The settings of a command line, and the same as YAML."""
     arguments = sys.argv[1:] if arguments is None else arguments
     arguments = shortened(flagged(arguments))
-    recipe = parser().parse_args(arguments).recipe
+    recipe = parser().settings(Tuning, arguments)[0].recipe
     config, text = parser(recipe).settings(Tuning, arguments)
     config.workers = machine.workers(config.workers)
     check(config)
@@ -195,6 +196,7 @@ def fitted(config: Tuning, images: int, processes: int) -> tuple[Tuning, list[st
 
 def check(config: Tuning) -> None:
     """One line for settings that contradict each other, which their types cannot say."""
+    check_args(config.args, "args")
     low, high = config.augment.crop_scale
     if not 0 < low <= high:
         raise UserError(f"augment.crop_scale={low}, {high}: give the least share of the area first, above 0.")
