@@ -7,6 +7,7 @@ import argparse
 import io
 import json
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 
@@ -185,7 +186,7 @@ def _show_convert(result: dict) -> str:
         lines.append(f"blanks to fill in {result['output']}/README.md before a push: {result['blanks']}")
     lines += [
         f'load it: timm.create_model("local-dir:{result["output"]}", pretrained=True)',
-        f"check it: timm-dseq verify {result['output']}",
+        f"check it: timm-dseq verify {shlex.quote(str(result['output']))}",
     ]
     return "\n".join(lines)
 

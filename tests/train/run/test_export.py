@@ -1,10 +1,14 @@
 """What leaves the machine tells nothing of it, and a folder is complete or not there."""
 
+import json
 import re
+import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
-from common.run.export import blocked, public_name, replacing
+from common.run.export import blocked, next_steps, public_name, replacing
 
 
 @pytest.mark.parametrize(
@@ -75,3 +79,13 @@ def test_a_link_in_the_place_of_what_a_run_makes_is_in_the_way(name, tmp_path):
     (tmp_path / "real").mkdir()
     (tmp_path / name).symlink_to("real" if name != "log.jsonl" else "nowhere")
     assert f"{name} is in the way" in blocked(tmp_path)
+
+
+@pytest.mark.parametrize("folder", ["run", "my run", "it's", 'a "b" $HOME `c`'])
+def test_what_to_do_next_can_be_pasted_into_a_shell(folder):
+    trial = f"print({json.dumps(folder)})"
+    verify, trial, push = next_steps(Path(folder), trial).splitlines()[1:]
+    assert shlex.split(verify) == ["timm-dseq", "verify", folder]
+    assert shlex.split(push) == ["timm-dseq", "push", folder, "ORGANISATION/NAME"]
+    said = subprocess.run(trial.replace("python", sys.executable, 1), shell=True, capture_output=True, text=True)
+    assert said.stdout == f"{folder}\n", said.stderr

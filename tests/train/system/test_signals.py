@@ -84,6 +84,46 @@ next(held)
     assert done.returncode == {"pass": 0, "raise RuntimeError": 1, "sys.exit(3)": 3}[end]
 
 
+def test_an_interruption_that_python_ignores_is_no_signal_lost(run_python):
+    """What is raised in __del__, or in what runs after a fork, is printed and forgotten."""
+    code = """
+import os
+import signal
+from common.system import signals
+
+class Signalled:
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+signals.interruptible()
+Signalled()
+print(signals.Stop().asked)
+signals.interruptible()
+print(signals.Stop().asked)
+"""
+    done = run_python(code, PYTHONPATH=str(TRAIN))
+    assert done.stdout == "True\nFalse\n" and "Exception ignored" in done.stderr, done.stderr
+
+
+def test_an_echo_does_not_interrupt_the_clean_up_and_a_later_signal_does(run_python):
+    code = """
+import os
+import signal
+from common.system import signals
+
+signals.interruptible()
+for moment in (100.0, 100.1, 104.0, 106.0):
+    signals.time = type("Clock", (), {"monotonic": lambda: moment})
+    try:
+        os.kill(os.getpid(), signal.SIGTERM)
+        print("no", end=" ")
+    except signals.Interrupted:
+        print("yes", end=" ")
+"""
+    done = run_python(code, PYTHONPATH=str(TRAIN))
+    assert done.stdout == "yes no no yes ", done.stderr
+
+
 @pytest.mark.xdist_group("runs")
 @pytest.mark.parametrize("number", NUMBERS)
 def test_a_signal_before_the_first_step_ends_with_one_line_and_75(number, tmp_path):

@@ -123,7 +123,7 @@ def test_an_image_that_cannot_be_read_is_named_before_the_first_step(tmp_path, c
 def test_a_signal_before_the_first_step_ends_with_one_line_and_75(tmp_path):
     """While the digests of all images are computed."""
     output = tmp_path / "run"
-    process = start(output, colours(tmp_path / "data", train=600), workers=1)
+    process = start(output, colours(tmp_path / "data", train=600))
     while "looking for duplicates: 600" not in (said_of(output).read_text() if said_of(output).exists() else ""):
         assert process.is_alive()
         time.sleep(0.005)

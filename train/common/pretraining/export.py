@@ -30,7 +30,7 @@ def export(config: Config, checkpoint: Path, screen: Screen) -> None:
         convert(checkpoint / "model.safetensors", fresh, with_pretraining_state=True)
         _describe(fresh, config, state_of(checkpoint)["done"], records(output / "log.jsonl"))
     report = write_report(output)
-    trial = f"import timm; print(timm.create_model('local-dir:{folder}', pretrained=True))"
+    trial = f"import timm; print(timm.create_model({json.dumps(f'local-dir:{folder}')}, pretrained=True))"
     screen.say(f"\ntarget encoder, ready for the Hub: {folder}\ncurves and pictures: {report}")
     screen.say(next_steps(folder, trial))
     if config.hub.push_to:

@@ -1,6 +1,7 @@
 """What both programs share that export a folder for the Hub: its writing, parts of its card, what to do next."""
 
 import os
+import shlex
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -49,5 +50,6 @@ def blocked(output: Path) -> str | None:
 
 
 def next_steps(export: Path, trial: str) -> str:
-    """What to do with a Hub-ready folder; trial: a line of Python that loads it."""
-    return f'next:\n  timm-dseq verify {export}\n  python -c "{trial}"\n  timm-dseq push {export} ORGANISATION/NAME'
+    """What to do with a Hub-ready folder, to be pasted into a shell; trial: a line of Python that loads it."""
+    folder, trial = shlex.quote(str(export)), shlex.quote(trial)
+    return f"next:\n  timm-dseq verify {folder}\n  python -c {trial}\n  timm-dseq push {folder} ORGANISATION/NAME"

@@ -17,24 +17,34 @@ class Interrupted(BaseException):
     """A signal came while there was no step to finish."""
 
 
+_interrupted: float | None = None  # when Interrupted was last raised
+
+
 def interruptible() -> None:
     """From here on a signal raises Interrupted, until a `Stop` is made."""
+    global _interrupted
+    _interrupted = None
     for number in NUMBERS:
         signal.signal(number, _interrupt)
 
 
 def _interrupt(_number: int, _frame) -> None:
-    for number in NUMBERS:  # a second one would interrupt the clean-up
-        signal.signal(number, signal.SIG_IGN)
-    raise Interrupted
+    global _interrupted
+    now = time.monotonic()
+    if _interrupted is None or now - _interrupted > ECHO:  # an echo would interrupt the clean-up
+        _interrupted = now
+        raise Interrupted
 
 
 class Stop:
-    """From here on a signal sets `asked`: the run is to end after the current step. A later second one kills it."""
+    """From here on a signal sets `asked`: the run is to end after the current step. A later second one kills it.
+
+    It is set from the start where Interrupted was raised and lost: in code that Python calls by itself, as after a
+    fork, exceptions are printed and ignored.
+    """
 
     def __init__(self) -> None:
-        self.asked = False
-        self._since = 0.0
+        self.asked, self._since = _interrupted is not None, _interrupted or 0.0
         for number in NUMBERS:
             signal.signal(number, self._ask)
 

@@ -3,6 +3,7 @@
 The first, not the best: to choose by the test images would be to train on them.
 """
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,7 +45,8 @@ def export(config: Tuning, by_seed: list[SeedResult], labelled: Labelled, duplic
     if duplicates["train_test"]:
         print(f"{duplicates['train_test']} test images are also in the training images, pixel for pixel")
     print(f"the classifier of seed {config.seeds[0]}, ready for the Hub: {folder}")
-    trial = f"from transformers import pipeline; print(pipeline('image-classification', model='{folder}')('IMAGE'))"
+    source = json.dumps(str(folder))
+    trial = f'from transformers import pipeline; print(pipeline("image-classification", {source})("IMAGE"))'
     print(next_steps(folder, trial), flush=True)
 
 
