@@ -107,6 +107,7 @@ def test_the_whole_way_from_a_checkpoint_to_the_hub_and_back(hub, run, roles, tm
     assert torch.equal(model.norm.weight, roles["target"]["norm.weight"])
 
 
+@pytest.mark.slow
 def test_a_push_updates_in_one_commit_and_knows_branches(hub, run, complete):
     assert run("push", complete, "lab/x")[0] == 0
     (complete / "README.md").write_text((complete / "README.md").read_text() + "\nMore.\n")
@@ -378,6 +379,7 @@ def test_push_refuses_a_wrong_name_with_and_without_dry_run(hub, run, complete, 
     assert not hub.requests
 
 
+@pytest.mark.slow
 def test_verify_of_a_repository_checks_digests_and_names_what_it_lacks(hub, run, complete):
     files = {path.name: path.read_bytes() for path in complete.iterdir()}
     hub.add_repo("lab/damaged", files)

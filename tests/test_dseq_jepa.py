@@ -393,7 +393,9 @@ for name in names:
     assert run.returncode == 0, run.stderr
 
 
-@pytest.mark.parametrize("namespace", ["some/lab", "-lab", "a b"])
+@pytest.mark.parametrize(
+    "namespace", ["some/lab", *(pytest.param(word, marks=pytest.mark.slow) for word in ("-lab", "a b"))]
+)
 def test_a_wrong_namespace_spoils_no_import_and_is_named_when_weights_are_asked_for(run_python, namespace):
     code = """
 import timm_dseq, timm

@@ -78,6 +78,7 @@ def test_output_that_cannot_be_written_is_one_line(redirected, says):
     assert done.returncode == 1 and says in done.stderr and done.stderr.count("\n") == 1, done.stderr
 
 
+@pytest.mark.slow
 def test_letters_that_an_output_does_not_know_are_no_error():
     command = [sys.executable, "-m", "timm_dseq.cli", "models"]
     done = subprocess.run(command, capture_output=True, env={**os.environ, "PYTHONIOENCODING": "ascii"}, timeout=60)

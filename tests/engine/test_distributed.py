@@ -99,7 +99,7 @@ def test_the_forward_pass_asks_no_other_process(monkeypatch):
         model_of("contrastive")(*batch(IMAGES, dtype=torch.float64))
 
 
-@pytest.mark.parametrize("kind", ["ddp", "fsdp2"])
+@pytest.mark.parametrize("kind", ["ddp", pytest.param("fsdp2", marks=pytest.mark.slow)])
 def test_two_processes_learn_what_one_learns(kind, tmp_path, unused_port):
     spawn(share, (unused_port, kind, tmp_path / "out.pt"), nprocs=2)
     results = torch.load(tmp_path / "out.pt", weights_only=True)

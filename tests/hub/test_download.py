@@ -71,6 +71,7 @@ def test_a_revision_is_honoured(published, load, roles, exported):
     assert torch.equal(model.norm.weight, roles["target"]["norm.weight"])
 
 
+@pytest.mark.slow
 def test_the_environment_rules_namespace_home_and_offline(published, run_python, tmp_path):
     """In processes of their own: these variables are read at import."""
     code = """
@@ -267,7 +268,7 @@ for command in (
 """
 
 
-@pytest.mark.parametrize("fault", ["closed", "silent"])
+@pytest.mark.parametrize("fault", ["closed", pytest.param("silent", marks=pytest.mark.slow)])
 def test_a_hub_that_cannot_be_reached_is_named_in_a_few_seconds(
     complete, run_python, tmp_path, unused_port, silent_port, fault
 ):
@@ -294,6 +295,7 @@ def test_offline_asks_nobody_and_names_the_variable(run_python, tmp_path, comple
     assert all("unset HF_HUB_OFFLINE" in line for line in lines), lines
 
 
+@pytest.mark.slow
 def test_without_a_network_the_cache_serves_every_way_of_loading(published, run_python, unused_port):
     """Of our own names, and of timm's from the Hub; verify, too."""
     code = """

@@ -312,7 +312,7 @@ def said_by(process, said):
 _NUMBERS = itertools.count()
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_build_that_is_killed_goes_on_and_never_leaves_half_a_file(tmp_path, workers):
     path, cache = data_set(tmp_path / "x.parquet"), tmp_path / "cache"
     said = said_by(*builder(path, tmp_path / "other", 0))
@@ -505,6 +505,7 @@ def test_a_resident_run_that_is_killed_ends_bit_for_bit_like_the_whole_one(tmp_p
     assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
+@pytest.mark.slow
 def test_two_processes_build_one_file_and_learn_what_one_does(tmp_path, unused_port):
     path = data_set(tmp_path / "x.parquet", count=150, shapes=SHAPES)
     settings = {**RUN, "data__path": path, "optim__epochs": 1.5, "system__precision": "float64"}

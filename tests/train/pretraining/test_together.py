@@ -101,6 +101,7 @@ HUGE = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.xdist_group("runs")
 def test_all_that_the_largest_model_asks_for_works_together(tmp_path, unused_port):
     output = tmp_path / "run"

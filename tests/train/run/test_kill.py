@@ -57,15 +57,15 @@ def test_the_run_is_the_size_the_kills_need(whole):
 
 
 @pytest.mark.xdist_group("runs")
-def test_five_killed_runs_end_bit_for_bit_like_the_whole_one(whole, tmp_path):
-    kills = [kill_at_random(whole, tmp_path / str(seed), seed) for seed in range(5)]
-    assert sum(kills) >= 3
+def test_three_killed_runs_end_bit_for_bit_like_the_whole_one(whole, tmp_path):
+    kills = [kill_at_random(whole, tmp_path / str(seed), seed) for seed in range(3)]
+    assert sum(kills) >= 2
 
 
 @pytest.mark.slow
 @pytest.mark.xdist_group("runs")
-def test_25_more_killed_runs_end_bit_for_bit_like_the_whole_one(whole, tmp_path):
-    assert sum(kill_at_random(whole, tmp_path / str(seed), seed) for seed in range(5, 30)) >= 15
+def test_27_more_killed_runs_end_bit_for_bit_like_the_whole_one(whole, tmp_path):
+    assert sum(kill_at_random(whole, tmp_path / str(seed), seed) for seed in range(3, 30)) >= 16
 
 
 @pytest.mark.xdist_group("runs")

@@ -22,7 +22,7 @@ SCRIPT = Path(__file__).parents[3] / "train" / "pretrain.py"
 @pytest.mark.parametrize(
     "launcher",
     [
-        ["accelerate.commands.launch", "--cpu", "--num_processes", "1"],
+        pytest.param(["accelerate.commands.launch", "--cpu", "--num_processes", "1"], marks=pytest.mark.slow),
         ["torch.distributed.run", "--nproc_per_node", "2", "--master_port", "{port}"],
     ],
     ids=["accelerate, one process", "torchrun, two"],
@@ -62,7 +62,7 @@ def test_processes_that_do_not_come_about_are_not_made_do_without(tmp_path):
 
 
 @pytest.mark.xdist_group("runs")
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGKILL, marks=pytest.mark.slow)])
 def test_a_launcher_that_is_ended_leaves_a_checkpoint_and_no_orphan(number, tmp_path):
     output = tmp_path / "run"
     ours = options(output, optim__epochs=9, checkpoint__every=100_000, watch__probe_every=0)

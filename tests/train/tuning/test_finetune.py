@@ -47,6 +47,7 @@ def test_the_run_is_the_size_the_kills_need_and_it_learns(whole):
     assert any(name.startswith("model: ema.") for name in tensors_of(whole[0] / "seed-0"))
 
 
+@pytest.mark.slow
 def test_labels_that_say_nothing_give_chance_and_true_ones_more(tmp_path):
     accuracy = {}
     for shuffled in (False, True):
