@@ -3,6 +3,7 @@
 import contextlib
 import importlib
 import os
+import resource
 from pathlib import Path
 
 from ..train.runs import FORKS, TINY, options
@@ -10,8 +11,10 @@ from ..train.runs import FORKS, TINY, options
 SECONDS = 60
 
 
-def _enter(module: str, arguments: list[str], said: Path) -> None:
+def _enter(module: str, arguments: list[str], said: Path, most: int | None) -> None:
     os.chdir(said.parent)
+    if most is not None:  # writing more fails, as on a full disk
+        resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
     with (
         said.open("w") as out,
         said.with_suffix(".err").open("w") as err,
@@ -28,10 +31,13 @@ def _enter(module: str, arguments: list[str], said: Path) -> None:
     os._exit(code)
 
 
-def enter(module: str, arguments: list[str], folder: Path) -> tuple[int | None, str, str]:
-    """Exit code (None: it never ended), what went to stdout, and to stderr. The program runs in this folder."""
+def enter(module: str, arguments: list[str], folder: Path, most: int | None = None) -> tuple[int | None, str, str]:
+    """Exit code (None: it never ended), what went to stdout, and to stderr. The program runs in this folder.
+
+    most: bytes that a file may have.
+    """
     said = folder / "said.out"
-    process = FORKS.Process(target=_enter, args=(module, [str(word) for word in arguments], said))
+    process = FORKS.Process(target=_enter, args=(module, [str(word) for word in arguments], said, most))
     process.start()
     process.join(SECONDS)
     code = process.exitcode

@@ -7,6 +7,8 @@ recipes in train/ write them.
 """
 
 import json
+import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,18 +59,31 @@ def encoder_of(path: Path) -> tuple[str, int, dict[str, Any]]:
         raise UserError(f"{path} is no checkpoint of pretrain.py: of another program, name the export.") from error
 
 
-def fault(path: Path) -> str | None:
-    """What is wrong with a checkpoint; None if it is complete and as it was written."""
+def is_checkpoint(folder: Path) -> bool:
+    """Whether a folder is a checkpoint, complete or not."""
+    return any(os.path.lexists(folder / name) for name in (STATE, MANIFEST))
+
+
+def check(path: Path, needed: Sequence[str] = (MODEL, OPTIMIZER, STATE)) -> None:
+    """Refuse a checkpoint of which these files are not complete."""
+    if reason := fault(path, needed):
+        raise UserError(f"{path}: {reason}. Take another checkpoint.")
+
+
+def fault(path: Path, needed: Sequence[str] = (MODEL, OPTIMIZER, STATE)) -> str | None:
+    """What is wrong with a checkpoint; None if these files of it are complete and as they were written."""
+    if not (path / MANIFEST).is_file():  # a FIFO would be waited for
+        return f"{MANIFEST} is missing or damaged"
     try:
         manifest = json.loads((path / MANIFEST).read_text())
         written = {name: (file["size"], file["sha256"]) for name, file in manifest.items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return f"{MANIFEST} is missing or damaged"
-    if lacking := [name for name in (MODEL, OPTIMIZER, STATE) if name not in written]:
+    if lacking := [name for name in needed if name not in written]:
         return f"{MANIFEST} does not name {lacking[0]}"
-    for name, (size, digest) in written.items():
-        file = path / name
-        if not file.is_file() or file.parent != path:
+    for name in needed:
+        file, (size, digest) = path / name, written[name]
+        if not file.is_file():
             return f"{name} is missing"
         if file.stat().st_size != size:
             return f"{name} has {file.stat().st_size} bytes instead of {size}"

@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from timm.layers import resample_abs_pos_embed
 
@@ -90,13 +91,14 @@ def convert(
 
 def _file(source: Path) -> Path:
     """A file of weights: itself, that of a folder, or of a run's newest complete checkpoint."""
-    if not source.is_dir():
-        return source
     if checkpoints.steps(source / "checkpoints"):
         return checkpoints.latest(source / "checkpoints") / checkpoints.MODEL
-    if not (source / "model.safetensors").is_file():
+    file = source / checkpoints.MODEL if source.is_dir() else source
+    if file.name == checkpoints.MODEL and checkpoints.is_checkpoint(file.parent):
+        checkpoints.check(file.parent, needed=(checkpoints.MODEL, checkpoints.STATE))
+    elif source.is_dir() and not file.is_file():
         raise UserError(f"{source} holds no model.safetensors, and no checkpoints of a run: name a file of weights.")
-    return source / "model.safetensors"
+    return file
 
 
 def _config_beside(file: Path) -> tuple[dict, StockModel | None]:
@@ -114,7 +116,7 @@ def _with_preprocessing(config: dict, theirs: dict) -> dict:
 
 def _of_run(file: Path) -> StockModel | None:
     """The encoder that a run was told to build, in whose checkpoint the file lies; None if it lies in none."""
-    if file.name != checkpoints.MODEL or not (file.parent / checkpoints.STATE).is_file():
+    if file.name != checkpoints.MODEL or not checkpoints.is_checkpoint(file.parent):
         return None
     return described(*checkpoints.encoder_of(file.parent))
 
@@ -209,5 +211,6 @@ def _write_folder(output: Path, files: dict[str, bytes], tensors: dict[str, Weig
             for name, content in files.items():
                 (folder / name).write_bytes(content)
             folder.rename(output)
-    except OSError as error:
-        raise UserError(f"{output} cannot be written ({error.strerror or error}): check space and rights.") from error
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"{output} cannot be written ({reason}): check space and rights.") from error

@@ -4,6 +4,7 @@ NAMES says what may be named, for every command the same. Of a training run or c
 `pixels` is no model but the image itself, to compare with.
 """
 
+import os
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -138,20 +139,22 @@ def _timm_asks_the_hub(name: str, pretrained: bool) -> bool:
 
 def _from_path(path: Path, img_size: int | None, random: bool, args: dict[str, Any]) -> tuple[nn.Module, str]:
     """A folder ready for the Hub, a file of weights, a run, or one of its checkpoints."""
-    if path.name == checkpoints.MODEL and any((path.parent / name).is_file() for name in (_CONFIG, checkpoints.STATE)):
+    if path.name == checkpoints.MODEL and ((path.parent / _CONFIG).is_file() or checkpoints.is_checkpoint(path.parent)):
         path = path.parent  # which says more than the weights alone
     if (path / _CONFIG).is_file():
         read_config(path / _CONFIG)
+        weights = path / checkpoints.MODEL
+        if os.path.lexists(weights) and not weights.is_file():
+            raise UserError(f"{weights} is no file: export or copy the weights again.")
         return _create(f"{_FOLDER}{path}", img_size, not random, args), _folder_name(path)
     if path.is_file():
         return _detected(path, img_size, random, args), _file_name(path)
     folder = path / "checkpoints" if (path / "checkpoints").is_dir() else path
     if checkpoints.steps(folder):
         step = checkpoints.latest(folder)
-    elif (path / checkpoints.STATE).is_file():
+    elif checkpoints.is_checkpoint(path):
         step = path
-        if fault := checkpoints.fault(step):
-            raise UserError(f"{step}: {fault}. Take another checkpoint.")
+        checkpoints.check(step)
     elif (path / checkpoints.MODEL).is_file():
         return _detected(path / checkpoints.MODEL, img_size, random, args), _folder_name(path)
     else:

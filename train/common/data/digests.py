@@ -88,6 +88,8 @@ def digests_of(source: Source, workers: int, folder: str, accelerator: Accelerat
 
 def _stored(path: Path, count: int) -> np.ndarray | None:
     """The digests in a file, if it is there and not damaged."""
+    if not path.is_file():  # a FIFO would be waited for
+        return None
     try:
         digests = np.load(path)
     except (OSError, ValueError, EOFError):

@@ -1,5 +1,6 @@
 """The model and the optimiser that the settings describe; new weights, given ones, or those of a run to continue."""
 
+import os
 from pathlib import Path
 
 import timm
@@ -67,7 +68,7 @@ def initialise(model: DSeqJEPA, settings: Model) -> None:
     file = path / "model.safetensors" if path.is_dir() else path
     target = encoder_weights(read(file))
     parts = [(model.target, target), (model.student, target)]
-    if (more := path / "pretraining.safetensors").is_file():
+    if os.path.lexists(more := path / "pretraining.safetensors"):
         others = parse(read(more))
         parts = [(model.target, target), (model.student, others.student)]
         if others.predictor:

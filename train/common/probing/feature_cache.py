@@ -153,8 +153,11 @@ def _create_files(folder: Path, about: dict[str, Any], width: int, cache: Cache)
         paths = {folder / name: size for name, size in sizes.items()}
         if not all(path.is_file() and path.stat().st_size == size for path, size in paths.items()):
             for path, size in paths.items():
+                path.unlink(missing_ok=True)  # it may be a FIFO, which would be waited for
                 with path.open("wb") as file:
                     file.truncate(size)
+        if not (folder / "about.json").is_file():
+            (folder / "about.json").unlink(missing_ok=True)
         (folder / "about.json").write_text(json.dumps(about, indent=1))
     except OSError as error:
         raise UserError(f"cache.folder={cache.folder} cannot be written ({error.strerror}): name another.") from error

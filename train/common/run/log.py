@@ -30,6 +30,8 @@ def records(path: Path) -> list[dict[str, Any]]:
             break
         if not isinstance(record, dict) or not isinstance(record.get("step"), int):
             break
+        if lines and record["step"] <= lines[-1]["step"]:
+            break
         lines.append(record)
     return lines
 

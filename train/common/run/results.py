@@ -52,20 +52,16 @@ def check(path: str | Path) -> None:
     path = Path(path)
     nearest = next(each for each in (path, *path.absolute().parents) if each.exists())
     reason = None
-    if path.is_dir():
-        reason = "it is a folder"
+    if path.is_dir() or path.is_fifo():
+        reason = f"it is a {'folder' if path.is_dir() else 'FIFO'}"
+    elif path.is_symlink() and nearest != path and path.name == Path(os.path.realpath(path)).name:
+        reason = "it is a link to itself"
     elif nearest != path and not nearest.is_dir():
         reason = f"{nearest} is no folder"
     elif not os.access(nearest, os.W_OK):
         reason = "Permission denied"
     if reason:
         raise UserError(f"results={path} cannot be written ({reason}): name another file.")
-
-
-_KEYS = (
-    *("data", "label", "train", "test", "classes", "protocol", "model", "weights", "img_size", "view", "settings"),
-    *("seeds", "precision"),
-)
 
 
 def append(path: str | Path, records: Sequence[dict[str, Any]]) -> None:
@@ -77,13 +73,13 @@ def append(path: str | Path, records: Sequence[dict[str, Any]]) -> None:
     }
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("a+") as file:
+        with path.open("a+", encoding="utf-8", errors="surrogateescape") as file:  # foreign bytes stay as they are
             if fcntl is not None:
                 fcntl.flock(file, fcntl.LOCK_EX)
             file.seek(0)
             lines = file.readlines()
             if lines and not lines[-1].endswith("\n"):  # a kill cut it off: what is added would be lost with it
-                file.truncate(sum(len(line.encode()) for line in lines[:-1]))
+                file.truncate(sum(len(line.encode("utf-8", "surrogateescape")) for line in lines[:-1]))
                 print(f"{path}: its last line was cut off, and is removed", flush=True)
             known = [_unstamped(line, stamp) for line in lines]
             new = [record for record in records if json.loads(json.dumps(record)) not in known]
@@ -96,7 +92,7 @@ def _unstamped(line: str, stamp: dict[str, Any]) -> dict[str, Any] | None:
     """The record of a line without its time and versions; None where it is no record."""
     try:
         return {name: value for name, value in json.loads(line).items() if name not in stamp}
-    except (ValueError, AttributeError):
+    except (ValueError, AttributeError, RecursionError):
         return None
 
 
@@ -113,13 +109,26 @@ def read(paths: Sequence[str | Path]) -> list[dict[str, Any]]:
         for number, line in enumerate(lines, 1):
             try:
                 record = json.loads(line)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise UserError(f"{path}, line {number}, is no JSON: remove it.") from error
-            known = isinstance(record, dict) and all(name in record for name in _KEYS)
-            if not known or not isinstance(record.get("accuracy"), (int, float)):
+            if not _is_result(record):
                 raise UserError(f"{path}, line {number}, is no result of probe.py or finetune.py: remove it.")
             records.append(record)
     return records
+
+
+def _is_result(record: Any) -> bool:
+    """Whether a line holds all that tables show."""
+    try:
+        line(record)
+        train, test = record["train"], record["test"]
+        texts = [record[name] for name in ("data", "label", "protocol", "model", "weights", "view")]
+        texts += [train["split"], test["split"], train["subset"] or ""]
+        numbers = [train["images"], test["images"], record["classes"], record["parameters"], record["accuracy"]]
+        numbers += [*record["img_size"], *record["seeds"], record["duplicates"]["train_test"]]
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return False
+    return all(isinstance(x, str) for x in texts) and all(isinstance(x, (int, float)) for x in numbers)
 
 
 def line(record: dict[str, Any]) -> str:

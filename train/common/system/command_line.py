@@ -127,6 +127,8 @@ class Parser(ArgumentParser):
             self.error(f"--config {path} holds what cannot be read as settings ({error})")
         if settings is not None and not isinstance(settings, dict):
             self.error(f"--config {path} holds no settings: write them as section, colon, and NAME: VALUE below it")
+        if settings and "config" in settings:
+            self.error(f"--config {path} names a file of settings itself (config): give each by a --config of its own")
         return bool(settings)
 
     def _kinds(self) -> dict[str, Any]:
