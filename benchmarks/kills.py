@@ -87,8 +87,13 @@ def wait_for(moment: Callable[[], bool], process: BaseProcess) -> None:
         time.sleep(0.0002)
 
 
-def waited(output: Path, process: BaseProcess, draw: random.Random, seconds: float) -> None:
-    """Until the process is to be killed, or has ended."""
+def waited(output: Path, process: BaseProcess, draw: random.Random, seconds: float, together: bool) -> None:
+    """Until the process is to be killed, or has ended. Of several it is not killed before they have found each other:
+    then only a launcher could tell the other one, which would wait for an hour."""
+    if together:
+        begun = time.time()
+        lock = output / ".lock"
+        wait_for(lambda: lock.exists() and lock.stat().st_mtime > begun, process)
     rare = draw.choice([None, None, None, begun_checkpoint, removed, exported, "an append"])
     process.join(draw.uniform(0.02, 1.0 if rare is None else 0.8) * seconds)
     if rare == "an append":
@@ -122,7 +127,7 @@ def main() -> int:
             output = folder / f"run-{runs}"
             while True:
                 before, processes = written(output), begun(output, options.processes)
-                waited(output, processes[0], draw, seconds)
+                waited(output, processes[0], draw, seconds, together=options.processes > 1)
                 if all(process.exitcode is not None for process in processes):
                     break
                 draw.choice(processes).kill()
