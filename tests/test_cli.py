@@ -350,7 +350,7 @@ def _spoilt(folder: Path, **changes) -> None:
         ({"architecture": 5}, "architecture is 5"),
         ({"architecture": ["a"]}, "architecture is ['a']"),
         ({"model_args": {"foo": 1}}, "unexpected keyword argument 'foo'"),
-        ({"model_args": {"patch_size": 0}}, "no plain ViT"),
+        ({"model_args": {"patch_size": 0}}, "patch_size=0: give a whole number from 1 to 16384"),
         ({"input_size": ["3", "a", "b"]}, "input_size is ['3', 'a', 'b']"),
         ({"num_classes": "ten"}, "num_classes is 'ten'"),
         ({"architecture": "vit_small_patch16_224"}, "config.json does not describe, convert them anew"),

@@ -14,7 +14,13 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # no room, or not for this us
 
 
 class UserError(RuntimeError):
-    """A mistake that the user can mend. The message is one line; commands print it without a traceback."""
+    """A mistake that the user can mend. The message is one line; commands print it without a traceback.
+
+    What it quotes of a file may hold letters that cannot be printed, or end a line: they are shown as in Python.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__("".join(x if x.isprintable() else repr(x)[1:-1] for x in message))
 
 
 def similar(name: str, known: Iterable[str]) -> str:

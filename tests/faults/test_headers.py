@@ -12,7 +12,7 @@ import yaml
 from common.pretraining import settings as pretraining
 from common.probing import settings as probing
 from common.tuning import settings as tuning
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from timm_dseq import UserError
@@ -67,6 +67,7 @@ def check(file):
 
 @often
 @given(header=headers, body=st.binary(max_size=64))
+@example(header={"a": {"dtype": {"\n\x1b": 1}}}, body=b"")  # which the library quotes
 def test_a_header_of_any_entries(header, body, tmp_path):
     check(file_of(tmp_path, json.dumps(header).encode(errors="replace"), body))
 
