@@ -18,7 +18,12 @@ pytestmark = [pytest.mark.xdist_group("faults"), pytest.mark.timeout(120)]
 
 FILES = ("model.safetensors", "optimizer.safetensors", "state.json", "manifest.json")
 CASES = [(file, damage) for file in FILES for damage in DAMAGES]
-FEW = {("model.safetensors", "a bit flipped"), ("state.json", "a FIFO"), ("manifest.json", "a folder")}
+FEW = {
+    ("model.safetensors", "a bit flipped"),
+    ("state.json", "a FIFO"),
+    ("manifest.json", "a folder"),
+    ("optimizer.safetensors", "a dangling link"),
+}
 every_case = pytest.mark.parametrize(("file", "damage"), CASES)
 few_or_slow = pytest.mark.parametrize(
     ("file", "damage"), [case if case in FEW else pytest.param(*case, marks=pytest.mark.slow) for case in CASES]

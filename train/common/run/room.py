@@ -17,7 +17,7 @@ def check_room(output: Path, folder: Path, model: torch.nn.Module, optimizer: to
     """
     weights = _bytes(model.state_dict().values())
     moments = 2 * _bytes(parameter for group in optimizer.param_groups for parameter in group["params"])
-    there = sum(file.stat().st_size for step in checkpoints.steps(folder) for file in step.iterdir())
+    there = sum(file.lstat().st_size for step in checkpoints.steps(folder) for file in step.iterdir())
     needed = (keep + 1) * (weights + moments) + weights - there
     disk = next(place for place in (output, *output.absolute().parents) if place.is_dir())
     free = shutil.disk_usage(disk).free
