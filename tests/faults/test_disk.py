@@ -1,6 +1,10 @@
 """A file that cannot be written to its end, as on a full disk: one line, and nothing half-written is left."""
 
 import pytest
+from common.data.settings import Data
+from common.data.source import open_source
+from common.labels.labelled import open_labelled
+from common.labels.settings import Labels
 from PIL import Image
 
 from ..train.runs import train
@@ -22,7 +26,10 @@ def weights(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    return colours(tmp_path_factory.mktemp("colours") / "data", train=12, test=6)
+    folder = colours(tmp_path_factory.mktemp("colours") / "data", train=12, test=6)
+    open_labelled(Labels(path=str(folder)))  # so that the disk is not full of what the library keeps of it
+    open_source(Data(path=str(folder)))
+    return folder
 
 
 @pytest.fixture
@@ -52,7 +59,7 @@ FULL = {
     "pictures": (16 * KIB,),
     "pixels": (16 * KIB, 64 * KIB),
     "probe": (200, KIB, 3 * KIB),
-    "heads": (KIB, 16 * KIB),
+    "heads": (KIB, 4 * KIB),
     "finetune": (4 * KIB, 100 * KIB, 1000 * KIB),
 }
 LEFT = {"step-*", ".unfinished*", "*.new", "*.partial", "out", "out.png", "export", "model.safetensors"}
