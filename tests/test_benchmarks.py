@@ -160,6 +160,7 @@ def forked(options, said, until=None):
 
 
 @pytest.mark.xdist_group("runs")
+@pytest.mark.slow
 def test_training_goes_on_from_its_parts_as_if_nothing_had_been(tmp_path, monkeypatch, capsys):
     """Twice 20 steps, the second from what was carried away, are 40."""
     monkeypatch.setattr(visit, "pretrain", forked)
@@ -224,6 +225,7 @@ def test_a_speedrun_trains_judges_and_ends_in_one_line(tmp_path, monkeypatch, ca
     assert line.startswith("speedrun: kNN 62.0 %, linear 63.0 %, 4 minutes, 12,800 images, ")
 
 
+@pytest.mark.slow
 def test_a_step_is_measured_as_a_run_takes_it(tmp_path):
     """The smallest of benchmarks/step.py: figures.py gives it a third of a GPU's minutes."""
     command = [sys.executable, str(ROOT / "benchmarks" / "step.py"), "--cpu", "--only", "ti16", "--batch", "2"]

@@ -71,6 +71,7 @@ main(["models"])
     assert f"in1k (lab/{NAME})" in before and "in1k (cached)" in after, run.stderr
 
 
+@pytest.mark.slow
 def test_the_whole_way_from_a_checkpoint_to_the_hub_and_back(hub, run, roles, tmp_path, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "hf_writer")
     hub.token = "hf_writer"
@@ -178,6 +179,7 @@ def test_verify_of_a_repository_that_does_not_exist_says_so(hub, run, name):
     assert code == 1 and "lab/nothing: no such repository" in err and err.count("\n") == 1, err
 
 
+@pytest.mark.slow
 def test_verify_sees_weights_that_load_to_other_numbers(run, complete, monkeypatch):
     from timm_dseq.hub import verify as module
 
@@ -188,6 +190,7 @@ def test_verify_sees_weights_that_load_to_other_numbers(run, complete, monkeypat
     assert code == 1 and not checks["stock timm"]["ok"] and checks["transformers"]["ok"]
 
 
+@pytest.mark.slow
 def test_verify_compares_sixteen_bit_storage_with_its_own_weights(run, roles, tmp_path):
     source = layouts.save_training(tmp_path / "w.safetensors", **roles)
     assert run("convert", source, "-o", tmp_path / "out", "--dtype", "bfloat16")[0] == 0
@@ -196,6 +199,7 @@ def test_verify_compares_sixteen_bit_storage_with_its_own_weights(run, roles, tm
     assert code == 0 and "all in place, bfloat16" in out and out.count("largest difference") == 3, out
 
 
+@pytest.mark.slow
 def test_a_converted_ijepa_verifies_and_carries_metas_licence(run, tmp_path):
     shapes = layouts.encoder_shapes(class_token=False)
     source = layouts.save_ijepa(tmp_path / "jepa.pth.tar", *[layouts.random_weights(shapes, i) for i in (1, 2)], {})

@@ -146,7 +146,7 @@ def run(copy, *words):
     return done.returncode, done.stdout + done.stderr
 
 
-def tested(copy, words):
+def outcome(copy, words):
     """Exit code and words of pytest in the copy."""
     options = ["-n", "0", "-q", "-x", "-p", "no:cacheprovider", "--timeout", "30"]
     return run(copy, "-m", "pytest", *options, *shlex.split(words))
@@ -160,7 +160,7 @@ def test_a_check_that_is_left_out_is_missed(left_out, copy):
     assert text.count(code) == 1, f"{file} has {text.count(code)} of {code}"
     (copy / file).write_text(text.replace(code, instead))
     try:
-        exit_code, said = tested(copy, words)
+        exit_code, said = outcome(copy, words)
     finally:
         (copy / file).write_text(text)
     assert exit_code == 1 and " failed" in said, said
@@ -169,7 +169,7 @@ def test_a_check_that_is_left_out_is_missed(left_out, copy):
 @pytest.mark.slow
 def test_nothing_left_out_is_fine(copy):
     """The control case, and the copy is what is tested."""
-    code, said = tested(copy, "tests/train/run/test_results.py tests/train/run/test_room.py")
+    code, said = outcome(copy, "tests/train/run/test_results.py tests/train/run/test_room.py")
     assert code == 0 and " passed" in said, said
     code, said = run(copy, "-c", "import timm_dseq; print(timm_dseq.__file__)")
     assert said.strip() == str(copy / "timm_dseq" / "__init__.py")

@@ -83,7 +83,7 @@ DAMAGES = {
     "whole numbers": (".safetensors", lambda path, w: save_file({**w, "norm.weight": w["norm.weight"].char()}, path)),
     "a sparse tensor": (".pth", torch_file(lambda w: {**w, "norm.weight": torch.zeros(192).to_sparse()})),
 }
-DOORS = ["convert", "explain", "init", "probe", "finetune"]
+DOORS = ["convert", "probe", *(pytest.param(door, marks=pytest.mark.slow) for door in ("explain", "init", "finetune"))]
 
 
 @pytest.mark.parametrize("door", DOORS)

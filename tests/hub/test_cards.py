@@ -62,6 +62,7 @@ def test_blanks_are_found_and_filled_ones_are_not():
     ]
 
 
+@pytest.mark.slow
 def test_a_cards_own_code_runs(exported, run_python):
     """The usage of the card, word for word, with the folder in the place of the repository."""
     blocks = (exported / "README.md").read_text().split("```python\n")[2:]

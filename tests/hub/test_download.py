@@ -92,6 +92,7 @@ timm.create_model("dseq_jepa_vit_ti16.in1k", pretrained=True)
     assert "the Hub cannot be reached: check the network" in nowhere.stderr.splitlines()[-1]
 
 
+@pytest.mark.slow
 def test_stock_timm_and_transformers_load_from_the_hub_without_this_package(published, run_python, exported, tmp_path):
     code = """
 import sys, timm, torch

@@ -129,6 +129,7 @@ def test_a_checkpoint_of_another_program_is_refused(training_run):
         load_backbone(str(step))
 
 
+@pytest.mark.slow  # a process each
 @pytest.mark.parametrize("program", ["timm_dseq.cli explain", "probe", "finetune"])
 def test_every_command_names_what_it_takes_in_the_same_words(program):
     command = [sys.executable, "-m", *program.split(), "--help"]

@@ -72,6 +72,7 @@ PROBED = {"system__precision": "float64", "max_steps": 1, "watch__probe_images":
 
 
 @pytest.mark.xdist_group("runs")
+@pytest.mark.slow
 def test_probes_of_two_processes_say_what_those_of_one_say(tmp_path, unused_port):
     """17 images: one process has more than the other, and is filled up."""
     code, said = train(tmp_path / "alone", **PROBED)

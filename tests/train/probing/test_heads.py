@@ -247,6 +247,7 @@ def _peak(heads: int, out) -> None:
 
 
 @pytest.mark.xdist_group("runs")
+@pytest.mark.slow
 def test_memory_holds_the_logits_of_one_head_of_ten_thousand_classes():
     def peak(heads: int) -> float:
         ours, theirs = FORKS.Pipe()

@@ -197,7 +197,14 @@ def heads_of(folder):
 
 
 @pytest.mark.xdist_group("runs")
-@pytest.mark.parametrize("protocol", ["dseq", "ijepa", "dinov2", "attentive", "dseq-cached", "logistic", "knn"])
+@pytest.mark.parametrize(
+    "protocol",
+    [
+        "dseq",
+        "knn",
+        *(pytest.param(p, marks=pytest.mark.slow) for p in ("ijepa", "dinov2", "attentive", "dseq-cached", "logistic")),
+    ],
+)
 def test_two_processes_are_one(protocol, data, tmp_path, unused_port):
     alone, together = tmp_path / "alone", tmp_path / "together"
     process = start(alone, data, protocol=protocol)
@@ -352,6 +359,7 @@ def test_a_table_of_what_is_no_result_says_where(text, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("name, count", [("stanford_cars128", 3)])
+@pytest.mark.slow
 def test_duplicates_of_a_real_data_set(name, count, tmp_path):
     if not (DATA / name).is_dir():
         pytest.skip("no shared data")

@@ -71,7 +71,11 @@ def test_how_a_batch_is_dealt_changes_nothing(setting, way, alone, tmp_path, unu
             1e-9,
             marks=pytest.mark.slow,  # the projector is 3072 wide: tests/test_distributed.py has a narrow one
         ),
-        ({"model__objective": "views", "model__views": 3, "system__precision": "float64"}, 1e-9),
+        pytest.param(
+            {"model__objective": "views", "model__views": 3, "system__precision": "float64"},
+            1e-9,
+            marks=pytest.mark.slow,
+        ),
         ({"optim__regions": 0.0, "optim__regions_end": 0.0}, 1e-5),
         ({}, 1e-5),
     ],

@@ -109,6 +109,7 @@ def test_a_line_explains_the_traceback_that_a_launcher_prints(environment, code,
         assert capsys.readouterr().err == (f"({line})\n" if line else "")
 
 
+@pytest.mark.slow
 def test_the_line_stands_between_the_message_and_the_traceback(tmp_path):
     command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "1", str(SCRIPT)]
     done = subprocess.run([*command, "--optim.lr=abc"], capture_output=True, text=True, timeout=300, cwd=tmp_path)

@@ -97,6 +97,7 @@ def expected(export, picture):
         return dict(zip(NAMES, model(((pixels - mean) / std)[None]).softmax(1)[0].tolist(), strict=True))
 
 
+@pytest.mark.slow
 def test_the_cards_pipeline_gives_the_right_names_and_scores(export, picture, expected, run_python):
     answer = "{one['label']: one['score'] for one in classify(image)}"
     run = run_python(USE.format(code=code_of(export, "transformers"), answer=answer), str(picture))

@@ -147,7 +147,9 @@ def reference(rows, recipe):
     return losses, rates, model.state_dict()
 
 
-@pytest.mark.parametrize("name", PUBLISHED)
+@pytest.mark.parametrize(
+    "name", ["mae", *(pytest.param(name, marks=pytest.mark.slow) for name in PUBLISHED if name != "mae")]
+)
 def test_the_first_20_steps_equal_a_loop_written_by_hand(name, tmp_path, monkeypatch):
     black = ImageOps.posterize
     monkeypatch.setattr(
