@@ -135,6 +135,7 @@ def test_the_repository_comes_from_the_namespace_when_none_is_named(run, complet
     assert code == 0 and json.loads(out)["repository"] == f"lab/{NAME}"
 
 
+@pytest.mark.slow
 def test_verify_sees_each_fault(run, complete, tmp_path):
     def config(**changes):
         content = json.loads((complete / "config.json").read_text())

@@ -85,7 +85,7 @@ def test_convert_refuses_it_or_does_not_need_it(file, damage, step, tmp_path, ca
     assert not (tmp_path / "out").exists()
 
 
-@every_case
+@few_or_slow
 def test_a_run_is_not_resumed_from_it_by_name(file, damage, step, tmp_path):
     before = {path.name for path in step.parent.iterdir()}
     found = doors.enter(*doors.pretrain(tmp_path, resume=step, max_steps=9), tmp_path)

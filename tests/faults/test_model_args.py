@@ -81,7 +81,9 @@ def finetune(args, folder, data):
     return doors.finetune("vit_tiny_patch16_224", folder, data, random="true", args=json.dumps({"depth": 2, **args}))
 
 
-@pytest.mark.parametrize("door", [pretrain, probe, pytest.param(finetune, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "door", [pretrain, *(pytest.param(door, marks=pytest.mark.slow) for door in (probe, finetune))]
+)
 @pytest.mark.parametrize("case", NONSENSE)
 def test_nonsense_in_the_models_arguments_is_refused(case, door, data, tmp_path):
     before = {*os.listdir(tmp_path)}

@@ -29,6 +29,10 @@ from .damages import DAMAGES
 
 pytestmark = [pytest.mark.xdist_group("faults"), pytest.mark.timeout(120)]
 every_damage = pytest.mark.parametrize("damage", DAMAGES)
+FEW = {"deleted", "cut short", "a bit flipped", "a FIFO"}
+few_or_slow = pytest.mark.parametrize(
+    "damage", [damage if damage in FEW else pytest.param(damage, marks=pytest.mark.slow) for damage in DAMAGES]
+)
 
 
 @pytest.fixture(scope="module")
@@ -136,7 +140,7 @@ def probed(tmp_path_factory):
     return folder, data, probes.results_of(folder)[0]["each"]
 
 
-@every_damage
+@few_or_slow
 @pytest.mark.parametrize("file", ["rows.bin", "digests.bin", "done.bin", "about.json"])
 def test_a_damaged_cache_is_made_anew_or_named(file, damage, probed, tmp_path):
     folder, data, found = probed

@@ -483,6 +483,7 @@ RUN = {
 }
 
 
+@pytest.mark.slow
 def test_a_resident_run_that_is_killed_ends_bit_for_bit_like_the_whole_one(tmp_path):
     settings = {**RUN, "data__path": data_set(tmp_path / "x.parquet", shapes=SHAPES), "data__cache": tmp_path / "cache"}
     code, said = runs.train(tmp_path / "whole", **settings)

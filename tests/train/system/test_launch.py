@@ -18,11 +18,12 @@ from ..runs import options
 SCRIPT = Path(__file__).parents[3] / "train" / "pretrain.py"
 
 
+@pytest.mark.slow
 @pytest.mark.xdist_group("runs")
 @pytest.mark.parametrize(
     "launcher",
     [
-        pytest.param(["accelerate.commands.launch", "--cpu", "--num_processes", "1"], marks=pytest.mark.slow),
+        ["accelerate.commands.launch", "--cpu", "--num_processes", "1"],
         ["torch.distributed.run", "--nproc_per_node", "2", "--master_port", "{port}"],
     ],
     ids=["accelerate, one process", "torchrun, two"],

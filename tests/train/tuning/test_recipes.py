@@ -147,9 +147,8 @@ def reference(rows, recipe):
     return losses, rates, model.state_dict()
 
 
-@pytest.mark.parametrize(
-    "name", ["mae", *(pytest.param(name, marks=pytest.mark.slow) for name in PUBLISHED if name != "mae")]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", PUBLISHED)
 def test_the_first_20_steps_equal_a_loop_written_by_hand(name, tmp_path, monkeypatch):
     black = ImageOps.posterize
     monkeypatch.setattr(
