@@ -53,6 +53,12 @@ def brightness(images: torch.Tensor, maps: torch.Tensor) -> float:
     return (both[0] * both[1]).sum(1).abs().mean().item()
 
 
+def masks_of(file: Path, start: int, count: int | None = None) -> list[np.ndarray]:
+    """Objects of ECSSD's images, bool, of the images' own sizes."""
+    rows = pq.read_table(file, columns=["mask"]).slice(start, count).column("mask").to_pylist()
+    return [np.asarray(Image.open(io.BytesIO(row["bytes"])).convert("L")) > 127 for row in rows]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model")
@@ -67,9 +73,9 @@ def main() -> None:
     about = data_config(model)
     mean, std = (torch.tensor(about[key])[:, None, None] for key in ("mean", "std"))
     size = about["input_size"][:0:-1]  # width, height
-    rows = pq.read_table(options.data, columns=["image", "mask"]).slice(options.skip).to_pylist()
-    pictures = [Image.open(io.BytesIO(row["image"]["bytes"])).convert("RGB").resize(size) for row in rows]
-    masks = [np.asarray(Image.open(io.BytesIO(row["mask"]["bytes"])).convert("L")) > 127 for row in rows]
+    rows = pq.read_table(options.data, columns=["image"]).slice(options.skip).column("image").to_pylist()
+    pictures = [Image.open(io.BytesIO(row["bytes"])).convert("RGB").resize(size) for row in rows]
+    masks = masks_of(options.data, options.skip)
     images = torch.stack([torch.from_numpy(np.array(picture)).permute(2, 0, 1) for picture in pictures]) / 255
     record = {"model": name, "images": len(rows), "centre prior": max_f(centre_prior(len(rows), (8, 8)), masks)}
     print(f"{name}, {len(rows)} images, block {options.block:.3g}: centre prior {record['centre prior']:.1f}")

@@ -13,7 +13,6 @@ saliency `border` finds the objects of 300 images of ECSSD (maxF).
 """
 
 import argparse
-import io
 import json
 import os
 import resource
@@ -26,8 +25,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import torch
 from leads import MEAN, SIDE, STD, Encoder, accuracy, decoded, labels_of
-from PIL import Image
-from saliency import max_f
+from saliency import masks_of, max_f
 from timm.layers import set_fused_attn
 from torch.nn import functional
 
@@ -176,12 +174,6 @@ def judged(model: torch.nn.Module, options: argparse.Namespace) -> dict[str, flo
     maps = timm_dseq.saliency_map(model, (images - MEAN) / STD, "border")
     found["objects"] = round(max_f(maps, masks_of(file, 100, OBJECTS)), 2)
     return found
-
-
-def masks_of(file: Path, start: int, count: int) -> list[np.ndarray]:
-    """Objects of ECSSD's images, bool, of the images' own sizes."""
-    rows = pq.read_table(file, columns=["mask"]).slice(start, count).column("mask").to_pylist()
-    return [np.asarray(Image.open(io.BytesIO(row["bytes"])).convert("L")) > 127 for row in rows]
 
 
 def table(lines: list[dict]) -> str:
