@@ -157,7 +157,7 @@ def test_a_damaged_export_is_told_in_one_line(exported, tmp_path):
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_weights_that_are_not_finite_are_refused_before_any_work(value, exported, tmp_path):
     folder = shutil.copytree(exported, tmp_path / "folder")
-    weights = load_file(folder / "model.safetensors")
+    weights = {name: tensor.clone() for name, tensor in load_file(folder / "model.safetensors").items()}
     weights["blocks.1.mlp.fc1.bias"][3] = value
     save_file(weights, folder / "model.safetensors")
     save_file(weights, tmp_path / "weights.safetensors")
