@@ -336,6 +336,7 @@ def test_a_build_that_is_killed_goes_on_and_never_leaves_half_a_file(tmp_path, w
     assert not marks.exists() and not marks.with_suffix(".part").exists()
 
 
+@pytest.mark.slow
 def test_two_runs_that_build_at_once_give_one_whole_file(tmp_path):
     path, cache = data_set(tmp_path / "x.parquet"), tmp_path / "cache"
     open_source(Data(path=path))  # `datasets` has its own copy ready

@@ -3,6 +3,7 @@
 import gc
 import multiprocessing
 
+import datasets
 import pytest
 import torch
 from common.data import stream
@@ -13,6 +14,8 @@ from timm_dseq import UserError
 from timm_dseq.images import UnreadableImage
 
 from ..run.test_resume import shards
+
+datasets.config.SLEEP_TIME_ON_THREADS_SHUTDOWN = 0.1  # it waits 5 s at each end of a stream, for pyarrow's threads
 
 
 def same_pixels(ours, theirs):

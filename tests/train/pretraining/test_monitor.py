@@ -170,6 +170,7 @@ def test_without_labels_probes_are_off_and_say_why(tmp_path):
 
 
 @pytest.mark.xdist_group("runs")
+@pytest.mark.slow
 def test_the_exported_folder_passes_verify(tmp_path):
     from timm_dseq.hub.verify import verify
 

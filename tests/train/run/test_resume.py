@@ -280,6 +280,7 @@ def shards(folder, count=6, each=8):
 STREAM = {"data__streaming": "true", "data__images": 48, "optim__epochs": 3, "watch__probe_every": 0}
 
 
+@pytest.mark.slow
 def test_a_streamed_run_goes_on_with_the_very_next_sample(tmp_path):
     (tmp_path / "shards").mkdir()
     settings = {**STREAM, "data__path": shards(tmp_path / "shards")}

@@ -100,11 +100,8 @@ WAYS = {
 }
 
 
-# The rest takes half a minute more.
-BOTH = "two processes, two rounds"
-
-
-@pytest.mark.parametrize("way", [BOTH, *(pytest.param(way, marks=pytest.mark.slow) for way in WAYS if way != BOTH)])
+@pytest.mark.slow
+@pytest.mark.parametrize("way", WAYS)
 def test_how_a_batch_is_dealt_changes_nothing(way, whole, data, tmp_path, unused_port):
     settings = {"optim__ema": 0.9, **WAYS[way]}
     output = tmp_path / "run"
