@@ -148,7 +148,7 @@ def run(copy, *words):
 
 def outcome(copy, words):
     """Exit code and words of pytest in the copy."""
-    options = ["-n", "0", "-q", "-x", "-p", "no:cacheprovider", "--timeout", "30"]
+    options = ["-n", "0", "-q", "-x", "-p", "no:cacheprovider", "--timeout", "20"]
     return run(copy, "-m", "pytest", *options, *shlex.split(words))
 
 
