@@ -10,7 +10,9 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+import scipy
 import torch
 from accelerate import Accelerator
 from common.data.source import open_source
@@ -20,6 +22,9 @@ from common.pretraining.precision import Precision
 from common.pretraining.settings import parse
 from common.system.screen import Screen
 from PIL import Image
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import accuracy_score
+from sklearn.preprocessing import StandardScaler
 from torch.nn import functional as F
 
 from timm_dseq import UserError
@@ -68,6 +73,21 @@ def test_the_linear_probe_finds_what_is_linear_and_nothing_in_noise():
     assert probes.linear(*clusters(200, 0.3), *clusters(100, 0.3, seed=1)) == 1.0
     noise, labels = torch.randn(2000, 16, generator=torch.Generator().manual_seed(0)), clusters(2000, 1)[1]
     assert abs(probes.linear(noise[:1000], labels[:1000], noise[1000:], labels[1000:]) - 0.25) < 0.07
+
+
+def test_the_figures_are_those_of_scikit_learn_and_scipy():
+    draw = torch.Generator().manual_seed(3)
+    labels, truth = torch.arange(300) % 5, torch.arange(120) % 5
+    centres = torch.randn(5, 12, generator=draw)
+    train, test = (centres[each] + 2 * torch.randn(len(each), 12, generator=draw) for each in (labels, truth))
+    share = np.linalg.svd(train.double().numpy(), compute_uv=False)
+    assert probes.rank_me(train) == pytest.approx(math.exp(scipy.stats.entropy(share)), rel=1e-9)
+    scaler = StandardScaler().fit(train.numpy())
+    strength = 1 / (2 * probes._PENALTY * len(train))
+    regression = LogisticRegression(C=strength, max_iter=1000, tol=1e-8).fit(scaler.transform(train), labels)
+    assert probes.linear(train, labels, test, truth) == pytest.approx(
+        accuracy_score(truth, regression.predict(scaler.transform(test))), abs=1 / 120
+    )
 
 
 def test_rank_me_counts_dimensions_and_spread_sees_equal_images():
