@@ -195,7 +195,7 @@ def test_a_server_that_drips_is_given_up_and_one_that_is_slow_is_not(published, 
     published.fault = "drip"
     begun = time.monotonic()
     refused(load, r"model.safetensors of .* nothing more arrived for 1 s: check the network")
-    assert time.monotonic() - begun < 10
+    assert time.monotonic() - begun < 30
     published.fault = None
     monkeypatch.setattr(download, "LEAST", 1)
     published.fault = "slow"
