@@ -6,7 +6,9 @@ import os
 import resource
 from pathlib import Path
 
-from ..train.runs import FORKS, TINY, options
+import pytest
+
+from ..train.runs import FORKS, options, train
 
 SECONDS = 60
 
@@ -58,6 +60,24 @@ def refused(found: tuple[int | None, str, str], *names: str) -> None:
         assert name in lines[0], (name, lines[0])
 
 
+def few_or_slow(names: str | tuple[str, ...], cases, few) -> pytest.MarkDecorator:
+    """parametrize(names, cases), of which all but a few are slow."""
+    return pytest.mark.parametrize(
+        names,
+        [
+            case if case in few else pytest.param(*([case] if isinstance(case, str) else case), marks=pytest.mark.slow)
+            for case in cases
+        ],
+    )
+
+
+def run_of(folder: Path, steps: int) -> Path:
+    """The folder of a tiny run that has ended, its export and all."""
+    code, said = train(folder / "run", max_steps=steps, watch__probe_every=0)
+    assert code == 0, said
+    return folder / "run"
+
+
 def pretrain(folder: Path, **settings) -> tuple[str, list[str]]:
     quiet = {"watch__probe_every": 0, "max_steps": 1}
     return "pretrain", options(folder / "run", **{**quiet, **settings})
@@ -91,6 +111,3 @@ def _options(words: dict, settings: dict) -> list[str]:
     """`optim__epochs` among the settings stands for optim.epochs."""
     more = {name.replace("__", "."): value for name, value in settings.items()}
     return [f"--{name}={value}" for name, value in {**words, **more}.items()]
-
-
-__all__ = ["TINY", "convert", "enter", "explain", "finetune", "init", "pretrain", "probe", "refused"]

@@ -9,7 +9,6 @@ from timm_dseq import UserError
 from timm_dseq.cli import main as command
 from timm_dseq.hub.load import load_backbone
 
-from ..train.runs import train
 from ..train.tunings import colours
 from . import doors
 from .damages import DAMAGES
@@ -25,18 +24,13 @@ FEW = {
     ("optimizer.safetensors", "a dangling link"),
 }
 every_case = pytest.mark.parametrize(("file", "damage"), CASES)
-few_or_slow = pytest.mark.parametrize(
-    ("file", "damage"), [case if case in FEW else pytest.param(*case, marks=pytest.mark.slow) for case in CASES]
-)
+few_or_slow = doors.few_or_slow(("file", "damage"), CASES, FEW)
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     """A run of 6 steps, with checkpoints of step 3 and 6."""
-    output = tmp_path_factory.mktemp("whole") / "run"
-    code, said = train(output, max_steps=6, watch__probe_every=0)
-    assert code == 0, said
-    return output
+    return doors.run_of(tmp_path_factory.mktemp("whole"), steps=6)
 
 
 @pytest.fixture

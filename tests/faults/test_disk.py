@@ -7,7 +7,6 @@ from common.labels.labelled import open_labelled
 from common.labels.settings import Labels
 from PIL import Image
 
-from ..train.runs import train
 from ..train.tunings import colours
 from . import doors
 
@@ -18,10 +17,7 @@ KIB = 2**10
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
     """The folder of a run's checkpoint."""
-    output = tmp_path_factory.mktemp("whole") / "run"
-    code, said = train(output, max_steps=1, watch__probe_every=0)
-    assert code == 0, said
-    return output / "checkpoints" / "step-00000001"
+    return doors.run_of(tmp_path_factory.mktemp("whole"), steps=1) / "checkpoints" / "step-00000001"
 
 
 @pytest.fixture(scope="module")

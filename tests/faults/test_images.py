@@ -72,9 +72,7 @@ DAMAGES = {
 NOT_LISTED = {"a folder", "a FIFO", "a device", "a dangling link", "a link to itself"}
 FEW = {"a JPEG cut short", "a decompression bomb", "PostScript", "a FIFO", "null bytes", "a Git LFS pointer"}
 every_damage = pytest.mark.parametrize("damage", DAMAGES)
-few_or_slow = pytest.mark.parametrize(
-    "damage", [damage if damage in FEW else pytest.param(damage, marks=pytest.mark.slow) for damage in DAMAGES]
-)
+few_or_slow = doors.few_or_slow("damage", DAMAGES, FEW)
 
 
 def photos(folder, damage=None, damaged=1, whole=6):

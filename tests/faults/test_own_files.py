@@ -22,7 +22,7 @@ from timm_dseq.hub.load import load_backbone
 from timm_dseq.hub.verify import read_folder
 
 from ..train import probes
-from ..train.runs import log_of, options, train
+from ..train.runs import log_of, options
 from ..train.tunings import colours
 from . import doors
 from .damages import DAMAGES
@@ -30,18 +30,13 @@ from .damages import DAMAGES
 pytestmark = [pytest.mark.xdist_group("faults"), pytest.mark.timeout(120)]
 every_damage = pytest.mark.parametrize("damage", DAMAGES)
 FEW = {"deleted", "cut short", "a bit flipped", "a FIFO"}
-few_or_slow = pytest.mark.parametrize(
-    "damage", [damage if damage in FEW else pytest.param(damage, marks=pytest.mark.slow) for damage in DAMAGES]
-)
+few_or_slow = doors.few_or_slow("damage", DAMAGES, FEW)
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     """A run of 3 steps, its export and all."""
-    output = tmp_path_factory.mktemp("whole") / "run"
-    code, said = train(output, max_steps=3, watch__probe_every=0)
-    assert code == 0, said
-    return output
+    return doors.run_of(tmp_path_factory.mktemp("whole"), steps=3)
 
 
 @pytest.fixture
