@@ -14,7 +14,7 @@ from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwar
 from timm_dseq import UserError
 
 from . import machine
-from .signals import end_with_parent
+from .signals import end_with_parent, end_workers
 
 # After so long a wait a process takes another one for dead. What one process does alone has to take far less.
 LONGEST_WAIT = timedelta(hours=1)
@@ -66,6 +66,9 @@ def exit_with(main: Callable[[], int]) -> NoReturn:
         mend = "; --quiet leaves it out" if launcher == "accelerate launch" else ""
         line = f"({launcher} prints a traceback for every exit code but 0, also for {code}{mend})"
         print(line, file=sys.stderr, flush=True)
+    if not end_workers():  # not even by SIGKILL, as when their disk has gone: Python would wait for them
+        sys.stdout.flush()
+        os._exit(code)
     sys.exit(code)
 
 
