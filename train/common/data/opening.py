@@ -1,5 +1,6 @@
 """Opens a split of a data set, numbered or as a stream, and finds its columns; every mistake is one line."""
 
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +15,7 @@ from .settings import Data
 
 IMAGES = ("image", "img", "jpg", "png", "webp", "jpeg")
 LABELS = ("label", "labels", "cls", "class", "fine_label", "target")
+SUFFIXES = tuple(f".{suffix}" for suffix in ("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff", "ppm"))
 TEST_SPLITS = ("validation", "val", "valid", "test")
 
 
@@ -48,10 +50,23 @@ def open_rows(
             rows = rows._resolve_features()
         if not streaming and not len(rows):
             raise UserError(f"{data.path}, split {split}, is empty: check data.path and data.split.")
+        if (lost := no_files(Path(data.path), split)) and os.environ.get("RANK", "0") == "0":
+            print(f"left out: {len(lost)} that are no regular files (links to nothing, FIFOs), such as {lost[0]}")
         image, label = _image_column(rows.features, data), _label_column(rows.features, data)
         wanted = (image, label if labels else None, *others)
         kept = [column for column in rows.features if column in wanted]
         return rows.cast_column(image, datasets.Image(decode=False)).select_columns(kept), image, label
+
+
+def no_files(folder: Path, split: str) -> list[Path]:
+    """What is named like an image in a folder and is no regular file: `datasets` passes it over in silence."""
+    folder = folder / split if (folder / split).is_dir() else folder
+    return [
+        Path(place, name)
+        for place, _, names in os.walk(folder)
+        for name in names
+        if name.lower().endswith(SUFFIXES) and not os.path.isfile(os.path.join(place, name))
+    ]
 
 
 def test_split(path: str, config: str | None, mend: str = "check data.path.") -> str | None:
