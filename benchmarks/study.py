@@ -87,6 +87,10 @@ ROWS = {
     "DSeq, bands, random order": {**PAPER, **BANDS, "model.order": "random"},
     "DSeq, bands, flat": {**PAPER, **BANDS, "model.flat": "true"},
     "DSeq, uniform": {**PAPER, "model.regions": "uniform"},
+    "DSeq, alpha .15": {**PAPER, "model.min_area": 0.15},
+    "DSeq, defect: contexts lag": {**PAPER, "defects": ("lag",)},
+    "DSeq, defect: blind predictor": {**PAPER, "defects": ("blind",)},
+    "I-JEPA, defect: blocks transposed": {**PAPER, "model.objective": "ijepa", "defects": ("transposed",)},
     "I-JEPA": {**PAPER, "model.objective": "ijepa"},
     "LeJEPA": LEJEPA,
     "labels": SUPERVISED,
@@ -121,10 +125,12 @@ def trained(row: str, seed: int, folder: Path, options: argparse.Namespace) -> t
         given |= {"output_dir": folder, "results": folder / "results.jsonl"}
     else:
         program, words = "train/pretrain.py", [f"--config={ROOT / 'train/configs/speedrun.yaml'}"]
+        settings = {**START, **settings}
+        if defects := settings.pop("defects", ()):
+            program, words = "benchmarks/defects.py", [*defects, "--", *words]
         given = {"data.path": options.data / "photos", "data.cache": options.output / "cache"}
         given |= {"optim.epochs": options.images / options.photos, "seed": seed, "output_dir": folder}
         given |= {"model.init": options.init, "optim.lr": 5e-4} if options.init else {}
-        settings = {**START, **settings}
     words += [f"--{name}={value}" for name, value in {**settings, **given}.items()]
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     with (folder.parent / f"{folder.name}.txt").open("w") as said:
