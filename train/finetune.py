@@ -7,7 +7,6 @@ that was stopped, killed or crashed resumes when the same command is given again
 import common.system.environment  # noqa: F401, I001  # before torch is loaded
 
 import math
-import sys
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -27,7 +26,7 @@ from common.run.resume import RunCheckpoints
 from common.run.schedules import warmup_cosine
 from common.system import launch, machine
 from common.system.screen import Screen
-from common.system.signals import STOPPED, Interrupted, Stop, interruptible
+from common.system.signals import STOPPED, Stop
 from common.tuning.augment import AugmentedImages, training_transform
 from common.tuning.classifier import describe
 from common.tuning.evaluation import correct_answers
@@ -36,23 +35,12 @@ from common.tuning.log import TuningLog
 from common.tuning.settings import FREE, Tuning, fitted, parse
 from common.tuning.training import Batch, ClassifierTraining
 
-from timm_dseq.errors import one_line
 from timm_dseq.hub.load import data_config, load_backbone
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run; returns the exit code: 0 done, 1 something the message names is wrong, 2 misspelt, 75 stopped and saved."""
-    config = None
-    try:
-        config, text = parse(arguments)
-        interruptible()
-        return run(config, text)
-    except Interrupted:
-        print("finetune.py: stopped amid its preparations: the same command goes on.", file=sys.stderr)
-        return STOPPED
-    except Exception as error:
-        print(f"finetune.py: {one_line(error, config and config.output_dir)}", file=sys.stderr)
-        return 1
+    return launch.answer("finetune.py", lambda: parse(arguments), run)
 
 
 def run(config: Tuning, text: str) -> int:

@@ -7,7 +7,6 @@ given again.
 
 import common.system.environment  # noqa: F401, I001  # before torch is loaded
 
-import sys
 
 from accelerate import Accelerator
 from common.data.source import open_source
@@ -27,25 +26,14 @@ from common.run.lock import locked
 from common.run.resume import Progress, RunCheckpoints
 from common.system import launch
 from common.system.screen import Screen
-from common.system.signals import STOPPED, Interrupted, Stop, interruptible
+from common.system.signals import STOPPED, Stop
 
-from timm_dseq.errors import one_line
 from timm_dseq.hub.push import check_pushable
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run; returns the exit code: 0 done, 1 something the message names is wrong, 2 misspelt, 75 stopped and saved."""
-    config = None
-    try:
-        config, text = parse(arguments)
-        interruptible()
-        return run(config, text)
-    except Interrupted:
-        print("pretrain.py: stopped amid its preparations: the same command goes on.", file=sys.stderr)
-        return STOPPED
-    except Exception as error:
-        print(f"pretrain.py: {one_line(error, config and config.output_dir)}", file=sys.stderr)
-        return 1
+    return launch.answer("pretrain.py", lambda: parse(arguments), run)
 
 
 def run(config: Config, text: str) -> int:

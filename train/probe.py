@@ -6,8 +6,6 @@ setting, docs/probing.md says whose protocol is which. Results are added to a JS
 
 import common.system.environment  # noqa: F401, I001  # before torch is loaded
 
-import sys
-
 from common.data.digests import data_digest, weights_digest
 from common.labels.labelled import open_full, subset_rows
 from common.probing.answers import key_of
@@ -20,6 +18,7 @@ from common.probing.train_heads import VTAB, head_probe, vtab
 from common.run import results
 from common.run.export import public_name
 from common.system import launch
+from common.system.last_line import complain
 
 from timm_dseq.errors import one_line
 from timm_dseq.hub.load import data_config, load_backbone
@@ -32,10 +31,10 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         return run(parse(arguments))
     except KeyboardInterrupt:
-        print("probe.py: stopped. The same command goes on: features and checkpoints of heads stay.", file=sys.stderr)
+        complain("probe.py: stopped. The same command goes on: features and checkpoints of heads stay.")
         return 130
     except Exception as error:
-        print(f"probe.py: {one_line(error)}", file=sys.stderr)
+        complain(f"probe.py: {one_line(error)}")
         return 1
 
 
