@@ -94,6 +94,7 @@ ROWS = {
     "I-JEPA": {**PAPER, "model.objective": "ijepa"},
     "LeJEPA": LEJEPA,
     "labels": SUPERVISED,
+    "labels, from the shipped weights": {**SUPERVISED, "random": "false", "optim.layer_decay": 0.75},
     "random encoder": None,
     "pixels": None,
 }
@@ -117,7 +118,7 @@ def trained(row: str, seed: int, folder: Path, options: argparse.Namespace) -> t
     if row == "LeJEPA":
         program, words = "benchmarks/leads.py", [folder, f"--data={options.data}"]
         given = {"images": options.images, "seed": seed}
-    elif row == "labels":
+    elif row.startswith("labels"):
         program, words = "train/finetune.py", []
         data = options.data / "imagenette128"
         epochs = options.images / pq.ParquetFile(data / "train.parquet").metadata.num_rows
