@@ -255,6 +255,8 @@ def _explain(options: argparse.Namespace) -> tuple[dict, str | None]:
     output = Path(options.output or f"{Path(options.image).stem}.explained.png")
     if output.is_dir() or Image.registered_extensions().get(output.suffix.lower()) not in Image.SAVE:
         raise UserError(f"{output} names no picture that can be written: give an --output that ends in .png.")
+    if output.exists() and Path(options.image).exists() and output.samefile(options.image):
+        raise UserError(f"{output} is the picture to explain, and would be lost: name another --output.")
     image = _photo(options.image)
     if timm.is_model(options.model) and not Path(options.model).exists():
         _check_explainable(registered(options.model).blueprint, options.model)  # before a download
@@ -262,8 +264,9 @@ def _explain(options: argparse.Namespace) -> tuple[dict, str | None]:
     _check_explainable(model, options.model)
     try:
         explain(model, image, query=options.query).save(output)
-    except OSError as error:
-        raise UserError(f"{output} cannot be written ({error.strerror or error}): name another --output.") from error
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"{output} cannot be written ({reason}): name another --output, such as a PNG.") from error
     return {"output": str(output)}, None
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from accelerate import Accelerator
-from common.data.digests import digests_of, duplicates
+from common.data.digests import digests_of, duplicates, labels_digest
 from common.data.order import DistributedBatchSampler
 from common.data.unreadable import batches_of_all
 from common.labels.labelled import Labelled, open_labelled
@@ -34,6 +34,8 @@ from common.tuning.export import SeedResult, export
 from common.tuning.log import TuningLog
 from common.tuning.settings import FREE, Tuning, fitted, parse
 from common.tuning.training import Batch, ClassifierTraining
+
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from timm_dseq.hub.load import data_config, load_backbone
 
@@ -105,9 +107,11 @@ class SeedRun:
         self.preprocessing = data_config(model)
         self.description = describe(model, self.backbone, labelled.names, config.data.path, self.preprocessing)
         self.training = ClassifierTraining(model, config, len(labelled.names), accelerator)
-        self.checkpoints = RunCheckpoints(config, text, accelerator, FREE)
+        mixes = any(isinstance(part, _BatchNorm) for part in model.modules())  # the images of a round
+        free = tuple(name for name in FREE if not (mixes and name == "optim.accumulation"))
+        self.checkpoints = RunCheckpoints(config, text, accelerator, free)
         self.progress = self.checkpoints.find()
-        fingerprint = labelled.train.fingerprint()
+        fingerprint = f"{labelled.train.fingerprint()} {labels_digest(labelled.train)}"
         self.checkpoints.resume(self.training.checkpointed, self.training.optimizer, fingerprint)
 
     @property

@@ -19,7 +19,7 @@ from common.pretraining.log import PretrainingLog, available
 from common.pretraining.model import build
 from common.pretraining.monitor.monitor import Monitor
 from common.pretraining.precision import choose_precision
-from common.pretraining.settings import ADDED, AUTOMATIC, FREE, Config, parse
+from common.pretraining.settings import ADDED, AUTOMATIC, Config, free, parse
 from common.pretraining.training import Training
 from common.run.length import Length
 from common.run.lock import locked
@@ -49,7 +49,7 @@ def train(config: Config, text: str, accelerator: Accelerator) -> int:
     """Data, model, loop, export."""
     if config.hub.push_to and accelerator.is_main_process:
         check_pushable(config.hub.push_to)
-    checkpoints = RunCheckpoints(config, text, accelerator, FREE, AUTOMATIC, ADDED)
+    checkpoints = RunCheckpoints(config, text, accelerator, free(config), AUTOMATIC, ADDED)
     progress = checkpoints.find()
     source = None if config.data.streaming else open_source(config.data)
     images = images_in(config.data) if source is None else len(source)

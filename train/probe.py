@@ -17,7 +17,7 @@ from common.probing.settings import Probe, parse
 from common.probing.train_heads import VTAB, head_probe, vtab
 from common.run import results
 from common.run.export import public_name
-from common.system import launch
+from common.system import launch, signals
 from common.system.last_line import complain
 
 from timm_dseq.errors import one_line
@@ -29,6 +29,7 @@ PROTOCOLS = {"knn": knn, "logistic": logistic, "vtab": vtab}  # all others are `
 def main(arguments: list[str] | None = None) -> int:
     """Run; returns the exit code: 0 done, 1 something the message names is wrong, 2 misspelt, 130 Ctrl-C."""
     try:
+        signals.usual()
         return run(parse(arguments))
     except KeyboardInterrupt:
         complain("probe.py: stopped. The same command goes on: features and checkpoints of heads stay.")

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import save_file
 from timm.layers import resample_abs_pos_embed
 
 from ..dseq_jepa import TAGS, is_size
@@ -20,7 +19,7 @@ from ..errors import UserError
 from . import cards, checkpoints
 from .config import read_stock
 from .stock import StockModel, at_size_of, check_fit, class_count, described, detect, registered
-from .weights import Checkpoint, Weights, check_types, parse, read
+from .weights import Checkpoint, Weights, check_types, parse, read, save_tensors
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _DEFAULT_TAGS = {"dseq_jepa": "in1k", "dseq_official": "in1k_official", "ijepa": "ijepa", "timm": "converted"}
@@ -207,7 +206,7 @@ def _write_folder(output: Path, files: dict[str, bytes], tensors: dict[str, Weig
             folder = Path(unfinished) / "folder"
             folder.mkdir()
             for name, weights in tensors.items():
-                save_file(weights, folder / name, metadata={"format": "pt"})
+                save_tensors(weights, folder / name)
             for name, content in files.items():
                 (folder / name).write_bytes(content)
             folder.rename(output)

@@ -213,7 +213,7 @@ def _received() -> int | None:
     The files do not tell: both ways in which huggingface_hub downloads write them in pieces of many megabytes.
     """
     try:
-        lines = Path("/proc/net/dev").read_text().splitlines()[2:]
+        lines = Path("/proc/net/dev").read_text(encoding="utf-8").splitlines()[2:]
         return sum(int(line.partition(":")[2].split()[0]) for line in lines)
     except (OSError, ValueError, IndexError):
         return None
@@ -250,13 +250,13 @@ def _check_digest(path: Path, what: str) -> None:
         return
     state = f"{blob.stat().st_size} {blob.stat().st_mtime_ns}"
     note = blob.parent.parent / ".verified" / blob.name
-    if note.is_file() and note.read_text() == state:
+    if note.is_file() and note.read_text(encoding="utf-8") == state:
         return
     if sha256(blob) != blob.name:
         raise UserError(f"{what} arrived damaged (its SHA-256 is not the announced one), so it was removed: try again.")
     try:
         note.parent.mkdir(exist_ok=True)
-        note.write_text(state)
+        note.write_text(state, encoding="utf-8")
     except OSError:  # a cache that others own and we may only read: compare again next time
         pass
 

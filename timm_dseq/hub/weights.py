@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from ..errors import UserError
 
@@ -196,3 +196,11 @@ def _check_names(state: dict[Any, Any]) -> None:
     for name in state:
         if not isinstance(name, str) or not name or not name.isprintable():
             raise UserError(f"There is an entry named {name!r}, which is no name of a weight: save model.state_dict().")
+
+
+def save_tensors(tensors: dict[str, torch.Tensor], path: Path) -> None:
+    """A safetensors file that others may read as any other new file: safetensors makes it its owner's alone."""
+    path.touch()
+    mode = path.stat().st_mode
+    save_file(tensors, path, metadata={"format": "pt"})
+    path.chmod(mode)

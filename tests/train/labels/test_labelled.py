@@ -170,7 +170,7 @@ def test_what_is_gated_or_missing_says_how_to_get_it(path, says, hub):
     [
         ({"train": [0, 1], "test": [0, 1]}, {"label": "cls"}, "has no column 'cls': data.label is one of image, label"),
         ({"train": {"size": [0, 1]}, "test": {"size": [0, 1]}}, {}, "no column of classes: name it as data.label"),
-        ({"train": [0, 1, 0], "test": [0, 2]}, {}, "class '2' is in test but not in what is learnt from"),
+        ({"train": [0, 1, 0], "test": [0, 2]}, {}, "class '2' is in test but not in train"),
         ({"train": [1, 1], "test": [1]}, {}, "holds one class only"),
         ({"train": [0, 1], "test": [0, 1]}, {"classes": 3}, "has 2 classes and data.classes=3"),
         ({"train": [0, 1], "test": [-1, -1]}, {}, "split test: 2 images have no label"),

@@ -18,7 +18,8 @@ Read = TypeVar("Read")
 
 def none_readable(count: int, first: str) -> UserError:
     """Ends a run that has nothing to learn from. first: the first of these images, and why it cannot be read."""
-    return UserError(f"{count} images in a row cannot be read, the first {first}: is data.image right?")
+    why = "is the disk of data.path still there?" if "no such file" in first else "is data.image right?"
+    return UserError(f"{count} images in a row cannot be read, the first {first}: {why}")
 
 
 def first_readable(indices: Iterable[int], read: Callable[[int], Read]) -> tuple[Read | None, int, list[str]]:

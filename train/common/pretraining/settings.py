@@ -212,6 +212,16 @@ class Config:
     dry_run: bool = False
 
 
+def free(config: Config) -> tuple[str, ...]:
+    """Settings that may differ when this run is resumed.
+
+    Losses that compare the images of a round with each other depend on how many rounds there are.
+    """
+    model = config.model
+    compares = model.views or model.contrastive or model.terms
+    return tuple(name for name in FREE if not (compares and name == "optim.accumulation"))
+
+
 def parser() -> Parser:
     """The parser of `train/pretrain.py`: YAML files by --config (later ones win), and options."""
     parser = Parser(prog="pretrain.py", description="Pretrain a ViT with DSeq-JEPA.", allow_abbrev=False)

@@ -2,15 +2,18 @@
 
     CACHE/KEY/  rows.bin (n, width)  digests.bin (n, 16)  done.bin (n,)  about.json
 
-The key is made of the weights, the data set and the preprocessing, so no row can be stale. A process that is stopped or
-killed loses at most the batch in hand. done.bin holds 0 for a row that was never computed, else a check of what was
-written, so that a row which a power cut, a full disk or a hand has spoilt is computed again.
+The key is made of the weights, the data set and the preprocessing, so no row is stale, unless an image was changed
+within its file's size and time. A process that is stopped or killed loses at most the batch in hand. done.bin holds 0
+for a row that was never computed, else a check of what was written, so that a row which a power cut, a full disk or a
+hand has spoilt is computed again.
 """
 
+import errno
 import hashlib
 import json
+import os
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -87,15 +90,15 @@ def cached_features(
     if not (folder / "about.json").is_file():
         raise UserError(f"cache.folder={cache.folder} has to be on a disk that all processes share.")
     shape = (len(source), layout.width)
-    rows = np.memmap(folder / "rows.bin", DTYPES[cache.dtype], "r+", shape=shape)
-    digests = np.memmap(folder / "digests.bin", np.uint8, "r+", shape=(len(source), DIGEST))
-    done = np.memmap(folder / "done.bin", np.uint8, "r+", shape=(len(source),))
+    rows = np.memmap(folder / "rows.bin", DTYPES[cache.dtype], "r", shape=shape)
+    digests = np.memmap(folder / "digests.bin", np.uint8, "r", shape=(len(source), DIGEST))
+    done = np.memmap(folder / "done.bin", np.uint8, "r", shape=(len(source),))
     asked = np.arange(len(source)) if wanted is None else wanted.numpy()
     if accelerator.is_main_process:
         spoilt = [i for i in asked if done[i] and done[i] != _check(rows[i], digests[i])]
         if spoilt:
             print(f"{len(spoilt)} rows in {folder} are damaged and are computed again", flush=True)
-            done[spoilt] = 0
+            _write(folder, spoilt, {"done.bin": np.zeros((len(spoilt), 1), np.uint8)})
     accelerator.wait_for_everyone()
     todo = asked[done[asked] == 0]
     accelerator.wait_for_everyone()  # before any process marks a row as done: all have to share out the same rows
@@ -114,14 +117,34 @@ def cached_features(
         for indices, images, found in batches:
             with accelerator.autocast():
                 features = layout.rows(backbone.features(images.to(accelerator.device, non_blocking=True)))
-            rows[indices] = _stored(features, cache.dtype, source, int(indices[0]))
-            digests[indices] = found
-            done[indices] = [_check(rows[i], digests[i]) for i in indices]  # last: what has no mark is computed again
+            stored = _stored(features, cache.dtype, source, int(indices[0]))
+            checks = np.array([[_check(*both)] for both in zip(stored, found, strict=True)], np.uint8)
+            # the check last: a row that has none is computed again
+            _write(folder, indices, {"rows.bin": stored, "digests.bin": found, "done.bin": checks})
             seen += len(indices)
             screen.show(seen, f"{source.name}: features")
         screen.close()
     accelerator.wait_for_everyone()
     return CachedFeatures(rows, digests, source.truth, layout)
+
+
+def _write(folder: Path, indices: Sequence[int], parts: dict[str, np.ndarray]) -> None:
+    """Rows (k, …) of these indices (k,) into files of the cache, in this order.
+
+    Written into a mapped file, they would end the process without a word where the disk is full.
+    """
+    try:
+        for name, values in parts.items():
+            with (folder / name).open("r+b", buffering=0) as file:
+                for index, value in zip(indices, np.ascontiguousarray(values), strict=True):
+                    file.seek(int(index) * value.nbytes)
+                    if file.write(value.tobytes()) < value.nbytes:
+                        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    except OSError as error:
+        raise UserError(
+            f"{folder} cannot be written ({error.strerror}): make room, or name another cache.folder; the same command "
+            "goes on."
+        ) from error
 
 
 def _check(row: np.ndarray, digest: np.ndarray) -> int:
@@ -158,6 +181,6 @@ def _create_files(folder: Path, about: dict[str, Any], width: int, cache: Cache)
                     file.truncate(size)
         if not (folder / "about.json").is_file():
             (folder / "about.json").unlink(missing_ok=True)
-        (folder / "about.json").write_text(json.dumps(about, indent=1))
+        (folder / "about.json").write_text(json.dumps(about, indent=1), encoding="utf-8")
     except OSError as error:
         raise UserError(f"cache.folder={cache.folder} cannot be written ({error.strerror}): name another.") from error

@@ -21,6 +21,12 @@ _interrupted: float | None = None  # when Interrupted was last raised
 _asked: float | None = None  # when a signal asked the run to stop
 
 
+def usual() -> None:
+    """From here on signals do what they do in any program: Ctrl-C raises KeyboardInterrupt, the others end it."""
+    for number in NUMBERS:
+        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+
+
 def interruptible() -> None:
     """From here on a signal raises Interrupted, until a `Stop` is made."""
     global _interrupted

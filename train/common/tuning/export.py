@@ -16,7 +16,7 @@ from ..run import results
 from ..run.export import next_steps, public_name, table
 from . import classifier
 from .classifier import Description
-from .settings import Tuning
+from .settings import RECIPES, Augment, Optim, Tuning
 
 
 @dataclass(frozen=True)
@@ -78,9 +78,21 @@ def record_of(
             "base_lr": optim.base_lr,
             "layer_decay": optim.layer_decay,
             **({"ema": optim.ema} if optim.ema else {}),
+            **changed(config),
         },
         **results.summary([one.correct for one in by_seed]),
     }
+
+
+def changed(config: Tuning) -> dict[str, Any]:
+    """The other settings that decide the result and are not the recipe's."""
+    usual = {**vars(Augment()), **vars(Optim())}
+    usual |= {name.partition(".")[2]: value for name, value in RECIPES[config.recipe].items()}
+    own = {**vars(config.augment), **vars(config.optim)}
+    always = ("epochs", "batch_size", "base_lr", "layer_decay", "ema", "accumulation", "max_skipped")
+    found = {name: value for name, value in own.items() if name not in always and value != usual[name]}
+    found = {name: list(value) if isinstance(value, tuple) else value for name, value in found.items()}
+    return {**found, **({"args": json.dumps(config.args, sort_keys=True)} if config.args else {})}
 
 
 def accuracy(config: Tuning, record: dict[str, Any]) -> str:

@@ -74,7 +74,7 @@ def write_report(output: Path) -> Path:
         ("Images per second", [curve("images/s", lambda line: line["images_per_second"])]),
     ]
     drawn = "\n".join(_chart(title, curves) for title, curves in charts if any(points for _, points in curves))
-    settings = html.escape((output / "config.yaml").read_text())
+    settings = html.escape((output / "config.yaml").read_text(encoding="utf-8"))
     last = lines[-1] if lines else {"step": 0, "samples": 0, "broken": 0}
     skipped = sum(line["skipped"] for line in lines)
     summary = (
@@ -102,7 +102,7 @@ def write_report(output: Path) -> Path:
         settings=settings,
     )
     path = output / "report.html"
-    path.write_text(page)
+    path.write_text(page, encoding="utf-8")
     return path
 
 
