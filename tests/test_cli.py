@@ -244,6 +244,17 @@ def test_explain_draws_a_picture_and_names_what_is_wrong(run, exported, tmp_path
         assert code == 1 and message in err and err.count("\n") == 1, err
 
 
+def test_explain_does_not_write_over_its_photo_and_names_what_cannot_be_written(run, photo, tmp_path):
+    before = photo.read_bytes()
+    (tmp_path / "link.png").symlink_to(photo)
+    for output in (photo, tmp_path / "link.png"):
+        code, _, err = run("explain", photo, "-o", output)
+        assert code == 1 and "is the picture to explain, and would be lost" in err and err.count("\n") == 1, err
+    assert photo.read_bytes() == before
+    code, _, err = run("explain", photo, "-o", tmp_path / "x.blp")
+    assert code == 1 and "x.blp cannot be written" in err and err.count("\n") == 1, err
+
+
 def test_explain_needs_no_model_and_reads_no_foreign_format_no_bomb_and_no_pipe(run, photo, tmp_path, monkeypatch):
     from PIL import Image
 
