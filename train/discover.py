@@ -20,7 +20,7 @@ from common.data.digests import data_digest, weights_digest
 from common.data.order import sample_seeds
 from common.data.unreadable import batches_of_all
 from common.discovering.judging import Judging
-from common.discovering.maps import CONSTANT, PRIORS, Maps, answerable, prior_maps, query_maps
+from common.discovering.maps import CONSTANT, PRIORS, RECTANGLES, Maps, answerable, prior_maps, query_maps
 from common.discovering.pictures import save_sheet
 from common.discovering.settings import Discover, parse
 from common.discovering.table import tables
@@ -155,7 +155,7 @@ def judged(
     own, nobody = {"model": looking.name, "weights": weights_digest(looking.model)}, {"model": "no model", "weights": ""}
     known = recorded(config.results, {**about, **own}, looking.queries)
     if known and priors:
-        others = recorded(config.results, {**about, **nobody}, [*PRIORS, CONSTANT])
+        others = recorded(config.results, {**about, **nobody}, [*PRIORS, CONSTANT, *[RECTANGLES] * truths.scenes])
         known = [*known, *others] if others else []
     if known:
         return known

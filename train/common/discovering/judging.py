@@ -14,7 +14,7 @@ from timm_dseq.engine.regions import rank_regions
 
 from ..run.results import interval
 from .boxes import best_overlap
-from .maps import CONSTANT, Maps, brightness
+from .maps import CONSTANT, RECTANGLES, Maps, brightness
 from .measures import LEVELS, binary_figures, cuts, f_measure, patch_counts, scene_figures
 from .predictions import OTSU, RANK_1, REGIONS, binary, elsewhere, in_pixels, largest_box, random_order
 from .truth import Truth
@@ -47,7 +47,10 @@ class Judging:
         predicted = torch.cat([predicted, torch.ones_like(predicted[:, :1])], dim=1)  # (B, P, n)
         orders = random_order(seeds, self.draws, predicted.shape[2])
         boxes = largest_box(predicted.view(-1, *grid)).view(b, -1, 4) if truths[0].boxes is not None else None
-        masks = regions.masks.view(b, m, -1, predicted.shape[2])
+        masks = regions.masks.view(b, m, -1, predicted.shape[2])  # (B, M, N, n)
+        order = torch.arange(predicted.shape[2], dtype=torch.float32).view(1, *grid)  # any map that is not constant
+        rectangles = rank_regions(order, self.num_regions, regions="uniform").masks.flatten(2)
+        masks = torch.cat([masks, rectangles.expand(b, 1, -1, -1)], dim=1)
         self._put("regions", places, regions.count.view(b, m))
         self._put("brightness", places, torch.stack([brightness(images, maps[name]) for name in self.maps], dim=1))
         for i, (place, truth) in enumerate(zip(places, truths, strict=True)):
@@ -59,7 +62,7 @@ class Judging:
                 self._put(name, [place], values[None])
 
     def _masked(self, maps, predicted, regions, orders, truth: Truth) -> dict[str, torch.Tensor]:
-        """Figures of one image: maps (M, h, w), predictions (P, n), regions (M, N, n), random orders (draws, n)."""
+        """Figures of one image: maps (M, h, w), predictions (P, n), regions (M + 1, N, n), random orders (draws, n)."""
         grid, labels = maps.shape[1:], truth.labels
         counts = patch_counts(labels, grid, max(2, int(labels.max()) + 1))
         either = torch.stack([counts[:, 0], counts[:, 1:].sum(1)], dim=1)  # ground or object
@@ -101,8 +104,11 @@ class Judging:
             self.curves = accelerator.reduce(self.curves.to(accelerator.device), "sum").cpu()
 
     def records(self) -> list[dict[str, Any]]:
-        """One for each map, and one for the whole image as a prediction."""
-        return [self._record(name) for name in (*self.maps, CONSTANT)]
+        """One for each map, one for the whole image as a prediction, and of scenes one for rectangles as regions."""
+        found = [self._record(name) for name in (*self.maps, CONSTANT)]
+        if "ari" in self.figures:
+            found.append({"map": RECTANGLES, "regions": self.num_regions - 1, "scene": self._scene(-1), "predictions": {}})
+        return found
 
     def _record(self, name: str) -> dict[str, Any]:
         ways = {way: self._prediction(at) for at, (map_, way) in enumerate(self.predictions) if map_ == name}
@@ -114,14 +120,16 @@ class Judging:
         if "mae" in self.figures:
             record |= {"max_f": 100 * float(self.curves[at].max()) / self.count, "mae": self._mean("mae", at, 1)}
         if "ari" in self.figures:
-            scene = {key: self._mean(key, at) for key in ("fg_ari", "ari", "purity", "random_purity")}
-            scene["fg_ari_interval"] = self._interval(self.figures["fg_ari"][:, at])
-            record["scene"] = scene
+            record["scene"] = self._scene(at)
         score = next(self.figures[key] for key in ("ari", "iou", "overlap") if key in self.figures)
         column = at if "ari" in self.figures else self.predictions.index((name, REGIONS))
         ranked = score[:, column].argsort(descending=True, stable=True).tolist()
         shown = {"best": ranked[:SHOWN], "worst": ranked[: -SHOWN - 1 : -1]}  # places
         return {**record, "predictions": ways, **shown}
+
+    def _scene(self, at: int) -> dict[str, Any]:
+        figures = {key: self._mean(key, at) for key in ("fg_ari", "ari", "purity", "random_purity")}
+        return {**figures, "fg_ari_interval": self._interval(self.figures["fg_ari"][:, at])}
 
     def _prediction(self, at: int) -> dict[str, Any]:
         if "overlap" in self.figures:

@@ -13,6 +13,7 @@ from timm_dseq.engine.vit import block_index, check_plain, embed, grid_of
 SIGMA = 0.3  # of the centre prior, as a share of the image's sides
 PRIORS = ("centre", "colour − border", "colour − mean")
 CONSTANT = "constant"  # a prior, too: the whole image is object
+RECTANGLES = "rectangles"  # that cut the image into equal regions, which follow no map
 Maps = dict[str, torch.Tensor]  # name → (B, h, w)
 
 

@@ -67,7 +67,7 @@ class Truths(Dataset):
         self.data, self.source, self.column, self.rows, self.by_mask = data, source, column, rows, by_mask
         self.form: tuple[str, bool] | None = None  # of boxes, once it is known
         self.empty: list[int] = []  # rows without an object, which are not judged
-        self.objects = 0  # the most in an image
+        self.scenes = False  # whether masks number several objects
         self.show: Callable[[Image.Image], Any] | None = None
 
     def __len__(self) -> int:
@@ -127,7 +127,7 @@ def open_truths(data: Objects, workers: int, shown: bool = True) -> Truths:
     for batch in batches_of_all(truths, list, batch_size=64, num_workers=workers):
         for row, _, truth in batch:
             most = int(truth.labels.max()) if by_mask else len(truth.boxes)
-            truths.objects = max(truths.objects, most)
+            truths.scenes |= by_mask and most > 1
             (filled if most > 0 else truths.empty).append(row)
             if not by_mask and most:
                 every.append(truth)
