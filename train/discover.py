@@ -9,18 +9,17 @@ import common.system.environment  # noqa: F401, I001  # before torch is loaded
 import json
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 from common.data.digests import data_digest, weights_digest
 from common.data.order import sample_seeds
 from common.data.unreadable import batches_of_all
 from common.discovering.judging import Judging
-from common.discovering.maps import CONSTANT, PRIORS, RECTANGLES, Maps, answerable, prior_maps, query_maps
+from common.discovering.looking import Looking, look_with
+from common.discovering.maps import CONSTANT, PRIORS, RECTANGLES
 from common.discovering.pictures import save_sheet
 from common.discovering.settings import Discover, parse
 from common.discovering.table import tables
@@ -29,16 +28,12 @@ from common.run import results
 from common.run.export import public_name
 from common.system import launch
 from common.system.screen import Screen
-from PIL import Image
-from timm.models import VisionTransformer
 from torch.utils.data import Subset
 
 from timm_dseq import UserError
 from timm_dseq.engine.regions import rank_regions
-from timm_dseq.engine.vit import grid_of
 from timm_dseq.errors import one_line
 from timm_dseq.hub.checkpoints import steps
-from timm_dseq.hub.load import data_config, load_backbone
 
 Record = dict[str, Any]
 
@@ -46,7 +41,7 @@ Record = dict[str, Any]
 def main(arguments: list[str] | None = None) -> int:
     """Run; returns the exit code: 0 done, 1 something the message names is wrong, 2 misspelt, 130 Ctrl-C."""
     try:
-        return run(parse(arguments))
+        return run(parse(Discover, "discover.py", arguments))
     except KeyboardInterrupt:
         print("discover.py: stopped. The same command goes on: models that are judged stay.", file=sys.stderr)
         return 130
@@ -60,13 +55,13 @@ def run(config: Discover) -> int:
     results.check(config.results)
     accelerator = launch.accelerator()
     names = models_of(config)
-    looking = Looking.at(names[0], config, accelerator)
+    looking = look_with(config, names[0], accelerator.device)
     truths = open_truths(config.data, config.workers, accelerator.is_main_process)
     if accelerator.is_main_process:
         print("\n".join([*looking.left_out, *said_of(truths)]), flush=True)
     records: list[Record] = []
     for number, name in enumerate(names):
-        looking = looking if number == 0 else Looking.at(name, config, accelerator)
+        looking = looking if number == 0 else look_with(config, name, accelerator.device)
         records += judged(looking, truths, config, accelerator, priors=number == 0)
     if accelerator.is_main_process:
         print(tables(records, public_name(config.data.path)))
@@ -100,44 +95,7 @@ def said_of(truths: Truths) -> list[str]:
     return lines
 
 
-@dataclass(frozen=True)
-class Looking:
-    """A backbone, and how it looks at images."""
-
-    model: VisionTransformer
-    name: str
-    queries: list[str]
-    left_out: list[str]  # one line for each query that it cannot answer
-    size: tuple[int, int]  # of images, height and width
-    mean: torch.Tensor
-    std: torch.Tensor
-    device: torch.device
-
-    @classmethod
-    def at(cls, name: str, config: Discover, accelerator: Accelerator) -> "Looking":
-        """Loaded and checked with a black image."""
-        model, shown = load_backbone(name, config.img_size, random=config.random, seed=config.seed, **config.args)
-        about, device = data_config(model), accelerator.device
-        mean, std = (torch.tensor(about[key], device=device)[:, None, None] for key in ("mean", "std"))
-        black = torch.zeros(1, *about["input_size"], device=device)
-        queries, left_out = answerable(model.to(device), black, config.queries, config.block)
-        return cls(model, shown, queries, left_out, tuple(about["input_size"][1:]), mean, std, device)
-
-    def show(self, picture: Image.Image) -> torch.Tensor:
-        """The whole picture, squashed to the model's size: uint8 (3, H, W)."""
-        return torch.from_numpy(np.array(picture.resize(self.size[::-1]))).permute(2, 0, 1)
-
-    def maps(self, images: torch.Tensor, block: int | float, priors: bool) -> Maps:
-        """Of images (B, 3, H, W) in [0, 1]; on the host."""
-        images = images.to(self.device)
-        maps = query_maps(self.model, (images - self.mean) / self.std, self.queries, block)
-        maps |= prior_maps(images, grid_of(self.model, images)) if priors else {}
-        return {name: each.cpu() for name, each in maps.items()}
-
-
-def judged(
-    looking: Looking, truths: Truths, config: Discover, accelerator: Accelerator, priors: bool
-) -> list[Record]:
+def judged(looking: Looking, truths: Truths, config: Discover, accelerator: Accelerator, priors: bool) -> list[Record]:
     """The records of one model: found in the file of results, or measured and added to it."""
     about = {
         "img_size": list(looking.size),
@@ -152,7 +110,10 @@ def judged(
         "draws": config.draws,
         "seed": config.seed,
     }
-    own, nobody = {"model": looking.name, "weights": weights_digest(looking.model)}, {"model": "no model", "weights": ""}
+    own, nobody = (
+        {"model": looking.name, "weights": weights_digest(looking.model)},
+        {"model": "no model", "weights": ""},
+    )
     known = recorded(config.results, {**about, **own}, looking.queries)
     if known and priors:
         others = recorded(config.results, {**about, **nobody}, [*PRIORS, CONSTANT, *[RECTANGLES] * truths.scenes])
@@ -164,7 +125,7 @@ def judged(
     share = range(accelerator.process_index, len(truths), accelerator.num_processes)
     screen = Screen(len(share), 0, accelerator.is_main_process, unit="image")
     for places, images, found in batches(truths, share, config):
-        maps = looking.maps(images, config.block, priors)
+        maps = looking.maps(images, priors)
         judging = judging or Judging([*maps], len(truths), config.num_regions, config.min_area, config.draws)
         rows = torch.tensor([truths.rows[place] for place in places])
         seeds = sample_seeds(config.seed, torch.stack([torch.zeros_like(rows), rows], dim=1))
@@ -182,13 +143,9 @@ def judged(
     return records
 
 
-def batches(
-    truths: Truths, share: range, config: Discover
-) -> Iterator[tuple[list[int], torch.Tensor, list[Truth]]]:
+def batches(truths: Truths, share: range, config: Discover) -> Iterator[tuple[list[int], torch.Tensor, list[Truth]]]:
     """Places, images (B, 3, H, W) in [0, 1] and truths of this process's share."""
-    loader = batches_of_all(
-        Subset(truths, share), list, batch_size=config.batch_size, num_workers=config.workers
-    )
+    loader = batches_of_all(Subset(truths, share), list, batch_size=config.batch_size, num_workers=config.workers)
     done = 0
     for batch in loader:
         _, images, found = zip(*batch, strict=True)
@@ -225,7 +182,7 @@ def draw(looking: Looking, records: list[Record], truths: Truths, config: Discov
     truths.show = None
     photos = [truths.source.picture(truths.rows[place]) for place in places]
     images = torch.stack([looking.show(photo) for photo in photos]) / 255
-    maps = looking.maps(images, config.block, priors=False)[record["map"]]
+    maps = looking.maps(images, priors=False)[record["map"]]
     regions = rank_regions(maps, config.num_regions, config.min_area)
     path = Path(config.output_dir) / f"{looking.name.replace('/', '_').replace(' ', '_')}.{record['map']}.jpg"
     title = f"{looking.name}, {record['map']}: where its regions find objects best (left) and worst (right)"

@@ -108,7 +108,9 @@ def voc_rows(images: Path, folder: Path) -> list[Row]:
 def _rows(found: list[tuple[Path, list, list]]) -> list[Row]:
     absent = [path for path, *_ in found if not path.is_file()]
     if absent:
-        raise UserError(f"{absent[0]} does not exist ({len(absent)} of {len(found)} images): is data.path their folder?")
+        raise UserError(
+            f"{absent[0]} does not exist ({len(absent)} of {len(found)} images): is data.path their folder?"
+        )
     return [{"image": {"bytes": None, "path": str(path)}, "boxes": boxes, "size": size} for path, boxes, size in found]
 
 

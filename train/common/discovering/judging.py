@@ -107,7 +107,9 @@ class Judging:
         """One for each map, one for the whole image as a prediction, and of scenes one for rectangles as regions."""
         found = [self._record(name) for name in (*self.maps, CONSTANT)]
         if "ari" in self.figures:
-            found.append({"map": RECTANGLES, "regions": self.num_regions - 1, "scene": self._scene(-1), "predictions": {}})
+            found.append(
+                {"map": RECTANGLES, "regions": self.num_regions - 1, "scene": self._scene(-1), "predictions": {}}
+            )
         return found
 
     def _record(self, name: str) -> dict[str, Any]:

@@ -7,8 +7,8 @@ from timm.models import VisionTransformer
 from torch.nn import functional as F
 
 from timm_dseq import UserError
-from timm_dseq.engine.saliency import QUERIES, check_query, min_max, query_of, saliency_from_tokens
-from timm_dseq.engine.vit import block_index, check_plain, embed, grid_of
+from timm_dseq.engine.saliency import min_max, query_of, saliency_from_tokens
+from timm_dseq.engine.vit import block_index, embed, grid_of
 
 SIGMA = 0.3  # of the centre prior, as a share of the image's sides
 PRIORS = ("centre", "colour − border", "colour − mean")
@@ -32,27 +32,6 @@ def query_maps(model: VisionTransformer, images: torch.Tensor, queries: Sequence
         if not maps[query].isfinite().all():
             raise UserError(f"the saliency {query} is not finite: check the weights.")
     return maps
-
-
-def answerable(
-    model: VisionTransformer, black: torch.Tensor, asked: Sequence[str], block: int | float
-) -> tuple[list[str], list[str]]:
-    """The queries that this model can answer, of those asked for, or of all; and one line for each of the others.
-
-    One that is asked for and cannot be answered ends in UserError. black: an image (1, 3, H, W).
-    """
-    check_plain(model)
-    left_out, found = [], []
-    for query in asked or QUERIES:
-        try:
-            check_query(model, query)
-            query_maps(model, black, [query], block)
-            found.append(query)
-        except UserError as error:
-            if asked or not QUERIES[query].needs_class_token:
-                raise
-            left_out.append(f"left out: {str(error).partition(':')[0]}")
-    return found, left_out
 
 
 def prior_maps(images: torch.Tensor, grid: tuple[int, int]) -> Maps:

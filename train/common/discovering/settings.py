@@ -1,15 +1,15 @@
-"""Every setting of object discovery, typed."""
+"""Every setting of object discovery and of faithfulness, typed."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, TypeVar
 
 from timm_dseq.hub.model_args import check_args
 
-from ..labels.settings import shortened
+from ..labels.settings import Labels, shortened
 from ..system import machine
 from ..system.command_line import Parser, Plain
 from ..system.numbers import BelowOne, Count, CountOrNone, Few, Seed, Side, Workers
@@ -92,18 +92,53 @@ class Discover:
     results: str = "runs/discover.jsonl"
 
 
-def parser() -> Parser:
-    """The parser of `train/discover.py`."""
-    parser = Parser(prog="discover.py", description="Judge where a backbone looks.")
+@dataclass
+class Faithfulness:
+    """Judge whether a classifier needs the patches that saliency puts first.
+
+    Args:
+        model: any plain ViT of timm, hf-hub:REPOSITORY, a folder ready for the Hub, a run or checkpoint of pretrain.py,
+            or a file of weights
+        data: the labelled images that a linear classifier is fitted to, and those that it is asked about
+        queries: ways to score patches (default: all that the model can answer)
+        block: the block saliency is read from, an index or a share of the depth
+        images: test images, evenly spaced
+        steps: in which the patches are taken away, or added
+        draws: random orders of each image
+        img_size: side of the square that images are resized to, in pixels (default: the model's own)
+        random: random weights instead of the trained ones, as a baseline
+        args: further arguments of timm.create_model
+        seed: of the random orders, of the images that C is chosen on, and of random weights
+        batch_size: images that pass the backbone together, in each process
+        workers: loader processes of each process; only the speed changes (default: its share of the cores, at most 16)
+        results: JSON-lines file to which results are added
+    """
+
+    model: str
+    data: Labels
+    queries: list[str] = field(default_factory=list)
+    block: int | float = 11 / 12
+    images: Count = 500
+    steps: Few = 16
+    draws: Few = 3
+    img_size: Side | None = None
+    random: bool = False
+    args: dict[str, Plain] = field(default_factory=dict)
+    seed: Seed = 0
+    batch_size: Count = 50
+    workers: Workers | None = None
+    results: str = "runs/faithfulness.jsonl"
+
+
+Settings = TypeVar("Settings", Discover, Faithfulness)
+
+
+def parse(kind: type[Settings], prog: str, arguments: Sequence[str] | None = None) -> Settings:
+    """The settings of a program's command line; `--data NAME` is short for `--data.path NAME`."""
+    parser = Parser(prog=prog, description=(kind.__doc__ or "").partition("\n")[0])
     parser.add_argument("--config", action="config", help="a YAML file of settings; later ones win")
-    parser.add_class_arguments(Discover)
-    return parser
-
-
-def parse(arguments: Sequence[str] | None = None) -> Discover:
-    """The settings of a command line; `--data NAME` is short for `--data.path NAME`."""
-    arguments = sys.argv[1:] if arguments is None else arguments
-    config, _ = parser().settings(Discover, shortened(arguments))
+    parser.add_class_arguments(kind)
+    config, _ = parser.settings(kind, shortened(sys.argv[1:] if arguments is None else arguments))
     config.workers = machine.workers(config.workers)
     check_args(config.args, "args")
     return config

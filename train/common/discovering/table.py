@@ -20,7 +20,10 @@ def tables(records: Sequence[Record], data: str) -> str:
 def _masks(records: Sequence[Record], data: str) -> str:
     rows = []
     for record in records:
-        soft = [f"{record['max_f']:.1f}", *(f"{record[key]:.2f}" if key in record else "" for key in ("mae", "brightness"))]
+        soft = [
+            f"{record['max_f']:.1f}",
+            *(f"{record[key]:.2f}" if key in record else "" for key in ("mae", "brightness")),
+        ]
         for way, found in record["predictions"].items():
             iou = f"{found['iou']:.1f} [{_span(found['iou_interval'])}]"
             binary = [way, f"{found['f']:.1f}", iou, f"{found['random_iou']:.1f}", f"{found['accuracy']:.1f}"]
