@@ -85,7 +85,7 @@ def coco_rows(images: Path, file: Path) -> list[Row]:
 
 
 def voc_rows(images: Path, folder: Path) -> list[Row]:
-    """Rows {"image", "boxes", "size"} of the images that VOC's XML files in a folder describe; their first pixel is 1."""
+    """Rows {"image", "boxes", "size"} of the images that VOC's XML files describe; there the first pixel is 1."""
     found = []
     for file in sorted(folder.glob("*.xml")):
         try:

@@ -38,7 +38,7 @@ class Judging:
     def add(
         self, places: Sequence[int], maps: Maps, images: torch.Tensor, truths: Sequence[Truth], seeds: torch.Tensor
     ) -> None:
-        """A batch: maps (B, h, w), images (B, 3, H, W) in [0, 1], and a seed for the random masks of each image (B,)."""
+        """A batch: maps (B, h, w), images (B, 3, H, W) in [0, 1], a seed for each image's random masks (B,)."""
         stacked = torch.stack([maps[name] for name in self.maps], dim=1)  # (B, M, h, w)
         b, m, *grid = stacked.shape
         regions = rank_regions(stacked.flatten(0, 1), self.num_regions, self.min_area)

@@ -25,10 +25,11 @@ class Objects:
         split: the split to judge on (default: validation or test, else train)
         image: column of the images (found if not given)
         mask: column of the masks (default: mask), or a folder of masks named as the images are
-        boxes: instead of masks, a column of boxes, a JSON file in COCO's format, or a folder of XML files as VOC has them
-        numbered: masks number the objects, 0 is ground (default: true for palette PNGs; else what is above 127 is object)
+        boxes: instead of masks, a column of boxes, a JSON file in COCO's format, or a folder of XML files as VOC's
+        numbered: masks number the objects, 0 is ground (default: true for palette PNGs; of others what is above 127 is
+            object)
         unknown: number in such masks where nothing is known; VOC has 255
-        other_size: take masks that have another size than their image and the same shape; judged is at the masks' size
+        other_size: take masks of another size than their image but of its shape; judged is at the masks' size
         box_format: how boxes are written (default: the only way in which all of them lie in their images)
         skip: images to leave out, from the first on, as those that a choice was made by
         images: the most images to judge on
@@ -118,9 +119,9 @@ class Faithfulness:
     data: Labels
     queries: list[str] = field(default_factory=list)
     block: int | float = 11 / 12
-    images: Count = 500
-    steps: Few = 16
-    draws: Few = 3
+    images: Count = 200
+    steps: Few = 8
+    draws: Few = 2
     img_size: Side | None = None
     random: bool = False
     args: dict[str, Plain] = field(default_factory=dict)
