@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 from common.data.digests import data_digest, weights_digest
 from common.data.order import sample_seeds
 from common.data.unreadable import batches_of_all
@@ -22,7 +23,7 @@ from common.discovering.looking import Looking, look_with
 from common.discovering.maps import CONSTANT, PRIORS, RECTANGLES
 from common.discovering.pictures import save_sheet
 from common.discovering.settings import Discover, parse
-from common.discovering.table import tables
+from common.discovering.table import over_training, score, tables
 from common.discovering.truth import Truth, Truths, open_truths
 from common.run import results
 from common.run.export import public_name
@@ -57,14 +58,19 @@ def run(config: Discover) -> int:
     names = models_of(config)
     looking = look_with(config, names[0], accelerator.device)
     truths = open_truths(config.data, config.workers, accelerator.is_main_process)
+    if len(truths) < accelerator.num_processes:
+        raise UserError(f"{len(truths)} images are too few for {accelerator.num_processes} processes: start fewer.")
     if accelerator.is_main_process:
-        print("\n".join([*looking.left_out, *said_of(truths)]), flush=True)
+        for line in (*looking.left_out, *said_of(truths)):
+            print(line, flush=True)
     records: list[Record] = []
     for number, name in enumerate(names):
         looking = looking if number == 0 else look_with(config, name, accelerator.device)
         records += judged(looking, truths, config, accelerator, priors=number == 0)
     if accelerator.is_main_process:
         print(tables(records, public_name(config.data.path)))
+        if config.checkpoints:
+            print(f"\n{over_training(records)}")
         own = [record for record in records if record["model"] == looking.name]
         if config.pictures and own:
             print(f"pictures: {draw(looking, own, truths, config)}")
@@ -101,6 +107,7 @@ def judged(looking: Looking, truths: Truths, config: Discover, accelerator: Acce
         "img_size": list(looking.size),
         "data": public_name(config.data.path),
         "data_digest": data_digest(truths.source),
+        "truth_digest": truths.digest,
         "images": len(truths),
         "empty": len(truths.empty),
         "skip": config.data.skip,
@@ -110,23 +117,22 @@ def judged(looking: Looking, truths: Truths, config: Discover, accelerator: Acce
         "draws": config.draws,
         "seed": config.seed,
     }
-    own, nobody = (
-        {"model": looking.name, "weights": weights_digest(looking.model)},
-        {"model": "no model", "weights": ""},
-    )
-    known = recorded(config.results, {**about, **own}, looking.queries)
-    if known and priors:
-        others = recorded(config.results, {**about, **nobody}, [*PRIORS, CONSTANT, *[RECTANGLES] * truths.scenes])
-        known = [*known, *others] if others else []
-    if known:
-        return known
+    own = {"model": looking.name, "weights": weights_digest(looking.model)}
+    nobody = {"model": "no model", "weights": ""}
+    wanted = [({**about, **own}, looking.queries)]
+    if priors:
+        wanted.append(({**about, **nobody}, [*PRIORS, CONSTANT, *[RECTANGLES] * truths.scenes]))
+    known = [recorded(config.results, *each) for each in wanted] if accelerator.is_main_process else None
+    (known,) = broadcast_object_list([known])
+    if all(known):
+        return [record for each in known for record in each]
     truths.show = looking.show
-    judging: Judging | None = None
+    names = [*looking.queries, *(PRIORS if priors else ())]
+    judging = Judging(names, len(truths), config.num_regions, config.min_area, config.draws)
     share = range(accelerator.process_index, len(truths), accelerator.num_processes)
     screen = Screen(len(share), 0, accelerator.is_main_process, unit="image")
     for places, images, found in batches(truths, share, config):
         maps = looking.maps(images, priors)
-        judging = judging or Judging([*maps], len(truths), config.num_regions, config.min_area, config.draws)
         rows = torch.tensor([truths.rows[place] for place in places])
         seeds = sample_seeds(config.seed, torch.stack([torch.zeros_like(rows), rows], dim=1))
         judging.add(places, maps, images, found, seeds)
@@ -171,12 +177,7 @@ def recorded(path: str, about: Record, maps: list[str]) -> list[Record]:
 
 def draw(looking: Looking, records: list[Record], truths: Truths, config: Discover) -> Path:
     """A sheet of the images where the best map of the model finds objects best, and worst; returns its path."""
-
-    def score(record: Record) -> float:
-        found = record["predictions"]["regions"]
-        return record["scene"]["fg_ari"] if "scene" in record else found.get("iou", found.get("corloc"))
-
-    record = max((record for record in records if "best" in record), key=score)
+    record = max((record for record in records if "best" in record), key=lambda record: score(record)[1])
     half = -(-config.pictures // 2)
     places = record["best"][:half] + record["worst"][: config.pictures - half]
     truths.show = None

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+from .predictions import REGIONS
 from .published import BOXES, MASKS, published
 
 Record = dict[str, Any]
@@ -54,6 +55,26 @@ def _scenes(records: Sequence[Record]) -> str:
             rows.append([*_name(record), f"{record['regions']:.1f}", fg_ari, f"{found['ari']:.1f}", *purity])
     heads = ["model", "map", "regions", "foreground ARI", "full ARI", "purity", "purity, random"]
     return markdown(heads, rows)
+
+
+def over_training(records: Sequence[Record]) -> str:
+    """A row for each checkpoint, a column for each query: whether saliency finds objects better as training goes on."""
+    queries = [*dict.fromkeys(record["map"] for record in records if record["weights"])]
+    found: dict[str, dict[str, str]] = {}
+    for record in records:
+        if record["weights"]:
+            found.setdefault(record["model"], {})[record["map"]] = f"{score(record)[1]:.1f}"
+    rows = [[model, *(own.get(query, "") for query in queries)] for model, own in found.items()]
+    return markdown([f"over training: {score(records[0])[0]}", *queries], rows)
+
+
+def score(record: Record) -> tuple[str, float]:
+    """The one figure that a map of a query is told by, and its name."""
+    if "scene" in record:
+        return "foreground ARI", record["scene"]["fg_ari"]
+    if "max_f" in record:
+        return "maxF", record["max_f"]
+    return "CorLoc of the ranked regions", record["predictions"][REGIONS]["corloc"]
 
 
 def markdown(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 import datasets
 import numpy as np
 import torch
+import xxhash
 from PIL import Image
 from torch.utils.data import Dataset
 
@@ -68,6 +69,7 @@ class Truths(Dataset):
         self.form: tuple[str, bool] | None = None  # of boxes, once it is known
         self.empty: list[int] = []  # rows without an object, which are not judged
         self.scenes = False  # whether masks number several objects
+        self.digest = ""  # of all truths
         self.show: Callable[[Image.Image], Any] | None = None
 
     def __len__(self) -> int:
@@ -124,11 +126,13 @@ def open_truths(data: Objects, workers: int, shown: bool = True) -> Truths:
     screen.say(f"reading {len(rows)} images of {source.name} and their {'masks' if by_mask else 'boxes'}")
     every: list[Truth] = []
     filled: list[int] = []
+    digest = xxhash.xxh3_128()
     for batch in batches_of_all(truths, list, batch_size=64, num_workers=workers):
         for row, _, truth in batch:
             most = int(truth.labels.max()) if by_mask else len(truth.boxes)
             truths.scenes |= by_mask and most > 1
             (filled if most > 0 else truths.empty).append(row)
+            digest.update((truth.labels if by_mask else truth.boxes).numpy().tobytes())
             if not by_mask and most:
                 every.append(truth)
         screen.show(len(filled) + len(truths.empty), "checked")
@@ -142,7 +146,7 @@ def open_truths(data: Objects, workers: int, shown: bool = True) -> Truths:
         sizes = torch.tensor([truth.size for truth in every])
         names = [truths.where(row) for row in filled]
         truths.form = convention([truth.boxes for truth in every], sizes, names, data.box_format)
-    truths.rows = filled
+    truths.rows, truths.digest = filled, digest.hexdigest()[:16]
     return truths
 
 
