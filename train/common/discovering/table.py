@@ -21,6 +21,8 @@ def tables(records: Sequence[Record], data: str) -> str:
 def _masks(records: Sequence[Record], data: str) -> str:
     rows = []
     for record in records:
+        if not record["predictions"]:
+            continue
         soft = [
             f"{record['max_f']:.1f}",
             *(f"{record[key]:.2f}" if key in record else "" for key in ("mae", "brightness")),
