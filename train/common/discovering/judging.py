@@ -8,14 +8,13 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from torch.nn import functional as F
 
 from timm_dseq.engine.regions import rank_regions
 
 from ..run.results import interval
 from .boxes import best_overlap
 from .maps import CONSTANT, RECTANGLES, Maps, brightness
-from .measures import LEVELS, binary_figures, cuts, f_measure, patch_counts, scene_figures
+from .measures import LEVELS, at_size, binary_figures, f_curves, patch_counts, scene_figures
 from .predictions import OTSU, RANK_1, REGIONS, binary, elsewhere, in_pixels, largest_box, random_order
 from .truth import Truth
 
@@ -71,10 +70,8 @@ class Judging:
         figures["random_iou"] = binary_figures(random, either)["iou"].mean(1)
 
         known = labels >= 0
-        full = F.interpolate(maps[:, None], size=labels.shape, mode="bilinear", align_corners=False)
-        full, objects = full[:, 0, known], labels[known] > 0
-        hit, said = cuts(full, objects)
-        self.curves += f_measure(hit, said, objects.sum())
+        full, objects = at_size(maps, labels.shape)[:, known], labels[known] > 0
+        self.curves += f_curves(full, objects)
         figures["mae"] = (full - objects.float()).abs().mean(1)
         if counts.shape[1] > 2:
             figures |= scene_figures(regions, counts)

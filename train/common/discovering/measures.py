@@ -7,7 +7,10 @@ each image, which is never less.) IoU, accuracy and MAE are means over images.
 Predictions are made of patches, so the pixels of each label in each patch are all that is needed of a mask.
 """
 
+from collections.abc import Sequence
+
 import torch
+from torch.nn import functional as F
 
 BETA, LEVELS = 0.3, 255
 
@@ -36,6 +39,26 @@ def cuts(maps: torch.Tensor, objects: torch.Tensor) -> tuple[torch.Tensor, torch
         histogram = torch.bincount(values.flatten(), minlength=k * (LEVELS + 1)).view(k, LEVELS + 1)
         counts.append(histogram.flip(1).cumsum(1).flip(1)[:, 1:].double())
     return counts[0], counts[1]
+
+
+def at_size(maps: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """Maps (K, h, w) between the centres of patches: (K, H, W)."""
+    return F.interpolate(maps[:, None], size=size, mode="bilinear", align_corners=False)[:, 0]
+
+
+def f_curves(maps: torch.Tensor, objects: torch.Tensor) -> torch.Tensor:
+    """F at each level: maps (K, N), and which of their pixels are object (N,) → (K, LEVELS)."""
+    hit, said = cuts(maps, objects)
+    return f_measure(hit, said, objects.sum())
+
+
+def max_f(maps: torch.Tensor, masks: Sequence[torch.Tensor]) -> float:
+    """Of maps (n, h, w), and masks (H, W) bool of any sizes, in per cent."""
+    curves = [
+        f_curves(at_size(one[None], mask.shape).flatten(1), mask.flatten())
+        for one, mask in zip(maps, masks, strict=True)
+    ]
+    return 100 * float(torch.cat(curves).mean(0).max())
 
 
 def f_measure(hit: torch.Tensor, said: torch.Tensor, area: torch.Tensor) -> torch.Tensor:
