@@ -177,7 +177,7 @@ def judged(model: torch.nn.Module, options: argparse.Namespace) -> dict[str, flo
     images = torch.from_numpy(np.array(decoded(options.output, "ecssd", [file])[100 : 100 + OBJECTS])).float() / 255
     maps = timm_dseq.saliency_map(model, (images - MEAN) / STD, "border")
     masks = pq.read_table(file, columns=["mask"]).slice(100, OBJECTS).column("mask").to_pylist()
-    found["objects"] = round(max_f(maps, [read_mask(mask, None, None) > 0 for mask in masks]), 2)
+    found["objects"] = round(max_f(maps, [torch.from_numpy(read_mask(mask) > 0) for mask in masks]), 2)
     return found
 
 

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
@@ -157,7 +158,7 @@ def batches(truths: Truths, share: range, config: Discover) -> Iterator[tuple[li
         _, images, found = zip(*batch, strict=True)
         places = [*share[done : done + len(batch)]]
         done += len(batch)
-        yield places, torch.stack(images) / 255, [*found]
+        yield places, torch.from_numpy(np.stack(images)) / 255, [*found]
 
 
 def recorded(path: str, about: Record, maps: list[str]) -> list[Record]:
@@ -182,7 +183,7 @@ def draw(looking: Looking, records: list[Record], truths: Truths, config: Discov
     places = record["best"][:half] + record["worst"][: config.pictures - half]
     truths.show = None
     photos = [truths.source.picture(truths.rows[place]) for place in places]
-    images = torch.stack([looking.show(photo) for photo in photos]) / 255
+    images = torch.from_numpy(np.stack([looking.show(photo) for photo in photos])) / 255
     maps = looking.maps(images, priors=False)[record["map"]]
     regions = rank_regions(maps, config.num_regions, config.min_area)
     path = Path(config.output_dir) / f"{looking.name.replace('/', '_').replace(' ', '_')}.{record['map']}.jpg"

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from common.classifiers import Regression
@@ -92,7 +93,7 @@ class Shown(Dataset):
     def __len__(self) -> int:
         return len(self.source)
 
-    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+    def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
         return self.looking.show(self.source.picture(index)), int(self.source.truth[index])
 
 

@@ -107,7 +107,7 @@ def test_corloc_is_a_loop_over_images_and_their_boxes():
     truths = []
     for _ in range(40):
         corner, extent = 10 + torch.rand(1, 2, generator=draw) * 30, 30 + torch.rand(1, 2, generator=draw) * 50
-        truths.append(Truth((120, 90), boxes=torch.cat([corner, corner + extent], 1)))
+        truths.append(Truth((120, 90), boxes=torch.cat([corner, corner + extent], 1).numpy()))
     judging = Judging(["mine"], 40, 5, 0.02, 4)
     judging.add(range(40), {"mine": maps}, torch.rand(40, 3, 20, 24), truths, torch.arange(40))
     regions = rank_regions(maps, 5, 0.02).masks[:, :4].any(1)

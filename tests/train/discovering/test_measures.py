@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from common.discovering.judging import WAYS, Judging
-from common.discovering.measures import adjusted_rand, binary_figures, cuts, f_measure, patch_counts, scene_figures
+from common.discovering.measures import adjusted_rand, binary_figures, f_curves, patch_counts, scene_figures
 from common.discovering.predictions import OTSU, RANK_1, REGIONS, binary, random_order
 from common.discovering.truth import Truth
 from sklearn.metrics import adjusted_rand_score
@@ -26,6 +26,11 @@ def slow_max_f(maps, masks):
     """One image and one threshold at a time."""
     by_level = [np.mean([slow_f(m * 255 > k, mask) for m, mask in zip(maps, masks, strict=True)]) for k in range(255)]
     return 100 * max(by_level)
+
+
+def at_size_between(patches, size):
+    """Between the centres of patches: (h, w) → an array of this size."""
+    return F.interpolate(patches[None, None], size, mode="bilinear", align_corners=False)[0, 0].numpy()
 
 
 def at_size(patches, size):
@@ -49,7 +54,7 @@ def scene(sizes, grid, objects=1, seed=0):
 
 def judged(maps, labels, draws=3, **options):
     judging = Judging(["mine"], len(maps), 5, options.pop("min_area", 0.02), draws)
-    truths = [Truth((each.shape[1], each.shape[0]), labels=each) for each in labels]
+    truths = [Truth((each.shape[1], each.shape[0]), labels=each.numpy()) for each in labels]
     judging.add(range(len(maps)), {"mine": maps}, torch.rand(len(maps), 3, 32, 32), truths, torch.arange(len(maps)))
     return judging.records()
 
@@ -61,14 +66,17 @@ SIZES = [(37, 52), (40, 33), (24, 24)]
 def test_max_f_and_mae_are_those_of_every_image_and_threshold_by_itself(grid):
     maps, labels = scene(SIZES, grid)
     record = judged(maps, labels)[0]
-    full = [
-        F.interpolate(m[None, None], s, mode="bilinear", align_corners=False)[0, 0].numpy()
-        for m, s in zip(maps, SIZES, strict=True)
-    ]
+    full = [at_size_between(m, size) for m, size in zip(maps, SIZES, strict=True)]
     masks = [each.numpy() > 0 for each in labels]
     assert record["max_f"] == pytest.approx(slow_max_f(full, masks), abs=1e-6)
     mae = np.mean([np.abs(f - mask).mean() for f, mask in zip(full, masks, strict=True)])
     assert record["mae"] == pytest.approx(mae, abs=1e-6)
+
+
+def test_each_level_is_cut_by_itself():
+    full, mask = torch.rand(2, 700, generator=torch.Generator().manual_seed(0)), torch.arange(700) % 3 == 0
+    slow = [[slow_f((one * 255 > k).numpy(), mask.numpy()) for k in range(255)] for one in full]
+    np.testing.assert_allclose(f_curves(full, mask).numpy(), slow, atol=1e-9)
 
 
 def test_binary_figures_are_those_of_the_masks_at_full_size():
@@ -99,8 +107,7 @@ def test_a_perfect_map_has_all_and_its_inverse_next_to_nothing():
     for maps, max_f, iou in ((blocks, 100, 100), (1 - blocks, 0, 0)):
         at_full_size = torch.stack([F.interpolate(m[None, None], (32, 48))[0, 0].flatten() for m in maps])
         objects = labels[0].flatten() > 0
-        hit, said = cuts(at_full_size, objects)
-        assert 100 * f_measure(hit, said, objects.sum()).mean(0).max() == pytest.approx(max_f)
+        assert 100 * f_curves(at_full_size, objects).mean(0).max() == pytest.approx(max_f)
         error = (at_full_size - objects.float()).abs().mean()
         assert error == pytest.approx(0 if max_f else 1)
         found = judged(maps, labels, min_area=0.0)[0]["predictions"][OTSU]
@@ -120,6 +127,10 @@ def test_pixels_where_nothing_is_known_count_nowhere():
     counts = patch_counts(hidden, (4, 4), 2)
     assert counts[:4].sum() == 0 and counts.sum() == 24 * 32
     lower = judged(maps, [hidden])[0]
+    full = at_size_between(maps[0], (32, 32))[8:]
+    mask = labels[8:].numpy() > 0
+    assert lower["mae"] == pytest.approx(np.abs(full - mask).mean(), abs=1e-6)
+    assert lower["max_f"] == pytest.approx(slow_max_f([full], [mask]), abs=1e-6)
     predicted = binary(maps, rank_regions(maps, 5, 0.02))[OTSU].clone()
     predicted[0, :4] = ~predicted[0, :4]  # what is said there does not matter
     figures = binary_figures(predicted[0], counts)
@@ -135,6 +146,7 @@ def test_random_masks_have_the_area_of_the_prediction_and_depend_on_their_image_
 
 def test_random_masks_meet_the_share_that_chance_gives():
     maps, labels = scene([(64, 64)] * 40, (8, 8))
+    maps = maps ** torch.linspace(0.2, 9, 40)[:, None, None]  # large and small predictions
     record = judged(maps, labels, draws=50)[0]["predictions"][OTSU]
     predicted = binary(maps, rank_regions(maps, 5, 0.02))[OTSU].float().mean(1)
     area = torch.stack([(each > 0).float().mean() for each in labels])

@@ -62,7 +62,7 @@ class Judging:
 
     def _masked(self, maps, predicted, regions, orders, truth: Truth) -> dict[str, torch.Tensor]:
         """Figures of one image: maps (M, h, w), predictions (P, n), regions (M + 1, N, n), random orders (draws, n)."""
-        grid, labels = maps.shape[1:], truth.labels
+        grid, labels = maps.shape[1:], torch.from_numpy(truth.labels)
         counts = patch_counts(labels, grid, max(2, int(labels.max()) + 1))
         either = torch.stack([counts[:, 0], counts[:, 1:].sum(1)], dim=1)  # ground or object
         figures = binary_figures(predicted, either)
@@ -83,10 +83,9 @@ class Judging:
         """Figures of one image: the largest box (P, 4) of each prediction, in patches."""
         own = in_pixels(boxes, grid, truth.size)
         others = elsewhere(own, seed.expand(len(own)), self.draws, truth.size)
-        return {
-            "overlap": best_overlap(own, truth.boxes),
-            "random_found": (best_overlap(others, truth.boxes) > FOUND).float().mean(1),
-        }
+        real = torch.from_numpy(truth.boxes)
+        found = best_overlap(others, real) > FOUND
+        return {"overlap": best_overlap(own, real), "random_found": found.float().mean(1)}
 
     def _put(self, name: str, places: Sequence[int], values: torch.Tensor) -> None:
         if name not in self.figures:

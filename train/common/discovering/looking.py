@@ -30,9 +30,9 @@ class Looking:
     mean: torch.Tensor
     std: torch.Tensor
 
-    def show(self, picture: Image.Image) -> torch.Tensor:
+    def show(self, picture: Image.Image) -> np.ndarray:
         """A picture → uint8 (3, H, W)."""
-        return torch.from_numpy(np.array(picture.resize(self.size[::-1]))).permute(2, 0, 1)
+        return np.array(picture.resize(self.size[::-1])).transpose(2, 0, 1)
 
     def normalised(self, images: torch.Tensor) -> torch.Tensor:
         """Images (B, 3, H, W) in [0, 1] → as the model takes them, on its device."""

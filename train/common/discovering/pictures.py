@@ -45,11 +45,11 @@ def _draw_truth(photo: Image.Image, truth: Truth) -> Image.Image:
     if truth.labels is None:
         draw = ImageDraw.Draw(grey)
         scale = torch.tensor([photo.width / truth.size[0], photo.height / truth.size[1]]).repeat(2)
-        for i, box in enumerate((truth.boxes * scale).tolist()):
+        for i, box in enumerate((torch.from_numpy(truth.boxes) * scale).tolist()):
             draw.rectangle(box, outline=COLOURS[i % len(COLOURS)], width=2)
         return grey
     palette = torch.tensor([REST, *COLOURS], dtype=torch.uint8)
-    labels = truth.labels.long()
+    labels = torch.from_numpy(truth.labels).long()
     index = torch.where(labels > 0, (labels - 1) % len(COLOURS) + 1, 0)
     tint = Image.fromarray(palette[index].numpy()).resize(photo.size, Image.Resampling.NEAREST)
     inside = Image.fromarray(((labels > 0) * 255).to(torch.uint8).numpy()).resize(photo.size, Image.Resampling.NEAREST)

@@ -24,7 +24,7 @@ class Objects:
         config: the data set's configuration, where it has several
         split: the split to judge on (default: validation or test, else train)
         image: column of the images (found if not given)
-        mask: column of the masks (default: mask), or a folder of masks named as the images are
+        mask: column of the masks (default: mask), or the path of a folder of masks named as the images are
         boxes: instead of masks, a column of boxes, a JSON file in COCO's format, or a folder of XML files as VOC's
         numbered: masks number the objects, 0 is ground (default: true for palette PNGs; of others what is above 127 is
             object)

@@ -34,15 +34,15 @@ _SUFFIXES = (".png", ".bmp", ".jpg", ".jpeg", ".tif", ".tiff", ".webp", ".gif")
 
 @dataclass(frozen=True)
 class Truth:
-    """The objects of one image."""
+    """The objects of one image. Arrays: each tensor of a loader's worker would hold a file open."""
 
     size: tuple[int, int]  # of the image, width and height
-    labels: torch.Tensor | None = None  # (H, W) int32
-    boxes: torch.Tensor | None = None  # (k, 4), as written, then corners
+    labels: np.ndarray | None = None  # (H, W) int32
+    boxes: np.ndarray | None = None  # (k, 4) float32, as written until their convention is known, then corners
 
 
 @as_unreadable()
-def read_mask(value: Any, numbered: bool | None, unknown: int | None) -> torch.Tensor:
+def read_mask(value: Any, numbered: bool | None = None, unknown: int | None = None) -> np.ndarray:
     """An encoded mask → labels (H, W) int32. A palette PNG is read as its indices, never as its colours."""
     image = open_image(value)
     if image.mode in ("RGB", "RGBA", "LA", "CMYK"):
@@ -52,13 +52,13 @@ def read_mask(value: Any, numbered: bool | None, unknown: int | None) -> torch.T
         image = first
     pixels = np.asarray(image)
     if image.mode == "1":
-        return torch.from_numpy(pixels.astype(np.int32))
+        return pixels.astype(np.int32)
     labels = pixels.astype(np.int32)
     if not (image.mode == "P" if numbered is None else numbered):
         labels = (pixels > _HALF * (257 if image.mode.startswith("I") else 1)).astype(np.int32)
     if unknown is not None:
         labels[pixels == unknown] = UNKNOWN
-    return torch.from_numpy(labels)
+    return labels
 
 
 class Truths(Dataset):
@@ -106,11 +106,11 @@ class Truths(Dataset):
                 f"{self.where(row)}: the image has {size[0]}×{size[1]} pixels, its description says {told}"
             )
         try:
-            boxes = torch.tensor(_listed(content[self.column]), dtype=torch.float32).view(-1, 4)
-        except (TypeError, ValueError, RuntimeError, KeyError) as error:
+            boxes = np.array(_listed(content[self.column]), np.float32).reshape(-1, 4)
+        except (TypeError, ValueError, KeyError, StopIteration) as error:
             raise UnreadableImage(f"{self.where(row)}: {self.column} holds no boxes of four numbers") from error
         if self.form:
-            boxes = corners(boxes, self.form[0], torch.tensor(size), self.form[1])
+            boxes = corners(torch.from_numpy(boxes), self.form[0], torch.tensor(size), self.form[1]).numpy()
         return Truth(size, boxes=boxes)
 
 
@@ -132,7 +132,7 @@ def open_truths(data: Objects, workers: int, shown: bool = True) -> Truths:
             most = int(truth.labels.max()) if by_mask else len(truth.boxes)
             truths.scenes |= by_mask and most > 1
             (filled if most > 0 else truths.empty).append(row)
-            digest.update((truth.labels if by_mask else truth.boxes).numpy().tobytes())
+            digest.update((truth.labels if by_mask else truth.boxes).tobytes())
             if not by_mask and most:
                 every.append(truth)
         screen.show(len(filled) + len(truths.empty), "checked")
@@ -145,7 +145,7 @@ def open_truths(data: Objects, workers: int, shown: bool = True) -> Truths:
     if not by_mask:
         sizes = torch.tensor([truth.size for truth in every])
         names = [truths.where(row) for row in filled]
-        truths.form = convention([truth.boxes for truth in every], sizes, names, data.box_format)
+        truths.form = convention([torch.from_numpy(truth.boxes) for truth in every], sizes, names, data.box_format)
     truths.rows, truths.digest = filled, digest.hexdigest()[:16]
     return truths
 
@@ -159,7 +159,7 @@ def _opened(data: Objects) -> tuple[Source, str, bool]:
         if not files.is_file():
             raise UserError(f"data.boxes={files} does not exist.")
         return Source(Path(data.path).name, coco_rows(_folder(data), files), "image", None, 0), "boxes", False
-    if not data.boxes and files.is_dir():
+    if not data.boxes and len(files.parts) > 1 and files.is_dir():  # a bare word is a column
         return Source(Path(data.path).name, _paired(_folder(data), files), "image", None, 0), "mask", True
     split = data.split or test_split(data.path, data.config) or "train"
     columns = Data(path=data.path, config=data.config, image=data.image)
