@@ -129,7 +129,7 @@ def judged(looking: Looking, truths: Truths, config: Discover, accelerator: Acce
         return [record for each in known for record in each]
     truths.show = looking.show
     names = [*looking.queries, *(PRIORS if priors else ())]
-    judging = Judging(names, len(truths), config.num_regions, config.min_area, config.draws)
+    judging = Judging(names, len(truths), config.num_regions, config.min_area, config.draws, truths.scenes)
     share = range(accelerator.process_index, len(truths), accelerator.num_processes)
     screen = Screen(len(share), 0, accelerator.is_main_process, unit="image")
     for places, images, found in batches(truths, share, config):
@@ -186,7 +186,8 @@ def draw(looking: Looking, records: list[Record], truths: Truths, config: Discov
     images = torch.from_numpy(np.stack([looking.show(photo) for photo in photos])) / 255
     maps = looking.maps(images, priors=False)[record["map"]]
     regions = rank_regions(maps, config.num_regions, config.min_area)
-    path = Path(config.output_dir) / f"{looking.name.replace('/', '_').replace(' ', '_')}.{record['map']}.jpg"
+    name = looking.name.replace("/", "_").replace(" ", "_")
+    path = Path(config.output_dir) / f"{name}.{looking.size[0]}px.{record['map']}.jpg"
     title = f"{looking.name}, {record['map']}: where its regions find objects best (left) and worst (right)"
     save_sheet(path, photos, [truths[place][2] for place in places], maps, regions, title)
     return path

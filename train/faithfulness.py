@@ -174,11 +174,10 @@ def summaries(found: dict[str, torch.Tensor]) -> list[dict[str, Any]]:
     for name, values in found.items():
         record: dict[str, Any] = {"order": name}
         for column, curve in enumerate(("deletion", "insertion")):
-            own, beside = values[:, column], values[:, column] - found[RANDOM][:, column]
-            record[curve] = own.mean().item()
-            record[f"{curve}_interval"] = [*results.interval(own)]
-            record[f"{curve}_gain"] = beside.mean().item() * (1 if curve == "insertion" else -1)
-            record[f"{curve}_gain_interval"] = [*results.interval(beside)]
+            better = 1 if curve == "insertion" else -1
+            gain = better * (values[:, column] - found[RANDOM][:, column])
+            for key, figures in ((curve, values[:, column]), (f"{curve}_gain", gain)):
+                record |= {key: figures.mean().item(), f"{key}_interval": [*results.interval(figures)]}
         records.append(record)
     return records
 
@@ -194,8 +193,7 @@ def table(records: list[dict[str, Any]]) -> str:
     for record in records:
         row = [record["order"]]
         for curve in ("deletion", "insertion"):
-            low, high = record[f"{curve}_interval"]
-            row += [f"{record[curve]:.3f} [{low:.3f}–{high:.3f}]", f"{record[f'{curve}_gain']:+.3f}"]
+            row += [_spread(record, curve, ".3f"), _spread(record, f"{curve}_gain", "+.3f")]
         rows.append(row)
     heads = [
         "order of",
@@ -205,6 +203,11 @@ def table(records: list[dict[str, Any]]) -> str:
         "better than random",
     ]
     return f"{title}\n\n{markdown(heads, rows)}"
+
+
+def _spread(record: dict[str, Any], name: str, form: str) -> str:
+    low, high = record[f"{name}_interval"]
+    return f"{record[name]:{form}} [{low:{form}}, {high:{form}}]"
 
 
 if __name__ == "__main__":

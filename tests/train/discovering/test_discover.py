@@ -6,6 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
+from ..runs import environments, launch, said_of
 from .scenes import TINY, as_parquet, said_by, squares
 
 
@@ -65,6 +66,22 @@ def test_batches_and_workers_change_nothing(tmp_path, data):
         for way, figures in one["predictions"].items():
             for name, value in figures.items():
                 assert value == pytest.approx(other["predictions"][way][name], abs=1e-4), (one["map"], way, name)
+
+
+@pytest.mark.slow
+def test_two_processes_give_the_numbers_of_one(tmp_path, data, unused_port):
+    (tmp_path / "one").mkdir()
+    assert discover(tmp_path / "one", data)[0] == 0
+    places = {"data.path": data, "results": tmp_path / "results.jsonl", "output_dir": tmp_path / "pictures"}
+    words = [f"--{name}={value}" for name, value in {**TINY, **places, "pictures": 0}.items()]
+    running = [launch("discover", words, tmp_path, each) for each in environments(unused_port, 2)]
+    for process in running:
+        process.join(300)
+    assert [process.exitcode for process in running] == [0, 0], said_of(tmp_path).read_text()
+    for one, both in zip(records_of(tmp_path / "one"), records_of(tmp_path), strict=True):
+        assert one["map"] == both["map"] and one.get("max_f") == pytest.approx(both.get("max_f"), abs=1e-4)
+        for way, figures in one["predictions"].items():
+            assert figures["iou"] == pytest.approx(both["predictions"][way]["iou"], abs=1e-4)
 
 
 def test_boxes_give_corloc(tmp_path):

@@ -65,7 +65,8 @@ def test_a_blurred_image_keeps_its_mean_and_loses_its_pattern():
 
 def test_the_program_prints_every_order_with_its_controls(tmp_path):
     data = colours(tmp_path / "colours")
-    settings = {**TINY, "data__path": data, "images": 10, "steps": 4, "results": tmp_path / "results.jsonl"}
+    settings = {**TINY, "data__path": data, "images": 6, "steps": 3, "queries": "[border,norm]"}
+    settings["results"] = tmp_path / "results.jsonl"
     code, said = said_by("faithfulness", **settings)
     assert code == 0, said
     records = [json.loads(line) for line in (tmp_path / "results.jsonl").read_text().splitlines()]
@@ -73,8 +74,12 @@ def test_the_program_prints_every_order_with_its_controls(tmp_path):
     assert records[0]["accuracy"] > 60  # colours are told apart by a random encoder, too
     random = next(record for record in records if record["order"] == "random")
     assert random["deletion_gain"] == random["insertion_gain"] == 0
-    low, high = records[0]["deletion_interval"]
-    assert 0 <= low <= records[0]["deletion"] <= high <= 1
+    for record in records:
+        for name in ("deletion", "insertion", "deletion_gain", "insertion_gain"):
+            low, high = record[f"{name}_interval"]
+            assert low <= record[name] <= high, (record["order"], name)
+        assert record["deletion_gain"] == pytest.approx(random["deletion"] - record["deletion"])
+        assert record["insertion_gain"] == pytest.approx(record["insertion"] - random["insertion"])
     again = said_by("faithfulness", **{**settings, "batch_size": 3})[1]
     assert again.splitlines()[-1] == said.splitlines()[-1]  # random orders belong to images, not to batches
 

@@ -52,8 +52,8 @@ def scene(sizes, grid, objects=1, seed=0):
     return maps, labels
 
 
-def judged(maps, labels, draws=3, **options):
-    judging = Judging(["mine"], len(maps), 5, options.pop("min_area", 0.02), draws)
+def judged(maps, labels, draws=3, min_area=0.02, scenes=False):
+    judging = Judging(["mine"], len(maps), 5, min_area, draws, scenes)
     truths = [Truth((each.shape[1], each.shape[0]), labels=each.numpy()) for each in labels]
     judging.add(range(len(maps)), {"mine": maps}, torch.rand(len(maps), 3, 32, 32), truths, torch.arange(len(maps)))
     return judging.records()
@@ -170,8 +170,9 @@ def test_ari_of_single_parts_is_scikit_learns():
 
 
 def test_scenes_are_judged_pixel_by_pixel():
-    maps, labels = scene([(30, 45), (33, 20)], (6, 5), objects=4, seed=3)
-    records = judged(maps, labels)
+    maps, labels = scene([(30, 45), (33, 20), (30, 30)], (6, 5), objects=4, seed=3)
+    labels[2].clamp_(max=1)  # an image with one object is a scene, too
+    records = judged(maps, labels, scenes=True)
     regions = rank_regions(maps, 5, 0.02).masks
     found = {"ari": [], "fg_ari": [], "purity": []}
     for masks, truth in zip(regions, labels, strict=True):

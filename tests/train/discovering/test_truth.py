@@ -81,6 +81,7 @@ def test_what_cannot_be_judged_is_one_line(tmp_path):
     images, masks, _ = squares(3)
     file = str(as_parquet(tmp_path / "t.parquet", images, masks))
     refused(Objects(file, mask="truth"), "has no column 'truth': name that of the masks as data.mask")
+    refused(Objects(file, mask="image"), "column 'image' holds the masks: name that of the images as data.image")
     refused(Objects(file, skip=3), "data.skip=3 leaves none of 3 images")
     refused(Objects(file, boxes="nowhere.json"), r"nowhere\.json does not exist")
     numbered = [mask.point(lambda x: x // 255) for mask in masks]

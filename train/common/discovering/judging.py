@@ -27,8 +27,11 @@ FOUND = 0.5  # IoU above which a box is found
 class Judging:
     """The figures of every image, by its place among all; each process fills in those of its own images."""
 
-    def __init__(self, maps: Sequence[str], count: int, num_regions: int, min_area: float, draws: int) -> None:
-        self.maps, self.count, self.draws = [*maps], count, draws
+    def __init__(
+        self, maps: Sequence[str], count: int, num_regions: int, min_area: float, draws: int, scenes: bool = False
+    ) -> None:
+        """scenes: whether masks number several objects, so that regions are compared with each of them."""
+        self.maps, self.count, self.draws, self.scenes = [*maps], count, draws, scenes
         self.num_regions, self.min_area = num_regions, min_area
         self.predictions = [(name, way) for name in maps for way in WAYS] + [(CONSTANT, WHOLE)]
         self.figures: dict[str, torch.Tensor] = {}  # of a map (count, maps), of a prediction (count, predictions)
@@ -73,7 +76,7 @@ class Judging:
         full, objects = at_size(maps, labels.shape)[:, known], labels[known] > 0
         self.curves += f_curves(full, objects)
         figures["mae"] = (full - objects.float()).abs().mean(1)
-        if counts.shape[1] > 2:
+        if self.scenes:
             figures |= scene_figures(regions, counts)
             shuffled = regions.gather(2, orders[0].expand_as(regions))
             figures["random_purity"] = scene_figures(shuffled, counts)["purity"]
@@ -102,7 +105,7 @@ class Judging:
     def records(self) -> list[dict[str, Any]]:
         """One for each map, one for the whole image as a prediction, and of scenes one for rectangles as regions."""
         found = [self._record(name) for name in (*self.maps, CONSTANT)]
-        if "ari" in self.figures:
+        if self.scenes:
             found.append(
                 {"map": RECTANGLES, "regions": self.num_regions - 1, "scene": self._scene(-1), "predictions": {}}
             )
@@ -117,11 +120,13 @@ class Judging:
         record["regions"] = self._mean("regions", at, 1)
         if "mae" in self.figures:
             record |= {"max_f": 100 * float(self.curves[at].max()) / self.count, "mae": self._mean("mae", at, 1)}
-        if "ari" in self.figures:
+        if self.scenes:
             record["scene"] = self._scene(at)
-        score = next(self.figures[key] for key in ("ari", "iou", "overlap") if key in self.figures)
-        column = at if "ari" in self.figures else self.predictions.index((name, REGIONS))
-        ranked = score[:, column].argsort(descending=True, stable=True).tolist()
+            score = self.figures["ari"][:, at]
+        else:
+            score = self.figures["iou" if "iou" in self.figures else "overlap"]
+            score = score[:, self.predictions.index((name, REGIONS))]
+        ranked = score.argsort(descending=True, stable=True).tolist()
         shown = {"best": ranked[:SHOWN], "worst": ranked[: -SHOWN - 1 : -1]}  # places
         return {**record, "predictions": ways, **shown}
 

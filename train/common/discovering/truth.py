@@ -171,6 +171,8 @@ def _opened(data: Objects) -> tuple[Source, str, bool]:
             f"{data.path} has no column {column or data.mask!r}: name that of the masks as data.mask, or that of the "
             "boxes as data.boxes."
         )
+    if column == source.image:
+        raise UserError(f"{data.path}: column {column!r} holds the masks: name that of the images as data.image.")
     if column == data.mask:
         with opening(f"{data.path}, column {column},", "data.mask names one of images."):
             rows = source.rows.cast_column(column, datasets.Image(decode=False))
