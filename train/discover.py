@@ -69,7 +69,7 @@ def run(config: Discover) -> int:
         looking = looking if number == 0 else look_with(config, name, accelerator.device)
         records += judged(looking, truths, config, accelerator, priors=number == 0)
     if accelerator.is_main_process:
-        print(tables(records, public_name(config.data.path)))
+        print(tables(records, config.data.path))
         if config.checkpoints:
             print(f"\n{over_training(records)}")
         own = [record for record in records if record["model"] == looking.name]

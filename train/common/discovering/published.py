@@ -25,6 +25,6 @@ BOXES = {
 
 
 def published(kind: dict[str, dict[str, Any]], data: str) -> dict[str, Any]:
-    """The figures of a data set of this name, if there are any. kind: MASKS or BOXES."""
+    """The figures of a data set of this name or path, if there are any. kind: MASKS or BOXES."""
     name = data.lower().replace("-", "").replace("_", "")
     return next((rows for word, rows in kind.items() if word in name), {})

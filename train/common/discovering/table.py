@@ -10,7 +10,7 @@ Record = dict[str, Any]
 
 
 def tables(records: Sequence[Record], data: str) -> str:
-    """All that there is to show of these records, in their order. data: the name of the data set."""
+    """All that there is to show of these records, in their order. data: the name or path of the data set."""
     boxed = any("corloc" in each for record in records for each in record["predictions"].values())
     parts = [_boxes(records, data) if boxed else _masks(records, data)]
     if any("scene" in record for record in records):
