@@ -79,7 +79,7 @@ def coco_rows(images: Path, file: Path) -> list[Row]:
             (images / image["file_name"], boxes[image["id"]], [image["width"], image["height"]])
             for image in content["images"]
         ]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{file} holds no boxes in COCO's format ({type(error).__name__}: {error}).") from error
     return _rows(found)
 

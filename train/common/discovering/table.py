@@ -33,7 +33,7 @@ def _masks(records: Sequence[Record], data: str) -> str:
             rows.append([*_name(record), *soft, *binary])
             soft = ["", "", ""]
     for method, (max_f, iou, accuracy) in published(MASKS, data).items():
-        rows.append([f"*published: {method}*", "", f"{max_f}", "", "", "", "", f"{iou}", "", f"{accuracy}"])
+        rows.append([_published(method), "", f"{max_f}", "", "", "", "", f"{iou}", "", f"{accuracy}"])
     heads = ["model", "map", "maxF", "MAE", "brightness", "prediction", "F", "IoU", "IoU, random", "accuracy"]
     return markdown(heads, rows)
 
@@ -44,7 +44,7 @@ def _boxes(records: Sequence[Record], data: str) -> str:
         for way, found in record["predictions"].items():
             corloc = f"{found['corloc']:.1f} [{_span(found['corloc_interval'])}]"
             rows.append([*_name(record), way, corloc, f"{found['random_corloc']:.1f}"])
-    rows += [[f"*published: {method}*", "", "", f"{figure}", ""] for method, figure in published(BOXES, data).items()]
+    rows += [[_published(method), "", "", f"{figure}", ""] for method, figure in published(BOXES, data).items()]
     return markdown(["model", "map", "prediction", "CorLoc", "CorLoc, random"], rows)
 
 
@@ -92,6 +92,10 @@ def markdown(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def _name(record: Record) -> list[str]:
     return [record["model"], record["map"]]
+
+
+def _published(method: str) -> str:
+    return f"*published, other resolution: {method}*"
 
 
 def _span(interval: Sequence[float]) -> str:
