@@ -5,7 +5,9 @@ import json
 import numpy as np
 import pytest
 import torch
+from common.classifiers import Regression
 from common.discovering.faithfulness import areas, blurred, places
+from sklearn.linear_model import LogisticRegression
 
 from ..tunings import colours
 from .scenes import TINY, said_by
@@ -93,3 +95,12 @@ def test_a_mistake_is_one_line(tmp_path):
     ):
         code, said = said_by("faithfulness", **{**TINY, "data__path": data, **settings})
         assert code == 1 and said.strip().splitlines()[-1].startswith("faithfulness.py: ") and words in said, said
+
+
+def test_probabilities_are_those_that_the_prediction_is_made_of():
+    draw = torch.Generator().manual_seed(0)
+    x, labels = torch.randn(60, 5, generator=draw), torch.arange(60) % 3
+    head = Regression(x, labels, 3)
+    head.fit(1.0)
+    theirs = LogisticRegression(C=1.0, tol=1e-8, max_iter=2000).fit(x, labels)
+    torch.testing.assert_close(head.probabilities(x).double(), torch.tensor(theirs.predict_proba(x)), rtol=0, atol=1e-3)
