@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 from ..runs import environments, launch, said_of
-from .scenes import TINY, as_parquet, said_by, squares
+from .scenes import TINY, as_folders, as_parquet, said_by, squares
 
 
 @pytest.fixture(scope="module")
@@ -39,21 +39,24 @@ def test_every_query_and_prior_is_a_row_and_colour_finds_what_only_colour_tells(
     assert Image.open(picture).size[0] > 1000 and f"pictures: {picture}" in said
 
 
-def test_the_same_command_finds_what_it_measured_and_other_truth_is_measured_anew(tmp_path, data, monkeypatch):
-    code, first = discover(tmp_path, data)
+def test_the_same_command_finds_what_it_measured_and_other_masks_are_measured_anew(tmp_path, monkeypatch):
+    images, masks, _ = squares(9)
+    data, truths = as_folders(tmp_path, images, masks)
+    settings = {"queries": "[border,norm]", "data__mask": truths}
+    code, first = discover(tmp_path, data, **settings)
     before = records_of(tmp_path)
     import discover as script
 
     monkeypatch.setattr(script.Judging, "add", lambda *_: pytest.fail("judged again"))
-    code, again = discover(tmp_path, data)
+    code, again = discover(tmp_path, data, **settings)
     assert code == 0 and records_of(tmp_path) == before
     assert [line for line in first.splitlines() if line.startswith("|")] == [
         line for line in again.splitlines() if line.startswith("|")
     ]
     monkeypatch.undo()
-    images, masks, _ = squares(9)
-    turned = as_parquet(tmp_path / data.name, images, masks[::-1])
-    assert discover(tmp_path, turned)[0] == 0
+    for number, mask in enumerate(masks[::-1]):
+        mask.save(truths / f"{number}.png")
+    assert discover(tmp_path, data, **settings)[0] == 0
     assert len(records_of(tmp_path)) == 2 * len(before)
 
 
