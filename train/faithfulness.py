@@ -193,7 +193,8 @@ def table(records: list[dict[str, Any]]) -> str:
     for record in records:
         row = [record["order"]]
         for curve in ("deletion", "insertion"):
-            row += [_spread(record, curve, ".3f"), _spread(record, f"{curve}_gain", "+.3f")]
+            gain = "" if record["order"] == RANDOM else _spread(record, f"{curve}_gain", "+.3f")
+            row += [_spread(record, curve, ".3f"), gain]
         rows.append(row)
     heads = [
         "order of",
