@@ -25,7 +25,6 @@ import numpy as np
 import pyarrow.parquet as pq
 import torch
 from leads import MEAN, SIDE, STD, Encoder, accuracy, decoded, labels_of
-from saliency import masks_of, max_f
 from timm.layers import set_fused_attn
 from torch.nn import functional
 
@@ -33,6 +32,11 @@ import timm_dseq
 from timm_dseq.hub.load import Pixels, load_backbone
 
 ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "train"))
+
+from common.discovering.measures import max_f  # noqa: E402
+from common.discovering.truth import read_mask  # noqa: E402
+
 NAME = "dseq_jepa_vit_ti16"
 START = {
     "model.predictor_width": 192,
@@ -179,7 +183,8 @@ def judged(model: torch.nn.Module, options: argparse.Namespace) -> dict[str, flo
     file = options.data / "ecssd" / "test.parquet"
     images = torch.from_numpy(np.array(decoded(options.output, "ecssd", [file])[100 : 100 + OBJECTS])).float() / 255
     maps = timm_dseq.saliency_map(model, (images - MEAN) / STD, "border")
-    found["objects"] = round(max_f(maps, masks_of(file, 100, OBJECTS)), 2)
+    masks = pq.read_table(file, columns=["mask"]).slice(100, OBJECTS).column("mask").to_pylist()
+    found["objects"] = round(max_f(maps, [torch.from_numpy(read_mask(mask) > 0) for mask in masks]), 2)
     return found
 
 

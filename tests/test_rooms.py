@@ -33,6 +33,7 @@ RECIPES = {  # all of them may import timm_dseq; the scripts in train/ may impor
     "pretraining": {"classifiers", "data", "run", "system"},
     "probing": {"classifiers", "labels", "data", "run", "system"},
     "tuning": {"labels", "data", "run", "system"},
+    "discovering": {"labels", "data", "run", "system"},
 }
 
 Sources = dict[str, str]  # module → its source
