@@ -7,7 +7,6 @@ Markdown, adds to a JSON-lines file, draws the best and the worst images. docs/d
 import common.system.environment  # noqa: F401, I001  # before torch is loaded
 
 import json
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -34,7 +33,6 @@ from torch.utils.data import Subset
 
 from timm_dseq import UserError
 from timm_dseq.engine.regions import rank_regions
-from timm_dseq.errors import one_line
 from timm_dseq.hub.checkpoints import steps
 
 Record = dict[str, Any]
@@ -42,14 +40,11 @@ Record = dict[str, Any]
 
 def main(arguments: list[str] | None = None) -> int:
     """Run; returns the exit code: 0 done, 1 something the message names is wrong, 2 misspelt, 130 Ctrl-C."""
-    try:
-        return run(parse(Discover, "discover.py", arguments))
-    except KeyboardInterrupt:
-        print("discover.py: stopped. The same command goes on: models that are judged stay.", file=sys.stderr)
-        return 130
-    except Exception as error:
-        print(f"discover.py: {one_line(error)}", file=sys.stderr)
-        return 1
+    return launch.answer_of(
+        "discover.py",
+        lambda: run(parse(Discover, "discover.py", arguments)),
+        "The same command goes on: models that are judged stay.",
+    )
 
 
 def run(config: Discover) -> int:

@@ -6,7 +6,6 @@ saliency, of the centre, of colour and of chance. docs/discovery.md says what th
 
 import common.system.environment  # noqa: F401, I001  # before torch is loaded
 
-import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -32,7 +31,6 @@ from torch.utils.data import Dataset, Subset
 
 from timm_dseq import UserError
 from timm_dseq.engine.random import uniform
-from timm_dseq.errors import one_line
 
 CS = [10.0**power for power in range(-3, 4)]  # of the classifier, chosen on a tenth of the training images
 RANDOM = "random"
@@ -40,14 +38,7 @@ RANDOM = "random"
 
 def main(arguments: list[str] | None = None) -> int:
     """Run; returns the exit code: 0 done, 1 something the message names is wrong, 2 misspelt, 130 Ctrl-C."""
-    try:
-        return run(parse(Faithfulness, "faithfulness.py", arguments))
-    except KeyboardInterrupt:
-        print("faithfulness.py: stopped.", file=sys.stderr)
-        return 130
-    except Exception as error:
-        print(f"faithfulness.py: {one_line(error)}", file=sys.stderr)
-        return 1
+    return launch.answer_of("faithfulness.py", lambda: run(parse(Faithfulness, "faithfulness.py", arguments)))
 
 
 @torch.no_grad()

@@ -17,10 +17,8 @@ from common.probing.settings import Probe, parse
 from common.probing.train_heads import VTAB, head_probe, vtab
 from common.run import results
 from common.run.export import public_name
-from common.system import launch, signals
-from common.system.last_line import complain
+from common.system import launch
 
-from timm_dseq.errors import one_line
 from timm_dseq.hub.load import data_config, load_backbone
 
 PROTOCOLS = {"knn": knn, "logistic": logistic, "vtab": vtab}  # all others are `head_probe`
@@ -28,15 +26,9 @@ PROTOCOLS = {"knn": knn, "logistic": logistic, "vtab": vtab}  # all others are `
 
 def main(arguments: list[str] | None = None) -> int:
     """Run; returns the exit code: 0 done, 1 something the message names is wrong, 2 misspelt, 130 Ctrl-C."""
-    try:
-        signals.usual()
-        return run(parse(arguments))
-    except KeyboardInterrupt:
-        complain("probe.py: stopped. The same command goes on: features and checkpoints of heads stay.")
-        return 130
-    except Exception as error:
-        complain(f"probe.py: {one_line(error)}")
-        return 1
+    return launch.answer_of(
+        "probe.py", lambda: run(parse(arguments)), "The same command goes on: features and checkpoints of heads stay."
+    )
 
 
 def run(config: Probe) -> int:

@@ -17,7 +17,7 @@ from timm_dseq.errors import one_line
 
 from . import machine
 from .last_line import complain, repeat_behind
-from .signals import STOPPED, Interrupted, end_with_parent, end_workers, interruptible
+from .signals import STOPPED, Interrupted, end_with_parent, end_workers, interruptible, usual
 
 # After so long a wait a process takes another one for dead. What one process does alone has to take far less.
 LONGEST_WAIT = timedelta(hours=1)
@@ -69,6 +69,22 @@ def answer(program: str, parse: Callable[[], tuple[Any, str]], run: Callable[[An
         return STOPPED
     except Exception as error:
         complain(f"{program}: {one_line(error, config and config.output_dir)}")
+        return 1
+
+
+def answer_of(program: str, run: Callable[[], int], stopped: str = "") -> int:
+    """The exit code of a program that trains no backbone: what `run` returns, 1 for an error, 130 for Ctrl-C.
+
+    stopped: what is said then.
+    """
+    try:
+        usual()
+        return run()
+    except KeyboardInterrupt:
+        complain(" ".join(filter(None, [f"{program}: stopped.", stopped])))
+        return 130
+    except Exception as error:
+        complain(f"{program}: {one_line(error)}")
         return 1
 
 
