@@ -32,7 +32,9 @@ RECIPES = {  # all of them may import timm_dseq; the scripts in train/ may impor
     "classifiers": set(),
     "pretraining": {"classifiers", "data", "run", "system"},
     "probing": {"classifiers", "labels", "data", "run", "system"},
-    "tuning": {"labels", "data", "run", "system"},
+    "drop_path": {"data"},
+    "tuning": {"drop_path", "labels", "data", "run", "system"},
+    "dense": {"drop_path", "data", "run", "system"},
 }
 
 Sources = dict[str, str]  # module → its source
