@@ -7,12 +7,11 @@ from timm.layers import LayerNorm2d
 from torch import nn
 from torchvision.models.detection import FasterRCNN, MaskRCNN
 from torchvision.models.detection.image_list import ImageList
+from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
 from torchvision.ops.feature_pyramid_network import FeaturePyramidNetwork, LastLevelMaxPool
 
 from ..dense.backbone import DenseBackbone, at_depth
 from ..dense.pyramid import TAPS, Pyramid
-
-CHANNELS = 256  # of every level
 
 Target = dict[str, torch.Tensor]  # boxes (n, 4) in pixels, labels (n,) from 1 on, masks (n, H, W)
 
@@ -33,19 +32,28 @@ class Detector(nn.Module):
         mean: tuple[float, ...],
         std: tuple[float, ...],
         with_masks: bool,
+        channels: int = 256,
+        samples: int = 512,
     ) -> None:
-        """kind: of the pyramid. size: longest side of images that are not for training. mean, std: of the pixels."""
+        """kind: of the pyramid. size: longest side of images that are not for training. mean, std: of the pixels.
+
+        channels: of the levels and the mask head. samples: proposals of an image that the heads learn from.
+        """
         super().__init__()
         self.name = "Mask R-CNN" if with_masks else "Faster R-CNN"
         self.rcnn = (MaskRCNN if with_masks else FasterRCNN)(
-            Levels(backbone, kind),
+            Levels(backbone, kind, channels),
             num_classes=classes + 1,  # 0 is the background
             min_size=size,
             max_size=size,
             image_mean=list(mean),
             image_std=list(std),
+            box_batch_size_per_image=samples,
             size_divisible=2 * backbone.patch,  # so that the smallest level is whole
         )
+        if with_masks and channels != 256:
+            self.rcnn.roi_heads.mask_head = MaskRCNNHeads(channels, [channels] * 4, dilation=1)
+            self.rcnn.roi_heads.mask_predictor = MaskRCNNPredictor(channels, channels, classes + 1)
 
     def forward(
         self, images: torch.Tensor, targets: list[Target] | None = None, seeds: torch.Tensor | None = None
@@ -77,19 +85,17 @@ class Detector(nn.Module):
 
 
 class Levels(nn.Module):
-    """Images (B, 3, H, W) → five levels of CHANNELS channels by name; strides 4, 8, 16, 32, 64 for patches of 16."""
+    """Images (B, 3, H, W) → five levels by name; strides 4, 8, 16, 32, 64 for patches of 16."""
 
-    out_channels = CHANNELS
-
-    def __init__(self, backbone: DenseBackbone, kind: str) -> None:
+    def __init__(self, backbone: DenseBackbone, kind: str, channels: int) -> None:
         super().__init__()
-        self.backbone = backbone
+        self.backbone, self.out_channels = backbone, channels
         taps = [at_depth(share, len(backbone.vit.blocks)) for share in TAPS[kind]]
         self.pyramid = Pyramid(backbone.dim, taps)
         if kind == "dseq":  # maps of several depths: each level takes in the coarser ones
-            self.neck = FeaturePyramidNetwork(self.pyramid.channels, CHANNELS, LastLevelMaxPool())
+            self.neck = FeaturePyramidNetwork(self.pyramid.channels, channels, LastLevelMaxPool(), LayerNorm2d)
         else:
-            self.neck = Apart(self.pyramid.channels)
+            self.neck = Apart(self.pyramid.channels, channels)
 
     def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
         levels = self.pyramid(self.backbone(images))
@@ -99,14 +105,14 @@ class Levels(nn.Module):
 class Apart(nn.Module):
     """ViTDet's way: two normed convolutions for each level, which come from one map and need not be joined."""
 
-    def __init__(self, channels: list[int]) -> None:
+    def __init__(self, dims: list[int], channels: int) -> None:
         super().__init__()
         self.convs = nn.ModuleList(
             nn.Sequential(
-                *(nn.Conv2d(dim, CHANNELS, 1, bias=False), LayerNorm2d(CHANNELS)),
-                *(nn.Conv2d(CHANNELS, CHANNELS, 3, padding=1, bias=False), LayerNorm2d(CHANNELS)),
+                *(nn.Conv2d(dim, channels, 1, bias=False), LayerNorm2d(channels)),
+                *(nn.Conv2d(channels, channels, 3, padding=1, bias=False), LayerNorm2d(channels)),
             )
-            for dim in channels
+            for dim in dims
         )
         self.last = LastLevelMaxPool()
 

@@ -17,7 +17,7 @@ from ..run.resume import Checkpoint
 from ..system import machine
 from ..system.command_line import Parser, Plain, flagged
 from ..system.computing import System
-from ..system.numbers import Count, CountOrNone, Positive, Seed, Share, Side, Workers
+from ..system.numbers import Count, CountOrNone, Positive, Seed, Share, Side, Width, Workers
 from .boxes import Convention
 
 
@@ -61,6 +61,8 @@ class Detector:
         size: side of the square that training images are cut or padded to, and longest side of test images
         scale: least and greatest size of a training image, as a share of `size`
         flip: probability of a horizontal flip
+        channels: of the pyramid's levels and the mask head; fewer are faster
+        samples: proposals of each image that the heads learn from; fewer are faster
         masks: true, false, or auto (where every object has one)
     """
 
@@ -69,6 +71,8 @@ class Detector:
     size: Side = 1024
     scale: tuple[Positive, Positive] = (0.1, 2.0)
     flip: Share = 0.5
+    channels: Width = 256
+    samples: Count = 512
     masks: Literal["auto"] | bool = "auto"
 
 

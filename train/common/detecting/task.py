@@ -45,7 +45,17 @@ class DetectionTask:
             raise UserError("detector.masks=true, and not every object has a mask: leave it out, or take other data.")
         with_masks = both if settings.masks == "auto" else settings.masks
         pixels = data_config(dense.vit)
-        self.model = Detector(dense, kind, len(train.names), settings.size, pixels["mean"], pixels["std"], with_masks)
+        self.model = Detector(
+            dense,
+            kind,
+            len(train.names),
+            settings.size,
+            pixels["mean"],
+            pixels["std"],
+            with_masks,
+            settings.channels,
+            settings.samples,
+        )
         unit = 2 * dense.patch  # so that the smallest level of the pyramid is whole
         size = -(-settings.size // unit) * unit
         self.images = JitteredImages(train, config.seed, size, settings.scale, settings.flip, with_masks)
