@@ -92,7 +92,7 @@ def records_of(config: Detecting, task: DetectionTask, figures: dict[str, float]
         "train": {"split": task.train.split, "images": len(task.images), "subset": None},
         "test": {"split": task.test.split, "images": len(task.test)},
         "classes": len(task.train.names),
-        "protocol": task.model.name.lower().replace(" ", "-"),
+        "protocol": "mask-rcnn" if task.with_masks else "faster-rcnn",
         "precision": config.system.precision,
         "seeds": [config.seed],
         "duplicates": {"train_test": 0, "test_test": 0},

@@ -117,17 +117,17 @@ def truth(annotated: Annotated) -> dict[str, list[dict[str, Any]]]:
 def average_precision(annotated: Annotated, found: list[Detection]) -> dict[str, float]:
     """box_ap, box_ap50, …, and mask_ap, … where both sides have masks; -1 where there is nothing of a size."""
     figures = {}
+    with_masks = annotated.has_masks and all("segmentation" in one for one in found)
+    kinds = ["box", "mask"] if with_masks else ["box"]
+    if not found:
+        return {f"{kind}_{part}": 0.0 for kind in kinds for part in SUMMARY}
     with contextlib.redirect_stdout(io.StringIO()):
         reference = COCO(truth(annotated))
-        for name, kind in KINDS.items():
-            if name == "mask" and not (annotated.has_masks and all("segmentation" in one for one in found)):
-                continue
-            if not found:
-                figures |= {f"{name}_{part}": 0.0 for part in SUMMARY}
-                continue
-            evaluator = COCOeval_faster(reference, reference.loadRes(found), kind, print_function=print)
+        for kind in kinds:
+            own = reference.loadRes([dict(one) for one in found])  # it adds to what it is given
+            evaluator = COCOeval_faster(reference, own, KINDS[kind], print_function=print)
             evaluator.evaluate()
             evaluator.accumulate()
             evaluator.summarize()
-            figures |= {f"{name}_{part}": float(x) for part, x in zip(SUMMARY, evaluator.stats, strict=False)}
+            figures |= {f"{kind}_{part}": float(x) for part, x in zip(SUMMARY, evaluator.stats, strict=False)}
     return figures

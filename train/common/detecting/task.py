@@ -43,7 +43,7 @@ class DetectionTask:
         both = train.has_masks and test.has_masks
         if settings.masks is True and not both:
             raise UserError("detector.masks=true, and not every object has a mask: leave it out, or take other data.")
-        with_masks = both if settings.masks == "auto" else settings.masks
+        self.with_masks = with_masks = both if settings.masks == "auto" else settings.masks
         pixels = data_config(dense.vit)
         self.model = Detector(
             dense,
