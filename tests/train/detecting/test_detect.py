@@ -198,8 +198,8 @@ def test_eight_scenes_are_learnt_by_heart(tmp_path):
     settings = {
         **{"random": None, "args": None, "detector__size": 128, "detector__window": 14, "detector__channels": 64},
         **{"detector__samples": 64, "detector__scale": "[1.0,1.0]", "detector__flip": 0, "data__test": "train"},
-        **{"optim__batch_size": 8, "optim__epochs": 100, "optim__schedule": "cosine", "optim__drop_path": 0},
-        **{"optim__warmup_epochs": 5, "checkpoint__every": 100},
+        **{"optim__batch_size": 8, "optim__epochs": 140, "optim__schedule": "cosine", "optim__drop_path": 0},
+        **{"optim__warmup_epochs": 5, "checkpoint__every": 140},
     }
     code, said = train(tmp_path / "run", **settings)
     assert code == 0, said

@@ -57,7 +57,7 @@ class Detector:
 
     Args:
         pyramid: dseq (a level from each of four taps) or vitdet (all levels from the last map)
-        window: side of the windows of attention, in patches (null: all blocks attend to the whole map)
+        window: largest side of the windows of attention, in patches (null: all blocks attend to the whole map)
         size: side of the square that training images are cut or padded to, and longest side of test images
         scale: least and greatest size of a training image, as a share of `size`
         flip: probability of a horizontal flip
