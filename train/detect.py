@@ -16,7 +16,7 @@ from common.dense.run import DenseRun
 from common.detecting.annotated import Annotated
 from common.detecting.evaluation import evaluate
 from common.detecting.export import describe, load_detector, save
-from common.detecting.opening import open_annotated
+from common.detecting.reading.opening import open_annotated
 from common.detecting.report import write_report
 from common.detecting.settings import Detecting, parse
 from common.detecting.task import DetectionTask

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from common.detecting.boxes import CONVENTIONS, Evidence, corners, settle
+from common.detecting.reading.boxes import CONVENTIONS, Evidence, corners, settle
 
 from timm_dseq import UserError
 

@@ -12,7 +12,7 @@ from common.data.source import Source
 from common.detecting import masks
 from common.detecting.annotated import Annotated, Objects
 from common.detecting.evaluation import SUMMARY, average_precision, truth
-from common.detecting.opening import open_annotated
+from common.detecting.reading.opening import open_annotated
 from common.detecting.settings import Annotations
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from common.data.scenes import FORMS
 from common.detecting import masks
-from common.detecting.opening import open_annotated
+from common.detecting.reading.opening import open_annotated
 from common.detecting.settings import Annotations
 from PIL import Image
 

@@ -14,6 +14,8 @@ from timm_dseq.images import UnreadableImage
 from ..data.source import Source
 
 Segmentation = list | dict | None  # polygons [[x, y, …], …] or a run-length code {"size", "counts"}, as COCO has them
+Pair = tuple[int, int]  # height and width
+Classes = tuple[tuple[int, ...], tuple[str, ...]]  # ids in the file, and names
 LEAST_SIDE = 1e-3  # pixels; a box with a smaller side has no area
 
 
@@ -42,7 +44,7 @@ class Annotated:
     names: tuple[str, ...]  # of the classes
     ids: tuple[int, ...]  # of the classes, in the file; they may have gaps
     split: str
-    sizes: Sequence[tuple[int, int] | None]  # (height, width) where the annotations tell
+    sizes: Sequence[Pair | None]  # where the annotations tell
 
     def __len__(self) -> int:
         return len(self.objects)
@@ -61,7 +63,7 @@ class Annotated:
         """An image as a function of timm_dseq/images.py gives it; UnreadableImage where it is not as annotated."""
         return self.source.read(index, reader)
 
-    def check_size(self, index: int, size: tuple[int, int]) -> None:
+    def check_size(self, index: int, size: Pair) -> None:
         """UnreadableImage if the image is not of the (height, width) that its annotations are for."""
         told = self.sizes[index]
         if told is not None and told != size:

@@ -18,10 +18,9 @@ from timm_dseq.images import UnreadableImage, decode, measure
 
 from ..data.order import sample_seed
 from . import masks
-from .annotated import Annotated
+from .annotated import Annotated, Pair
 
 LEAST = 1.0  # pixels of a side of an object that is kept
-Pair = tuple[int, int]
 Sample = tuple[torch.Tensor, dict[str, torch.Tensor]]
 
 
@@ -38,7 +37,7 @@ class JitteredImages(Dataset):
     def __len__(self) -> int:
         return len(self.indices)
 
-    def __getitem__(self, key: tuple[int, int]) -> Sample:
+    def __getitem__(self, key: Pair) -> Sample:
         draw = random.Random(sample_seed(self.seed, *key))
         index, longest = self.indices[key[1]], draw.uniform(*self.scale) * self.size
         image, size = self.annotated.read(index, partial(_reduced, longest=longest))
@@ -80,7 +79,7 @@ class JitteredImages(Dataset):
         return target
 
 
-def _bitmap(annotated: Annotated, index: int, at: int, size: tuple[int, int]) -> np.ndarray:
+def _bitmap(annotated: Annotated, index: int, at: int, size: Pair) -> np.ndarray:
     try:
         return masks.bitmap(annotated.objects[index].masks[at], size)
     except (ValueError, RuntimeError, TypeError, MemoryError) as error:
@@ -93,7 +92,7 @@ def _reduced(value: Any, longest: float) -> tuple[Image.Image, Pair]:
     return decode(image, oversize=max(size) / longest), size
 
 
-def _cut(image: Image.Image, window: tuple[float, ...], shape: tuple[int, int], flipped: bool) -> np.ndarray:
+def _cut(image: Image.Image, window: tuple[float, ...], shape: Pair, flipped: bool) -> np.ndarray:
     """The part of an image within left, top, right, bottom (shares of it), resized to (height, width)."""
     box = tuple(share * side for share, side in zip(window, image.size * 2, strict=True))
     part = image.resize(shape[::-1], Image.Resampling.BILINEAR, box=box)

@@ -18,7 +18,7 @@ from ..system import machine
 from ..system.command_line import Parser, Plain, flagged
 from ..system.computing import System
 from ..system.numbers import Count, CountOrNone, Positive, Seed, Share, Side, Width, Workers
-from .boxes import Convention
+from .reading.boxes import Convention
 
 
 @dataclass

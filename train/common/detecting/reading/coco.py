@@ -9,13 +9,12 @@ import numpy as np
 
 from timm_dseq import UserError
 
-from ..data.source import Source
-from . import masks
-from .annotated import Annotated, Objects
+from ...data.source import Source
+from .. import masks
+from ..annotated import Annotated, Classes, Objects, Pair
 from .boxes import Convention, Evidence, corners, settle
 
 LOOKED_AT = 2000  # masks whose boxes are compared with the annotated ones
-Classes = tuple[tuple[int, ...], tuple[str, ...]]  # ids in the file, and names
 
 _JSON = ("instances_{}.json", "annotations/instances_{}.json", "{}/_annotations.coco.json", "annotations/{}.json")
 _IMAGES = ("{}", "images/{}")
@@ -113,7 +112,7 @@ def _files(folder: Path, deep: bool) -> Iterator[Path]:
     return folder.rglob("*") if deep else folder.iterdir()
 
 
-def _size(image: dict[str, Any], path: Path) -> tuple[int, int]:
+def _size(image: dict[str, Any], path: Path) -> Pair:
     size = (_known(image, "height", path), _known(image, "width", path))
     if min(size) < 1:
         raise UserError(f"{path}: image {image['id']} has {size[1]} × {size[0]} pixels: mend it.")
@@ -137,7 +136,7 @@ def _checked(annotation: dict[str, Any], path: Path, images: set[int], categorie
     return image
 
 
-def _evidence(of_image: list[list[dict[str, Any]]], sizes: list[tuple[int, int]], path: Path) -> Evidence:
+def _evidence(of_image: list[list[dict[str, Any]]], sizes: list[Pair], path: Path) -> Evidence:
     """All boxes, their areas, and of some the box around the mask; masks that are none are named."""
     every = [(one, size) for some, size in zip(of_image, sizes, strict=True) for one in some]
     if not every:
@@ -167,9 +166,7 @@ def _area(annotation: dict[str, Any]) -> float:
     return float(area) if isinstance(area, (int, float)) else np.nan
 
 
-def _objects(
-    annotations: list[dict[str, Any]], label: dict[int, int], size: tuple[int, int], convention: Convention
-) -> Objects:
+def _objects(annotations: list[dict[str, Any]], label: dict[int, int], size: Pair, convention: Convention) -> Objects:
     boxes = np.array([one["bbox"] for one in annotations], float).reshape(-1, 4)
     boxes = corners(boxes, convention, np.array([size] * len(boxes), float).reshape(-1, 2))
     areas = np.array([_area(one) for one in annotations], float)

@@ -7,14 +7,14 @@ from PIL import Image
 
 from timm_dseq import UserError
 
-from ..data.opening import TEST_SPLITS, test_split
-from ..data.scenes import FORMS, LENGTHS, Scenes
-from ..data.source import Source
-from . import masks
-from .annotated import Annotated, Objects
-from .coco import Classes, layout, open_coco
+from ...data.opening import TEST_SPLITS, test_split
+from ...data.scenes import FORMS, LENGTHS, Scenes
+from ...data.source import Source
+from .. import masks
+from ..annotated import Annotated, Classes, Objects
+from ..settings import Annotations
+from .coco import layout, open_coco
 from .rows import open_objects
-from .settings import Annotations
 
 SCENES = 1024  # of each split of `scenes`, unless data.limit names another number
 
@@ -50,7 +50,7 @@ def _open(data: Annotations, split: str, images: str | None, classes: Classes | 
     if data.path == "scenes":
         return _scenes(split, data.limit)
     if not _is_coco(data):
-        return open_objects(data.path, data.config, split, data.image, data.objects, data.boxes, classes, data.limit)
+        return open_objects(data, split, classes)
     file = Path(split if split.endswith(".json") else data.path)
     if file.suffix == ".json" and not (classes and file == Path(data.path)):
         if not file.is_file():
