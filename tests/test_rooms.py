@@ -32,7 +32,10 @@ RECIPES = {  # all of them may import timm_dseq; the scripts in train/ may impor
     "classifiers": set(),
     "pretraining": {"classifiers", "data", "run", "system"},
     "probing": {"classifiers", "labels", "data", "run", "system"},
-    "tuning": {"labels", "data", "run", "system"},
+    "drop_path": {"data"},
+    "tuning": {"drop_path", "labels", "data", "run", "system"},
+    "dense": {"drop_path", "data", "run", "system"},
+    "detecting": {"dense", "data", "run", "system"},
     "discovering": {"labels", "data", "run", "system"},
 }
 

@@ -15,18 +15,21 @@ from common.run import results
 from timm_dseq.errors import one_line
 from timm_dseq.hub import paper
 
-# The paper's name of a task → alias of the data set and protocol.
+# The paper's name of a task → alias of the data set, protocol and metric.
 TASKS = {
-    "ImageNet-1k, linear probe": ("imagenet", "dseq"),
-    "ImageNet-1k, fine-tuned": ("imagenet", "finetune-mae"),
-    "iNat21-mini, linear probe": ("inat21-mini", "dseq"),
-    "CUB-200, linear probe": ("cub", "dseq"),
-    "Stanford Cars, linear probe": ("cars", "dseq"),
-    "CLEVR, count": ("clevr-count", "dseq"),
-    "CLEVR, distance": ("clevr-distance", "dseq"),
+    "ImageNet-1k, linear probe": ("imagenet", "dseq", results.TOP1),
+    "ImageNet-1k, fine-tuned": ("imagenet", "finetune-mae", results.TOP1),
+    "iNat21-mini, linear probe": ("inat21-mini", "dseq", results.TOP1),
+    "CUB-200, linear probe": ("cub", "dseq", results.TOP1),
+    "Stanford Cars, linear probe": ("cars", "dseq", results.TOP1),
+    "CLEVR, count": ("clevr-count", "dseq", results.TOP1),
+    "CLEVR, distance": ("clevr-distance", "dseq", results.TOP1),
+    "COCO, box AP": ("coco", "mask-rcnn", "box AP"),
+    "COCO, mask AP": ("coco", "mask-rcnn", "mask AP"),
+    "ADE20K, mIoU": ("ade20k", "upernet", "mIoU"),
 }
 SAME_DATA = {"imagenet-wds": "imagenet"}
-COLUMNS = ("model", "size", "features", "top-1 %", "95 % interval", "seeds", "choice")
+DENSE_SIZES = {"box AP": "1024", "mask AP": "1024", "mIoU": "512"}  # of the paper's images, by metric
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -55,6 +58,7 @@ def tables(records: list[dict[str, Any]]) -> str:
             record["train"]["subset"] or "",
             record["test"]["split"],
             record["protocol"],
+            results.metric(record),
             *(record[part]["images"] for part in ("train", "test")),
             record["classes"],
         )
@@ -63,7 +67,7 @@ def tables(records: list[dict[str, Any]]) -> str:
         groups.setdefault(table, {})[row] = record
     parts = []
     for table in sorted(groups, key=str):
-        rows = sorted(groups[table].values(), key=lambda record: -record["accuracy"])
+        rows = sorted(groups[table].values(), key=lambda record: -results.value(record))
         parts.append("\n".join([_title(rows[0]), "", *_lines(rows)]))
     return "\n\n".join(parts)
 
@@ -76,25 +80,25 @@ def _title(record: dict[str, Any]) -> str:
         f"### {record['data']}, {record['protocol']}\n\n{record['classes']} classes ({record['label']}); learnt from "
         f"{train['images']:,} images of {train['split']}{subset}, tested on {test['images']:,} of {test['split']}"
     )
-    shared = record["duplicates"]["train_test"]
+    shared = results.shared(record)
     return title + (f"; {shared} test images are also in the training images, pixel for pixel." if shared else ".")
 
 
 def _lines(records: list[dict[str, Any]]) -> list[str]:
     rows = [_row(record) for record in records] + _paper(records[0])
-    return [_line(COLUMNS), _line(["---"] * len(COLUMNS)), *map(_line, rows)]
+    columns = ("model", "size", "features", results.metric(records[0]), "95 % interval", "seeds", "choice")
+    return [_line(columns), _line(["---"] * len(columns)), *map(_line, rows)]
 
 
 def _row(record: dict[str, Any]) -> list[str]:
-    low, high = record["interval"]
     deviation = "" if record["std"] is None else f" ± {record['std']:.2f}"
     size = "×".join(str(side) for side in dict.fromkeys(record["img_size"]))
     return [
         f"{record['model']} ({record['parameters'] / 1e6:.1f} M)",
         size,
         record["view"],
-        f"{record['accuracy']:.2f}{deviation}",
-        f"{low:.2f}–{high:.2f}",
+        f"{results.value(record):.2f}{deviation}",
+        results.shown_interval(record, "–"),
         str(len(record["each"])),
         results.chosen(record),
     ]
@@ -103,13 +107,13 @@ def _row(record: dict[str, Any]) -> list[str]:
 def _paper(record: dict[str, Any]) -> list[list[str]]:
     """The paper's results for the same data set and protocol."""
     alias = record["data"].partition(":")[0]
-    which = (SAME_DATA.get(alias, alias), record["protocol"])
+    which = (SAME_DATA.get(alias, alias), record["protocol"], results.metric(record))
     if record["train"]["subset"] or which not in TASKS.values():
         return []
     task = next(task for task, other in TASKS.items() if other == which)
     rows = []
     for architecture, tasks in paper.RESULTS.items():
-        size = "448" if architecture.endswith("448") else "224"
+        size = DENSE_SIZES.get(which[2]) or ("448" if architecture.endswith("448") else "224")
         for method, figure in zip(paper.METHODS, tasks.get(task, ()), strict=False):
             rows.append([f"{method}, {architecture.removeprefix('dseq_jepa_')} (paper)", size, "", figure, "", "", ""])
     return rows

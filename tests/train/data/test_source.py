@@ -312,3 +312,16 @@ def test_scenes_are_always_the_same_and_their_labels_true():
     found = {name: {scenes[i][name] for i in range(200)} for name in LABELS}
     assert found == {name: set(range(count)) for name, count in LABELS.items()}
     assert json.dumps({k: v for k, v in scenes[0].items() if k != "image"})
+
+
+def test_a_scenes_masks_are_its_shapes_apart_from_each_other_and_lie_where_they_were_painted():
+    """Patterns are of a dark and a light colour, backgrounds of two that are neither."""
+    for index in range(6):
+        scene, shapes = Scenes("train").drawn(index)
+        assert len(shapes) == scene["count"] + 1
+        assert scene["image"].tobytes() == Scenes("train")[index]["image"].tobytes()
+        masks = torch.stack([torch.from_numpy(np.array(mask)) for _, mask in shapes])
+        assert set(masks.unique().tolist()) == {0, 255} and ((masks > 0).sum(0) <= 1).all()
+        inside = (masks > 0).any(0)
+        grey = torch.from_numpy(np.array(scene["image"].convert("L"), np.float32))
+        assert grey[inside].std() > 1.5 * grey[~inside].std()

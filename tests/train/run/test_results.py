@@ -2,7 +2,11 @@
 
 import json
 
+import pytest
+import table
 from common.run import results
+
+from timm_dseq import UserError
 
 
 def test_a_line_that_a_kill_cut_off_is_removed_and_takes_nothing_with_it(tmp_path, capsys):
@@ -21,3 +25,48 @@ def test_the_same_result_is_added_once(tmp_path):
     for _ in range(2):
         results.append(path, [{"accuracy": 1.0}, {"accuracy": 2.0}])
     assert len(path.read_text().splitlines()) == 2
+
+
+RECORD = {
+    "model": "vit_x",
+    "parameters": 5e6,
+    "img_size": [1024, 1024],
+    "weights": "0",
+    "data": "coco",
+    "label": "boxes",
+    "train": {"split": "train2017", "images": 118287, "subset": None},
+    "test": {"split": "val2017", "images": 5000},
+    "classes": 80,
+    "protocol": "mask-rcnn",
+    "precision": "no",
+    "seeds": [0],
+    "duplicates": None,
+    "view": "dseq",
+    "settings": {"epochs": 25},
+}
+
+
+def test_records_of_several_metrics_have_tables_of_their_own_beside_the_papers(tmp_path):
+    path = tmp_path / "results.jsonl"
+    old = {"accuracy": 71.5, "std": None, "interval": [70.0, 73.0], "each": [71.5]}  # as earlier versions wrote it
+    figures = [results.figure("box AP", 41.25), results.figure("mask AP", 38.0)]
+    accuracy = {**RECORD, **old, "data": "imagenet", "protocol": "dseq"}
+    results.append(path, [*({**RECORD, **one} for one in figures), accuracy])
+    parts = table.tables(results.read([path])).split("### ")
+    boxes, masks, top1 = (
+        next(part for part in parts if f"| {name} |" in part) for name in ("box AP", "mask AP", "top-1 %")
+    )
+    assert "| vit_x (5.0 M) | 1024 | dseq | 41.25 |  | 1 | epochs 25 |" in boxes
+    assert "| DSeq-JEPA, vit_b16 (paper) | 1024 |  | 50.5 |" in boxes and "45.0" not in boxes
+    assert "| 38.00 |" in masks and "| DSeq-JEPA, vit_b16 (paper) | 1024 |  | 45.0 |" in masks
+    assert "| 71.50 | 70.00–73.00 |" in top1 and "| 73.5 |" in top1
+    assert results.line({**RECORD, **figures[0]}).startswith("mask-rcnn      dseq         41.25 box AP  epochs 25")
+
+
+def test_a_record_whose_metric_has_no_value_is_no_result(tmp_path):
+    path = tmp_path / "results.jsonl"
+    results.append(
+        path, [{**RECORD, "metric": "box AP", "accuracy": 1.0, "interval": None, "std": None, "each": [1.0]}]
+    )
+    with pytest.raises(UserError, match="line 1, is no result"):
+        results.read([path])

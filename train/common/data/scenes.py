@@ -36,6 +36,10 @@ class Scenes:
         return self.length
 
     def __getitem__(self, index: int) -> dict[str, Any]:
+        return self.drawn(index)[0]
+
+    def drawn(self, index: int) -> tuple[dict[str, Any], list[tuple[str, Image.Image]]]:
+        """The scene, and of each of its shapes the form, and a mask: "L", 255 where the shape is."""
         draw = random.Random(sample_seed(list(LENGTHS).index(self.split), 0, index))
         label, count = draw.randrange(len(CLASSES)), draw.choice(COUNTS)
         side = _SIDE * _FINER
@@ -50,15 +54,18 @@ class Scenes:
             x, y = (draw.uniform(radius, side - radius) for _ in range(2))
             if all(math.hypot(x - a, y - b) > radius + r for a, b, r in discs):
                 discs.append((x, y, radius))
+        shapes = []
         for x, y, radius in discs:
-            form = _form(draw.choice(FORMS), x, y, radius, draw.uniform(0, 2 * math.pi), side)
+            name = draw.choice(FORMS)
+            form = _form(name, x, y, radius, draw.uniform(0, 2 * math.pi), side)
             picture.paste(_pattern(CLASSES[label], draw, side), (0, 0), form)
+            shapes.append((name, form.resize((_SIDE, _SIDE), Image.Resampling.BOX).point(lambda x: 255 * (x > 127))))
         gaps = [math.hypot(x - a, y - b) for i, (x, y, _) in enumerate(discs) for a, b, _ in discs[:i]]
         distance = sum(min(gaps, default=side) / side > edge for edge in DISTANCES)  # a single shape counts as far
         image = picture.resize((_SIDE, _SIDE), Image.Resampling.LANCZOS)
         grain = Image.frombytes("RGB", image.size, draw.randbytes(3 * _SIDE**2))
         image = Image.blend(image, grain, _GRAIN)
-        return {"image": image, "label": label, "count": count - 1, "distance": distance}
+        return {"image": image, "label": label, "count": count - 1, "distance": distance}, shapes
 
 
 def _ink(draw: random.Random) -> tuple[int, int, int]:

@@ -19,6 +19,7 @@ except ImportError:  # Windows, where two commands must not add to one file at t
     fcntl = None
 
 RESAMPLES = 1000
+TOP1 = "top-1 %"  # the metric of a record that names none; its value is then under "accuracy"
 
 
 def summary(right: Sequence[torch.Tensor], seed: int = 0) -> dict[str, Any]:
@@ -35,6 +36,21 @@ def summary(right: Sequence[torch.Tensor], seed: int = 0) -> dict[str, Any]:
         "interval": [100 * low, 100 * high],
         "each": each,
     }
+
+
+def figure(metric: str, value: float) -> dict[str, Any]:
+    """One number that is no accuracy, such as box AP in per cent: it has neither seeds nor an interval."""
+    return {"metric": metric, "value": value, "std": None, "interval": None, "each": [value]}
+
+
+def metric(record: dict[str, Any]) -> str:
+    """What a record measured."""
+    return record.get("metric", TOP1)
+
+
+def value(record: dict[str, Any]) -> float:
+    """What came out."""
+    return record["accuracy" if metric(record) == TOP1 else "value"]
 
 
 def interval(answers: torch.Tensor, seed: int = 0) -> tuple[float, float]:
@@ -112,7 +128,7 @@ def read(paths: Sequence[str | Path]) -> list[dict[str, Any]]:
             except (ValueError, RecursionError) as error:
                 raise UserError(f"{path}, line {number}, is no JSON: remove it.") from error
             if not _is_result(record):
-                raise UserError(f"{path}, line {number}, is no result of probe.py or finetune.py: remove it.")
+                raise UserError(f"{path}, line {number}, is no result of these programs: remove it.")
             records.append(record)
     return records
 
@@ -122,10 +138,10 @@ def _is_result(record: Any) -> bool:
     try:
         line(record)
         train, test = record["train"], record["test"]
-        texts = [record[name] for name in ("data", "label", "protocol", "model", "weights", "view")]
+        texts = [record[name] for name in ("data", "label", "protocol", "model", "weights", "view")] + [metric(record)]
         texts += [train["split"], test["split"], train["subset"] or ""]
-        numbers = [train["images"], test["images"], record["classes"], record["parameters"], record["accuracy"]]
-        numbers += [*record["img_size"], *record["seeds"], record["duplicates"]["train_test"]]
+        numbers = [train["images"], test["images"], record["classes"], record["parameters"], value(record)]
+        numbers += [*record["img_size"], *record["seeds"], shared(record)]
     except (KeyError, TypeError, ValueError, AttributeError):
         return False
     return all(isinstance(x, str) for x in texts) and all(isinstance(x, (int, float)) for x in numbers)
@@ -133,13 +149,24 @@ def _is_result(record: Any) -> bool:
 
 def line(record: dict[str, Any]) -> str:
     """A record as a line on the screen."""
-    low, high = record["interval"]
+    unit = "%" if metric(record) == TOP1 else metric(record)
     deviation = "" if record["std"] is None else f" ± {record['std']:.2f} over {len(record['each'])} seeds"
+    interval = f" [{shown_interval(record, ', ')}]" if record["interval"] else ""
     choice = chosen(record)
     return (
-        f"{record['protocol']:<14} {record['view']:<12} {record['accuracy']:.2f} %{deviation} "
-        f"[{low:.2f}, {high:.2f}]{'  ' * bool(choice)}{choice}"
+        f"{record['protocol']:<14} {record['view']:<12} {value(record):.2f} {unit}{deviation}{interval}"
+        f"{'  ' * bool(choice)}{choice}"
     )
+
+
+def shared(record: dict[str, Any]) -> int:
+    """Test images that are known to be among the training images, too."""
+    return record["duplicates"]["train_test"] if record["duplicates"] is not None else 0
+
+
+def shown_interval(record: dict[str, Any], between: str) -> str:
+    """The two ends of a record's interval; nothing where it has none."""
+    return between.join(f"{end:.2f}" for end in record["interval"] or ())
 
 
 def chosen(record: dict[str, Any]) -> str:

@@ -14,6 +14,7 @@ from ..labels.settings import Labels, shortened
 from ..run.resume import Checkpoint
 from ..system import machine
 from ..system.command_line import Parser, Plain, flagged
+from ..system.computing import System
 from ..system.numbers import BelowOne, Count, CountOrNone, NotNegative, Positive, Seed, Share, Side, Workers
 
 # Settings that may differ when a run is resumed: none of them changes what is computed.
@@ -79,19 +80,6 @@ class Optim:
     clip: Positive | None = None
     ema: Share | None = None
     max_skipped: Count = 20
-
-
-@dataclass
-class System:
-    """How the run is computed. Processes and nodes are accelerate's: `accelerate launch --help`.
-
-    Args:
-        precision: no (float32) or bf16 (autocast)
-        checkpointing: recompute activations in the backward pass instead of keeping them
-    """
-
-    precision: Literal["no", "bf16"] = "no"
-    checkpointing: bool = False
 
 
 @dataclass

@@ -14,9 +14,9 @@ from torch import nn
 from timm_dseq.host import to_device
 
 from ..data.order import Draw, sample_seed
+from ..drop_path import PerSampleDropPath
 from ..run.update import update
 from .augment import Mixer
-from .drop_path import PerSampleDropPath
 from .log import Figures
 from .settings import Tuning
 

@@ -13,7 +13,7 @@ from torch import nn
 from timm_dseq.engine.random import uniform
 from timm_dseq.host import to_device
 
-from ..data.order import RandomStream
+from .data.order import RandomStream
 
 
 class PerSampleDropPath:
@@ -35,8 +35,9 @@ class PerSampleDropPath:
             self.factors = kept / (1 - self.rates)
 
     def _apply(self, number: int, layer: nn.Module, _inputs: tuple, branch: torch.Tensor) -> torch.Tensor:
-        """branch: (B, …)."""
+        """branch: (B·k, …), the k rows (an image's windows) of each sample side by side."""
         if not layer.training:
             return branch
         factors = self.factors[:, number].to(branch.dtype)
+        factors = factors.repeat_interleave(len(branch) // len(factors))
         return branch * factors.reshape(-1, *[1] * (branch.ndim - 1))
