@@ -21,8 +21,9 @@ LIBRARY = {
     "hub": {"errors", "dseq_jepa"},
     "dseq_jepa": {"errors", "positions", "hub"},
     "explain": {"errors", "engine"},
+    "prune": {"errors", "engine"},
     "cli": {"", "errors", "dseq_jepa", "hub", "explain", "images"},
-    "": {"errors", "dseq_jepa", "engine"},
+    "": {"errors", "dseq_jepa", "engine", "prune"},
 }
 RECIPES = {  # all of them may import timm_dseq; the scripts in train/ may import all of them
     "system": set(),
