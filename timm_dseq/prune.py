@@ -73,7 +73,7 @@ class Pruned(VisionTransformer):
         return self.norm(tokens)
 
     def forward_intermediates(self, *_, **__):
-        raise UserError("a pruned ViT has no maps of all patches: take intermediates of the model that it was made from")
+        raise UserError("a pruned ViT has no maps of all patches: use the model that it was made from")
 
     def _keep_salient(self, tokens: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
         """Tokens (B, prefix + n, D) → the prefix tokens and the most salient patches: (B, prefix + count, D)."""

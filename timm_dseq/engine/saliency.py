@@ -170,7 +170,7 @@ def _unlike_the_border(
 
 
 def _border(h: int, w: int, device: torch.device) -> torch.Tensor:
-    """The patches of the border of a grid, ascending; made on the device and of a known length, as compilers like it."""
+    """The patches of the border of a grid, ascending: made on the device, and of a length that compilers know."""
     if min(h, w) < 3:
         return torch.arange(h * w, device=device)
     rows = torch.arange(w, (h - 1) * w, w, device=device)  # where those between the first and the last begin
