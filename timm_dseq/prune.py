@@ -17,7 +17,7 @@ from .errors import UserError
 
 
 def prune(
-    model: VisionTransformer, keep: float = 0.7, block: int | float = 1 / 3, query: AnyQuery = "border"
+    model: VisionTransformer, keep: float = 0.7, block: int | float = 1 / 3, query: AnyQuery = "norm"
 ) -> VisionTransformer:
     """A copy of the model that computes with a share `keep` of its patches from the transformer block `block` on.
 
