@@ -31,9 +31,10 @@ RECIPES = {  # all of them may import timm_dseq; the scripts in train/ may impor
     "data": {"system"},
     "labels": {"data", "system"},
     "classifiers": set(),
+    "salient_crop": {"run"},
     "pretraining": {"classifiers", "data", "run", "system"},
-    "probing": {"classifiers", "labels", "data", "run", "system"},
-    "tuning": {"labels", "data", "run", "system"},
+    "probing": {"classifiers", "salient_crop", "labels", "data", "run", "system"},
+    "tuning": {"salient_crop", "labels", "data", "run", "system"},
 }
 
 Sources = dict[str, str]  # module → its source

@@ -10,7 +10,8 @@ import torch
 from timm.models import VisionTransformer
 from torch.nn import functional as F
 
-from timm_dseq import rank_regions, saliency_map
+from timm_dseq import UserError, rank_regions, saliency_map
+from timm_dseq.engine.saliency import check_query
 
 from .run import results
 
@@ -18,6 +19,7 @@ QueryName = Literal["cls_param", "cls_out", "attention", "norm", "border", "ncut
 DETAIL = 2  # times the model's size: how large the image is that is cropped
 LEAST = 0.5  # of the image's sides: a view is no smaller
 MARGIN = 1  # patches around the region
+CROP = (DETAIL, LEAST, MARGIN)  # belongs to the key of whatever is computed with it
 
 
 def salient_boxes(saliency: torch.Tensor) -> torch.Tensor:
@@ -36,6 +38,14 @@ def salient_boxes(saliency: torch.Tensor) -> torch.Tensor:
     side = (spans[..., 1] - spans[..., 0]).amax(0).clamp(LEAST, 1)
     start = (spans.mean(2) - side / 2).clamp(min=0).minimum(1 - side)
     return torch.stack([*start, side], dim=1)
+
+
+def check_crop(model: torch.nn.Module, query: str) -> None:
+    """One line for a model that is no plain ViT, or cannot answer the query."""
+    try:
+        check_query(model, query)
+    except UserError as error:
+        raise UserError(f"salient_crop: {error}") from error
 
 
 @torch.no_grad()
