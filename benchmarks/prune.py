@@ -3,6 +3,7 @@
     python benchmarks/prune.py choose dseq_jepa_vit_ti16 --data ../shared/data/imagenette128 --test 1000
     python benchmarks/prune.py curve dseq_jepa_vit_ti16 --data ../shared/data/imagenette128 --json docs/runs/prune.json
     python benchmarks/prune.py speed vit_base_patch16_224 vit_small_patch16_224
+    python benchmarks/prune.py draw docs/runs/prune.json > docs/pruning.svg
 
 choose: every query and several blocks, keep 0.7. curve: the default query, and its rivals. The classifier is logistic
 regression on features of the unpruned model; nothing is trained on pruned ones. speed: random weights, keep 0.7.
@@ -11,6 +12,8 @@ other work on the machine changes it little.
 """
 
 import argparse
+import json
+import math
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -180,10 +183,54 @@ def speed(options: argparse.Namespace) -> list[dict]:
     return rows
 
 
+METHODS = {"salient": "#e66100", "random": "#1a85ff", "centre": "#009e73", "merging": "#5d3a9b"}
+WIDE, HIGH, LEFT, TOP = 430, 270, 46, 34  # a panel, and where its axes begin
+
+
+def draw(options: argparse.Namespace) -> None:
+    """Print the curves of a file as SVG, a panel for each image size."""
+    rows = json.loads(Path(options.models[0]).read_text())["rows"]
+    sizes = sorted({row["size"] for row in rows})
+    parts = [panel([row for row in rows if row["size"] == size], at * WIDE) for at, size in enumerate(sizes)]
+    box = f'viewBox="0 0 {WIDE * len(sizes)} {HIGH}" font-family="sans-serif" font-size="12" fill="#444"'
+    print(f'<svg xmlns="http://www.w3.org/2000/svg" {box}>')
+    print(f'<rect width="100%" height="100%" fill="#fff"/>{"".join(parts)}</svg>')
+
+
+def panel(rows: list[dict], x0: float) -> str:
+    """Accuracy over speed; each method's line begins at the unpruned model."""
+    first, *others = rows
+    slow, fast = min(row["speed"] for row in rows) - 0.02, max(row["speed"] for row in rows) + 0.02
+    low = math.floor(min(row["accuracy"] for row in rows) / 5) * 5
+    high = math.ceil(max(row["accuracy"] for row in rows) / 5) * 5
+
+    def place(row: dict) -> tuple[float, float]:
+        right, up = (row["speed"] - slow) / (fast - slow), (row["accuracy"] - low) / (high - low)
+        return x0 + LEFT + right * (WIDE - LEFT - 14), TOP + (1 - up) * (HIGH - TOP - 40)
+
+    title = f"{first['size']} px: top-1 % over images/s, {first['images']:,} images"
+    drawn = [f'<text x="{x0 + LEFT}" y="18" font-weight="bold">{title}</text>']
+    for y in range(low, high + 1, 5):
+        x, height = place({"speed": slow, "accuracy": y})
+        drawn.append(f'<line x1="{x:.1f}" x2="{x0 + WIDE - 14}" y1="{height:.1f}" y2="{height:.1f}" stroke="#ddd"/>')
+        drawn.append(f'<text x="{x - 6:.1f}" y="{height + 4:.1f}" text-anchor="end">{y}</text>')
+    for tenth in range(10, math.floor(fast * 10) + 1, 2):
+        x, height = place({"speed": tenth / 10, "accuracy": low})
+        drawn.append(f'<text x="{x:.1f}" y="{height + 16:.1f}" text-anchor="middle">{tenth / 10:.1f}×</text>')
+    for at, (method, colour) in enumerate(METHODS.items()):
+        line = [place(row) for row in (first, *(row for row in others if row["method"] == method))]
+        path = " ".join(f"{x:.1f},{y:.1f}" for x, y in line)
+        drawn.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2"/>')
+        drawn += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{colour}"/>' for x, y in line]
+        where = f'x="{x0 + LEFT + at * 92}" y="{HIGH - 6}"'
+        drawn.append(f'<text {where} fill="{colour}" font-weight="bold">{method}</text>')
+    return "".join(drawn)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=("choose", "curve", "speed"))
-    parser.add_argument("models", nargs="+")
+    parser.add_argument("part", choices=("choose", "curve", "speed", "draw"))
+    parser.add_argument("models", nargs="+", help="names; of draw, a file of curve")
     parser.add_argument("--data", help="labelled images")
     parser.add_argument("--img_size", type=int, nargs="+", default=[128, 224])
     parser.add_argument("--train", type=int, help="images to train on (default: all)")
@@ -196,7 +243,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    {"choose": choose, "curve": curve, "speed": speed}[options.part](options)
+    {"choose": choose, "curve": curve, "speed": speed, "draw": draw}[options.part](options)
 
 
 if __name__ == "__main__":

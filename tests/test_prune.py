@@ -118,7 +118,7 @@ def test_kept_patches_stay_in_their_order_behind_the_prefix():
 
 def test_only_kept_patches_get_a_gradient_behind_the_block():
     model, images = model_of(), images_of(count=1)
-    _, (kept,) = reference(model, images, 0.4, 1, "border")
+    _, (kept,) = reference(model, images, 0.4, 1, "norm")
     pruned, seen = prune(model, 0.4, 1), {}
     for at in (0, 1):  # of block 0: what it returns; of block 1: what it receives, after the pruning
         pruned.blocks[at].register_forward_hook(
@@ -142,7 +142,7 @@ POOLS = ["avg", "avgmax", "max", "token", "map", ""]
 def test_every_pooling_and_head_takes_what_is_left(pool, classes):
     model, images = model_of(global_pool=pool, num_classes=classes), images_of()
     pruned = prune(model, 0.5, 1)
-    expected, _ = reference(model, images, 0.5, 1, "border")
+    expected, _ = reference(model, images, 0.5, 1, "norm")
     torch.testing.assert_close(pruned(images), model.forward_head(expected), rtol=0, atol=1e-5)
     both = pruned.forward_head(pruned.forward_features(images), pre_logits=True)
     torch.testing.assert_close(both, model.forward_head(expected, pre_logits=True), rtol=0, atol=1e-5)
@@ -169,7 +169,7 @@ def test_it_takes_a_new_size_after_the_pruning():
     pruned = prune(model, 0.5, 1)
     for each in (model, pruned):
         each.set_input_size(img_size=(64, 32))
-    expected, _ = reference(model, images_of((64, 32)), 0.5, 1, "border")
+    expected, _ = reference(model, images_of((64, 32)), 0.5, 1, "norm")
     torch.testing.assert_close(pruned.forward_features(images_of((64, 32))), expected, rtol=0, atol=1e-5)
 
 
