@@ -40,7 +40,7 @@ from timm_dseq.hub.load import data_config, load_backbone
 
 BATCH, TIMED, ROUNDS = 64, 8, 7
 KEEPS, BLOCKS = (0.9, 0.8, 0.7, 0.6, 0.5), (1, 3, 6)
-MERGED = (0.02, 0.04, 0.06, 0.08, 0.1)  # of the patches, in each block
+MERGED = (0.02, 0.04, 0.06, 0.08, 0.1)
 
 
 def at_random(model: nn.Module, tokens: torch.Tensor) -> torch.Tensor:
@@ -104,14 +104,14 @@ def ratio(model: nn.Module, other: nn.Module, images: torch.Tensor) -> float:
     return statistics.median(spent(model) / spent(other) for _ in range(ROUNDS))
 
 
-def rivals(model: nn.Module, patches: int, block: float) -> Iterator[tuple[str, str, Callable[[], nn.Module]]]:
+def rivals(model: nn.Module, options: argparse.Namespace) -> Iterator[tuple[str, str, Callable[[], nn.Module]]]:
     """Method, setting, and how the model is made."""
     for method, query in (("salient", None), ("random", at_random), ("centre", near_centre)):
         chosen = {"query": query} if query else {}
-        for keep in KEEPS:
-            yield method, f"keep {keep:g}", lambda keep=keep, chosen=chosen: prune(model, keep, block, **chosen)
-    for share in MERGED:
-        r = max(1, round(share * patches))
+        for keep in options.keeps:
+            yield method, f"keep {keep:g}", lambda keep=keep, chosen=chosen: prune(model, keep, options.block, **chosen)
+    for share in options.merges:
+        r = max(1, round(share * model.patch_embed.num_patches))
         yield "merging", f"r {r}", lambda r=r: Merging(model, r)
 
 
@@ -123,7 +123,7 @@ def curve(options: argparse.Namespace) -> list[dict]:
         unpruned, some = judge.right(judge.model), torch.randn(TIMED, 3, size, size)
         rows.append({"size": size, "method": "unpruned", "setting": "", "speed": 1.0, **accuracy(unpruned)})
         print(f"{size} px, {len(unpruned)} test images, unpruned: {rows[-1]['accuracy']:.2f} %", flush=True)
-        for method, setting, make in rivals(judge.model, judge.model.patch_embed.num_patches, options.block):
+        for method, setting, make in rivals(judge.model, options):
             model = make()
             right = judge.right(model)
             row = {"size": size, "method": method, "setting": setting, "speed": ratio(judge.model, model, some)}
@@ -236,6 +236,10 @@ def main() -> None:
     parser.add_argument("--train", type=int, help="images to train on (default: all)")
     parser.add_argument("--test", type=int, help="images to test on (default: all)")
     parser.add_argument("--c", type=float, default=10.0, help="C of the logistic regression")
+    parser.add_argument("--keeps", type=float, nargs="+", default=KEEPS, help="of curve")
+    parser.add_argument(
+        "--merges", type=float, nargs="+", default=MERGED, help="of curve: shares of the patches, a block"
+    )
     parser.add_argument("--keep", type=float, default=0.7, help="of choose and speed")
     parser.add_argument("--block", type=float, default=1 / 3)
     parser.add_argument("--blocks", type=int, nargs="+", default=BLOCKS, help="of choose")

@@ -21,7 +21,7 @@ LIBRARY = {
     "hub": {"errors", "dseq_jepa"},
     "dseq_jepa": {"errors", "positions", "hub"},
     "explain": {"errors", "engine"},
-    "prune": {"errors", "engine"},
+    "prune": {"arguments", "errors", "engine"},
     "cli": {"", "errors", "dseq_jepa", "hub", "explain", "images"},
     "": {"errors", "dseq_jepa", "engine", "prune"},
 }

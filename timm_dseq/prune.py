@@ -11,6 +11,7 @@ from numbers import Real
 import torch
 from timm.models import VisionTransformer, checkpoint
 
+from .arguments import check_tensor
 from .engine.saliency import QUERIES, AnyQuery, Query, check_query, query_of
 from .engine.vit import block_index, embed, grid_of
 from .errors import UserError
@@ -83,6 +84,7 @@ class Pruned(VisionTransformer):
         if count == n:
             return tokens
         with torch.autocast(tokens.device.type, enabled=False):
-            scores = self.prune_query.score(self, tokens.detach(), self.prune_at, grid)  # (B, n)
+            scores = self.prune_query.score(self, tokens.detach(), self.prune_at, grid)
+            check_tensor("the query's scores", scores, (None, n), "(B, n), salient ones high")
         kept = scores.topk(count, dim=1).indices.sort(dim=1).values
         return torch.cat([prefix, patches.gather(1, kept[:, :, None].expand(-1, -1, patches.shape[2]))], dim=1)
