@@ -24,6 +24,7 @@ from common.run.length import TIMED, WARM, Length
 from common.run.lock import locked
 from common.run.resume import RunCheckpoints
 from common.run.schedules import warmup_cosine
+from common.salient_crop import check_crop
 from common.system import launch, machine
 from common.system.screen import Screen
 from common.system.signals import STOPPED, Stop
@@ -104,6 +105,8 @@ class SeedRun:
         model, self.backbone = load_backbone(
             config.model, config.img_size, random=config.random, seed=self.seed, **args
         )
+        if config.salient_crop:
+            check_crop(model, config.salient_crop)
         self.preprocessing = data_config(model)
         self.description = describe(model, self.backbone, labelled.names, config.data.path, self.preprocessing)
         self.training = ClassifierTraining(model, config, len(labelled.names), accelerator)
@@ -185,11 +188,10 @@ class SeedRun:
         screen.say(machine.short_of_memory(self.config.workers, batch))
         return screen
 
-    def correct(self) -> torch.Tensor:
-        """Which test images are classified correctly: (n,) bool."""
-        return correct_answers(
-            self.training.tested, self.labelled.test, self.preprocessing, self.accelerator, self.config.workers
-        )
+    def correct(self, salient_crop: str | None = None) -> torch.Tensor:
+        """Which test images are classified correctly: (n,) bool. salient_crop: a query, with it also seen closer."""
+        tested, workers = self.training.tested, self.config.workers
+        return correct_answers(tested, self.labelled.test, self.preprocessing, self.accelerator, workers, salient_crop)
 
     def test(self) -> SeedResult:
         """The classifier as it is now, and what it says of the test images."""
@@ -197,7 +199,8 @@ class SeedRun:
         if self.accelerator.is_main_process:
             print(f"seed {self.seed}: {correct.float().mean():.2%} of {len(correct)} test images", flush=True)
         weights = {name: tensor.detach().cpu().clone() for name, tensor in self.training.tested.state_dict().items()}
-        return SeedResult(self.description, weights, correct)
+        closer = self.correct(self.config.salient_crop) if self.config.salient_crop else None
+        return SeedResult(self.description, weights, correct, closer)
 
 
 def learning_rate(config: Tuning, samples: int, epoch: int, total: int) -> float:

@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from timm_dseq import UserError
 
 from ..data.digests import data_digest
+from ..salient_crop import CROP
 from .heads import HeadTraining
 from .probe_run import ProbeRun
 
@@ -50,6 +51,7 @@ def checkpoint_folder(probe: ProbeRun, training: HeadTraining) -> Path:
         *(config.protocol, probe.weights, data_digest(train), train.label, config.data.subset, probe.preprocessing),
         *(config.precision, config.cache.dtype, training.views, digests, training.batch, training.steps),
         training.seed,
+        *([config.salient_crop, *CROP] if probe.closer else []),
     )
     return Path(config.output_dir) / key
 

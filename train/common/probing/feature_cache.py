@@ -29,6 +29,7 @@ from timm_dseq import UserError
 from ..data.digests import DIGEST, Pictures, collate_pictures, data_digest
 from ..data.source import Source
 from ..data.unreadable import batches_of_all
+from ..salient_crop import CROP, DETAIL
 from ..system.screen import Screen
 from .features import FrozenBackbone, RowLayout
 from .settings import Cache
@@ -44,11 +45,19 @@ class CachedFeatures:
     digests: np.ndarray  # (n, 16) uint8, of the decoded pixels
     labels: torch.Tensor  # (n,)
     layout: RowLayout
+    crops: np.ndarray | None = None  # (n, width), of salient crops: what is read is the mean of both
+
+    def read(self, indices: np.ndarray, columns: slice) -> torch.Tensor:
+        """Columns of some rows: (rows, columns), as they are stored."""
+        found = torch.from_numpy(np.asarray(self.rows[indices, columns]))
+        if self.crops is None:
+            return found
+        return (found.float() + torch.from_numpy(np.asarray(self.crops[indices, columns])).float()) / 2
 
     def view(self, indices: np.ndarray, view: str, device: torch.device) -> torch.Tensor:
         """A view of some rows: (rows, width of the view), float32 on the device."""
         # column by column: of a mapped file only what is asked for is read
-        pieces = [torch.from_numpy(np.asarray(self.rows[indices, columns])) for columns in self.layout.columns(view)]
+        pieces = [self.read(indices, columns) for columns in self.layout.columns(view)]
         return torch.cat([piece.to(device).float() for piece in pieces], dim=1)
 
 
@@ -67,10 +76,12 @@ def cached_features(
     weights: str,
     accelerator: Accelerator,
     workers: int,
+    salient_crop: str | None = None,
 ) -> CachedFeatures:
     """The features of these rows (None: all) of a split, computed where the cache lacks them.
 
-    All processes have to call it; each computes its share.
+    salient_crop: a query, by which they are those of the view of each image's most salient region. All processes have
+    to call it; each computes its share.
     """
     layout = backbone.layout(preprocessing["input_size"])
     about = {
@@ -82,6 +93,7 @@ def cached_features(
         "precision": accelerator.mixed_precision,
         "dtype": cache.dtype,
         "layout": asdict(layout)["parts"],
+        **({"salient crop": [salient_crop, *CROP]} if salient_crop else {}),
     }
     folder = Path(cache.folder) / hashlib.blake2b(json.dumps(about).encode(), digest_size=8).hexdigest()
     if accelerator.is_main_process:
@@ -105,9 +117,13 @@ def cached_features(
     if len(todo):
         mine = todo[accelerator.process_index :: accelerator.num_processes]
         screen = Screen(len(mine), 0, accelerator.is_main_process, unit="image")
-        screen.say(f"features of {len(todo)} images of {source.name}, into {folder}")
+        what = "salient crops" if salient_crop else "images"
+        screen.say(f"features of {len(todo)} {what} of {source.name}, into {folder}")
+        channels, *size = preprocessing["input_size"]
+        seen_at = [channels, *(side * DETAIL for side in size)] if salient_crop else preprocessing["input_size"]
+        transform = eval_transform({**preprocessing, "input_size": seen_at})
         batches = batches_of_all(
-            Subset(Pictures(source, eval_transform(preprocessing)), mine.tolist()),  # datasets 4.0: no numpy integers
+            Subset(Pictures(source, transform), mine.tolist()),  # datasets 4.0: no numpy integers
             collate_pictures,
             batch_size=cache.batch_size,
             num_workers=workers,
@@ -116,7 +132,11 @@ def cached_features(
         seen = 0
         for indices, images, found in batches:
             with accelerator.autocast():
-                features = layout.rows(backbone.features(images.to(accelerator.device, non_blocking=True)))
+                images = images.to(accelerator.device, non_blocking=True)
+                if salient_crop:
+                    features = layout.rows(backbone.salient_features(images, salient_crop))
+                else:
+                    features = layout.rows(backbone.features(images))
             stored = _stored(features, cache.dtype, source, int(indices[0]))
             checks = np.array([[_check(*both)] for both in zip(stored, found, strict=True)], np.uint8)
             # the check last: a row that has none is computed again
