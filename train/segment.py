@@ -149,6 +149,7 @@ def made(config: Segmenting, classes: Classes) -> tuple[Segmenter, Description]:
     description = Description(
         **describe(vit),
         head=config.head,
+        channels=config.channels,
         ids=classes.ids,
         names=classes.names,
         mean=colours["mean"],
@@ -157,7 +158,7 @@ def made(config: Segmenting, classes: Classes) -> tuple[Segmenter, Description]:
         weights=weights_digest(vit),
     )
     torch.manual_seed(config.seed)  # the head's weights are the same on any backbone
-    segmenter = build(vit, config.head, len(classes), description.mean, description.std)
+    segmenter = build(vit, config.head, config.channels, len(classes), description.mean, description.std)
     check_rebuilds(segmenter, description)
     return segmenter, description
 
@@ -198,12 +199,12 @@ def report(output: Path, segmenter: Segmenter, description: Description, test: T
         embedded(sheet(image, numbers, predicted, description.names), f"Test image {index}: image, truth, prediction")
         for index, (image, numbers), predicted in test.predictions(segmenter, range(min(PICTURES, len(test.images))))
     ]
-    rows = sorted(record["iou"].items(), key=lambda entry: -1 if entry[1] is None else entry[1], reverse=True)
-    cells = (
-        f"<tr><td>{html.escape(name)}</td><td>{f'{value:.1f}' if value is not None else '–'}</td></tr>"
-        for name, value in rows
-    )
-    table = f"<table><tr><th>class</th><th>IoU, %</th></tr>{''.join(cells)}</table>"
+    seen = {name: value for name, value in record["iou"].items() if value is not None}
+    rows = [
+        f"<tr><td>{html.escape(name)}</td><td>{value:.1f}</td></tr>"
+        for name, value in sorted(seen.items(), key=lambda entry: -entry[1])
+    ]
+    table = f"<table><tr><th>class</th><th>IoU, %</th></tr>{''.join(rows)}</table>"
     summary = f"<p>{html.escape(results.line(record))}; pixel accuracy {record['pixel_accuracy']:.2f} %</p>"
     write_report(output, "segmentation", summary, f"<h2>Predictions</h2>{''.join(pictures)}<h2>Classes</h2>{table}")
 

@@ -1,6 +1,7 @@
 """A segmenter ↔ a folder: model.safetensors, and a config.json that says all that testing needs."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ class Description:
     model_args: dict[str, Any]
     img_size: list[int]  # of the ViT's own positions
     head: str
+    channels: int
     ids: tuple[int, ...]  # of the classes, in masks
     names: tuple[str, ...]
     mean: tuple[float, ...]
@@ -44,14 +46,13 @@ class Description:
 
 
 def build(
-    vit: VisionTransformer, head: str, classes: int, mean: tuple[float, ...], std: tuple[float, ...]
+    vit: VisionTransformer, head: str, channels: int, classes: int, mean: Sequence[float], std: Sequence[float]
 ) -> Segmenter:
-    """A segmenter with this ViT and a fresh head."""
-    kind, shares, norm = HEADS[head]
-    depth = len(vit.blocks)
-    taps = [at_depth(share, depth) for share in shares] if shares else range(max(0, depth - 4), depth)
-    backbone = DenseBackbone(vit, list(taps), norm=norm)
-    return Segmenter(backbone, kind(vit.embed_dim, list(taps), classes), mean, std, frozen=head != "upernet")
+    """A segmenter with this ViT and a fresh head. channels: of UPerNet."""
+    (kind, shares, norm), depth = HEADS[head], len(vit.blocks)
+    taps = [at_depth(share, depth) for share in shares] if shares else [*range(max(0, depth - 4), depth)]
+    made = kind(vit.embed_dim, taps, classes, **({"channels": channels} if head == "upernet" else {}))
+    return Segmenter(DenseBackbone(vit, taps, norm=norm), made, mean, std, frozen=head != "upernet")
 
 
 def describe(vit: VisionTransformer) -> dict[str, Any]:
@@ -78,7 +79,7 @@ def rebuilt(description: Description) -> Segmenter:
             description.architecture, img_size=description.img_size, num_classes=0, **description.model_args
         )
     check(vit, description.backbone)
-    return build(vit, description.head, len(description.ids), description.mean, description.std)
+    return build(vit, description.head, description.channels, len(description.ids), description.mean, description.std)
 
 
 def save(folder: Path, segmenter: Segmenter, description: Description) -> None:

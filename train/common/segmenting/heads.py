@@ -13,7 +13,6 @@ from torch.nn import functional as F
 from ..dense.pyramid import TAPS, Pyramid
 
 Maps = dict[int, torch.Tensor]
-CHANNELS, AUXILIARY = 512, 256
 POOLS = (1, 2, 3, 6)  # sides of the grids that the last level is averaged over
 
 
@@ -57,18 +56,19 @@ class UPerNet(nn.Module):
 
     weights = (1.0, 0.4)
 
-    def __init__(self, dim: int, taps: Sequence[int], classes: int) -> None:
-        """taps: for each level the index of the block whose map it is made from."""
+    def __init__(self, dim: int, taps: Sequence[int], classes: int, channels: int = 512) -> None:
+        """taps: for each level the index of the block whose map it is made from. channels: of all its maps."""
         super().__init__()
         self.pyramid = Pyramid(dim, taps)
         *upper, last = self.pyramid.channels
-        self.pooled = nn.ModuleList([nn.Sequential(nn.AdaptiveAvgPool2d(k), conv(last, CHANNELS, 1)) for k in POOLS])
-        self.last = conv(last + len(POOLS) * CHANNELS, CHANNELS, 3)
-        self.lateral = nn.ModuleList([conv(channels, CHANNELS, 1) for channels in upper])
-        self.smooth = nn.ModuleList([conv(CHANNELS, CHANNELS, 3) for _ in upper])
-        self.fuse = conv((1 + len(upper)) * CHANNELS, CHANNELS, 3)
-        self.classify = classifier(CHANNELS, classes)
-        self.auxiliary = nn.Sequential(conv(self.pyramid.channels[2], AUXILIARY, 3), classifier(AUXILIARY, classes))
+        self.pooled = nn.ModuleList([nn.Sequential(nn.AdaptiveAvgPool2d(k), conv(last, channels, 1)) for k in POOLS])
+        self.last = conv(last + len(POOLS) * channels, channels, 3)
+        self.lateral = nn.ModuleList([conv(each, channels, 1) for each in upper])
+        self.smooth = nn.ModuleList([conv(channels, channels, 3) for _ in upper])
+        self.fuse = conv((1 + len(upper)) * channels, channels, 3)
+        self.classify = classifier(channels, classes)
+        half = max(1, channels // 2)
+        self.auxiliary = nn.Sequential(conv(upper[2], half, 3), classifier(half, classes))
 
     def forward(self, maps: Maps) -> list[torch.Tensor]:
         *upper, last = levels = self.pyramid(maps)

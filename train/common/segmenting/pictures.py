@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 from .classes import IGNORED
 
 _GAP, _LINE, _SWATCH = 6, 18, 12  # pixels between pictures, of a line of the legend, of a colour in it
-_WIDEST, _LEAST = 900, 600  # pixels of a sheet's width: images are reduced to the one, legends have the other
+_NARROW, _WIDE = 196, 296  # pixels of a picture's width, at least and at most
 _SHARE = 0.002  # of the pixels of both pictures: rarer classes are not in the legend
 
 
@@ -28,22 +28,19 @@ def sheet(image: torch.Tensor, numbers: torch.Tensor, predicted: torch.Tensor, n
     """image (3, H, W) uint8; numbers, of classes or IGNORED, and predicted (H, W) → one picture."""
     colours = palette(len(names))
     truth, said = (each.cpu().numpy().astype(np.int64) for each in (numbers, predicted))
-    parts = [
-        Image.fromarray(image.permute(1, 2, 0).cpu().numpy()),
-        *(Image.fromarray(colours[x]) for x in (truth, said)),
-    ]
-    factor = min(1, (_WIDEST - 2 * _GAP) / 3 / parts[0].width)
-    size = tuple(max(1, round(side * factor)) for side in parts[0].size)
+    photo = image.permute(1, 2, 0).cpu().numpy()
+    parts = [Image.fromarray(pixels) for pixels in (photo, colours[truth], colours[said])]
+    width = min(max(_NARROW, parts[0].width), _WIDE)
+    size = (width, max(1, round(parts[0].height * width / parts[0].width)))
     modes = (Image.Resampling.BILINEAR, Image.Resampling.NEAREST, Image.Resampling.NEAREST)
     parts = [part.resize(size, mode) for part, mode in zip(parts, modes, strict=True)]
     counts = np.bincount(np.concatenate([truth[truth != IGNORED], said.ravel()]), minlength=len(names))
     shown = [k for k in np.argsort(-counts, kind="stable").tolist() if counts[k] > _SHARE * counts.sum()]
     entries = [(names[k], colours[k]) for k in shown] + [("ignored", colours[IGNORED])] * bool((truth == IGNORED).any())
-    width = max(_LEAST, 3 * size[0] + 2 * _GAP)
-    legend = _legend(entries, width)
-    page = Image.new("RGB", (width, size[1] + _GAP + legend.height), "white")
+    legend = _legend(entries, 3 * width + 2 * _GAP)
+    page = Image.new("RGB", (legend.width, size[1] + _GAP + legend.height), "white")
     for place, part in enumerate(parts):
-        page.paste(part, (place * (size[0] + _GAP), 0))
+        page.paste(part, (place * (width + _GAP), 0))
     page.paste(legend, (0, size[1] + _GAP))
     return page
 

@@ -17,7 +17,7 @@ from ..run.resume import Checkpoint
 from ..system import machine
 from ..system.command_line import Parser, Plain, flagged
 from ..system.computing import System
-from ..system.numbers import Count, CountOrNone, Positive, Seed, Share, Side, Workers
+from ..system.numbers import Count, CountOrNone, Positive, Seed, Share, Side, Width, Workers
 
 FREE = ("evaluate", "data.names")  # may differ when a run is resumed, besides those of all dense runs
 ADE20K = 20_210  # training images, by which the published numbers of steps become epochs
@@ -77,6 +77,7 @@ class Segmenting:
             or a file of weights
         data: images and masks
         head: upernet (all weights are trained); linear or linear4, on the last map or the last 4 of a frozen backbone
+        channels: of UPerNet's maps
         img_size: side of the training crops, and of the windows in testing
         stride: pixels between two windows in testing (default: two thirds of their side)
         random: start from random weights instead of the trained ones, as a baseline
@@ -95,6 +96,7 @@ class Segmenting:
     model: str
     data: Masks
     head: Literal["upernet", "linear", "linear4"] = "upernet"
+    channels: Width = 512
     img_size: Side = 512
     stride: Side | None = None
     random: bool = False
