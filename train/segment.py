@@ -123,13 +123,12 @@ def opened(config: Segmenting, accelerator: Accelerator, classes: Classes | None
     """Both splits. classes: of a segmenter that is there already (default: those of the data set)."""
     settings = resolved(config.data)
     train, test = open_masked(settings)
-    found = {}
     for split in (train, test):
-        found[split] = look_at(split, settings.ignore, config.workers, accelerator)
-        classes = classes or classes_of(settings, train, found[train])
-        check_known(split, found[split], classes, settings.ignore)
-        if accelerator.is_main_process and found[split].empty:
-            print(f"{found[split].empty} of {len(split)} masks of {split.split} hold ignored ids only", flush=True)
+        found = look_at(split, settings.ignore, config.workers, accelerator)
+        classes = classes or classes_of(settings, train, found)
+        check_known(split, found, classes, settings.ignore)
+        if accelerator.is_main_process and found.empty:
+            print(f"{found.empty} of {len(split)} masks of {split.split} hold ignored ids only", flush=True)
     return Opened(train, test, classes)
 
 

@@ -16,11 +16,12 @@ TINY = {
     "channels": 16,
     "data.ignore": "[255]",
     "optim.batch_size": 4,
-    "optim.epochs": 10,  # 20 steps
+    "optim.epochs": 20,  # 40 steps
     "optim.warmup_epochs": 1,
-    "optim.lr": 3e-3,
+    "optim.lr": 0.01,
+    "optim.layer_decay": 1,
     "workers": 0,
-    "checkpoint.every": 3,
+    "checkpoint.every": 6,
 }
 
 
