@@ -116,13 +116,16 @@ def test_killed_runs_end_bit_for_bit_like_the_whole_one(whole, data, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("head", ["upernet", "linear"])
 def test_two_processes_equal_one(head, data, tmp_path, unused_port):
-    settings = {"head": head, "channels": 16 if head == "upernet" else None, "eval_every": 15}
+    """Beyond the first steps AdamW enlarges what float32 rounds: weights before a batch norm have tiny gradients."""
+    settings = {"head": head, "channels": 16 if head == "upernet" else None, "optim__lr": 1e-4, "eval_every": 15}
     for processes in (1, 2):
         codes, said = segment(tmp_path / f"{processes}" / "run", data, processes, unused_port, **settings)
         assert codes == [0] * processes, said
     ours, theirs = (tmp_path / name / "run" for name in "21")
     for line, other in zip(log_of(ours), log_of(theirs), strict=True):
-        assert line["loss"] == pytest.approx(other["loss"], rel=1e-3), line["step"]
+        first = line["step"] < 3
+        assert line["loss"] == pytest.approx(other["loss"], rel=1e-6 if first else 1e-3), line["step"]
+        assert not first or line["gradient_norm"] == pytest.approx(other["gradient_norm"], rel=1e-5)
         assert line.get("mIoU", 0) == pytest.approx(other.get("mIoU", 0), abs=0.5)
     assert records(ours)[0]["value"] == pytest.approx(records(theirs)[0]["value"], abs=0.5)
 

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 
 import torch
 from torch import nn
-from torch.distributed.nn.functional import all_reduce
 from torch.nn import functional as F
 
 from ..dense.pyramid import TAPS, Pyramid
@@ -24,9 +23,9 @@ class BatchNorm(nn.BatchNorm2d):
         if not self.training or processes == 1:
             return super().forward(x)
         wide = x.float()
-        mean = all_reduce(wide.mean((0, 2, 3))) / processes  # every process has as many images
+        mean = _Sum.apply(wide.mean((0, 2, 3))) / processes  # every process has as many images
         centred = wide - mean[:, None, None]
-        var = all_reduce(centred.square().mean((0, 2, 3))) / processes
+        var = _Sum.apply(centred.square().mean((0, 2, 3))) / processes
         with torch.no_grad():
             count = processes * x.numel() / x.shape[1]
             self.num_batches_tracked += 1
@@ -34,6 +33,20 @@ class BatchNorm(nn.BatchNorm2d):
             self.running_var.lerp_(var * count / (count - 1), self.momentum)
         scale = self.weight * (var + self.eps).rsqrt()
         return (centred * scale[:, None, None] + self.bias[:, None, None]).to(x.dtype)
+
+
+class _Sum(torch.autograd.Function):
+    """The sum over all processes, in both directions."""
+
+    @staticmethod
+    def forward(_, x: torch.Tensor) -> torch.Tensor:
+        total = x.clone()
+        torch.distributed.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(_, gradient: torch.Tensor) -> torch.Tensor:
+        return _Sum.forward(_, gradient)
 
 
 class Linear(nn.Module):
