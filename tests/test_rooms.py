@@ -35,6 +35,7 @@ RECIPES = {  # all of them may import timm_dseq; the scripts in train/ may impor
     "drop_path": {"data"},
     "tuning": {"drop_path", "labels", "data", "run", "system"},
     "dense": {"drop_path", "data", "run", "system"},
+    "detecting": {"dense", "data", "run", "system"},
     "segmenting": {"dense", "labels", "data", "run", "system"},
 }
 

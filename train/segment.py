@@ -18,12 +18,12 @@ import torch
 from accelerate import Accelerator
 from common.data.digests import data_digest, digests_of, duplicates, weights_digest
 from common.dense.backbone import check as check_vit
-from common.dense.report import write_report
+from common.dense.report import log_charts
 from common.dense.run import DenseRun
 from common.run import results
 from common.run.export import public_name
 from common.run.lock import locked
-from common.run.page import embedded
+from common.run.report import page, picture
 from common.segmenting.classes import Classes, check_known, classes_of, look_at
 from common.segmenting.export import Description, build, check_rebuilds, describe, load, save
 from common.segmenting.images import Crops
@@ -195,7 +195,7 @@ def record_of(
 def report(output: Path, segmenter: Segmenter, description: Description, test: Test, record: dict[str, Any]) -> None:
     """Write report.html: the log's curves, pictures of some test images, and the IoU of every class."""
     pictures = [
-        embedded(sheet(image, numbers, predicted, description.names), f"Test image {index}: image, truth, prediction")
+        picture(f"Test image {index}: image, truth, prediction", sheet(image, numbers, predicted, description.names))
         for index, (image, numbers), predicted in test.predictions(segmenter, range(min(PICTURES, len(test.images))))
     ]
     seen = {name: value for name, value in record["iou"].items() if value is not None}
@@ -204,8 +204,9 @@ def report(output: Path, segmenter: Segmenter, description: Description, test: T
         for name, value in sorted(seen.items(), key=lambda entry: -entry[1])
     ]
     table = f"<table><tr><th>class</th><th>IoU, %</th></tr>{''.join(rows)}</table>"
-    summary = f"<p>{html.escape(results.line(record))}; pixel accuracy {record['pixel_accuracy']:.2f} %</p>"
-    write_report(output, "segmentation", summary, f"<h2>Predictions</h2>{''.join(pictures)}<h2>Classes</h2>{table}")
+    summary = f"{html.escape(results.line(record))}; pixel accuracy {record['pixel_accuracy']:.2f} %"
+    body = f"{log_charts(output)}<h2>Predictions</h2>{''.join(pictures)}<h2>Classes</h2>{table}"
+    page(output, "segmentation", summary, body)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,7 @@
 """Attention in windows, with timm's own blocks, against global attention and against one mask over all tokens."""
 
+import math
+
 import pytest
 import torch
 from common.dense.windows import attend_in_windows, join, split
@@ -33,7 +35,8 @@ def test_one_window_over_the_map_is_global_attention(grid, window, prefix):
 
 def in_one_row(layers, tokens, grid, window, prefix):
     """The definition: one row of all patches and of a copy of the prefix for each window, under one mask."""
-    down, across = (torch.arange(side) // window for side in grid)
+    size = [math.ceil(side / math.ceil(side / window)) for side in grid]  # of windows that are as equal as can be
+    down, across = (torch.arange(side) // own for side, own in zip(grid, size, strict=True))
     of_patch = (down[:, None] * 1000 + across).flatten()  # (h·w,)
     windows = of_patch.unique()
     row = torch.cat([*[tokens[:, :prefix]] * len(windows), tokens[:, prefix:]], dim=1)

@@ -31,10 +31,10 @@ class DenseBackbone(nn.Module):
         everywhere: Sequence[int] | None = None,
         norm: bool = False,
     ) -> None:
-        """taps: indices of the blocks whose maps are given. window: its side in patches, None for global attention.
+        """taps: indices of the blocks whose maps are given. norm: whether maps pass the ViT's final norm.
 
-        everywhere: blocks that attend to the whole map nevertheless (default: the taps). norm: whether maps pass the
-        ViT's final norm. What the maps do not depend on is frozen.
+        window: largest side of a window in patches, None for global attention. everywhere: blocks that attend to the
+        whole map nevertheless (default: the taps). What the maps do not depend on is frozen.
         """
         super().__init__()
         self.vit, self.taps, self.window, self.norm = any_size(vit), sorted(set(taps)), window, norm

@@ -1,4 +1,4 @@
-"""A run's log and pictures → its report, one self-contained HTML page."""
+"""A run's log and pictures → one self-contained HTML page: curves as SVG, pictures embedded."""
 
 import html
 from pathlib import Path
@@ -7,7 +7,7 @@ from typing import Any
 from PIL import Image
 
 from ...run.log import records
-from ...run.page import Curve, embedded, write_page
+from ...run.report import Curve, charts, page, picture
 
 _MOST_PICTURES = 8
 
@@ -25,7 +25,7 @@ def write_report(output: Path) -> Path:
 
     names = lines[0].get("losses", {}) if lines else {}  # older logs have none
     parts = [curve(name, lambda line, name=name: line["losses"][name]) for name in names if len(names) > 1]
-    charts = [
+    curves = [
         ("Loss", [curve("loss", lambda line: line["loss"]), *parts]),
         (
             "Loss by place in the sequence",
@@ -85,8 +85,8 @@ def write_report(output: Path) -> Path:
         for line in fallen[-1:]
     )
     regions = _histogram(lines) + _pictures(output)
-    body = f"<h2>Regions</h2>{regions}" if regions else ""
-    return write_page(output, "pretraining", f"<p>{summary}</p>{warning}", charts, body)
+    parts = warning, charts(curves), f"<h2>Regions</h2>{regions}" if regions else ""
+    return page(output, "pretraining", summary, "\n".join(parts))
 
 
 def _probed(line: dict[str, Any], encoder: str, name: str) -> float | None:
@@ -117,5 +117,5 @@ def _pictures(output: Path) -> str:
     parts = []
     for path in paths:
         step = int(path.stem.removeprefix("step-"))
-        parts.append(embedded(Image.open(path), f"After step {step:,}: image, saliency, ranked regions"))
+        parts.append(picture(f"After step {step:,}: image, saliency, ranked regions", Image.open(path)))
     return "\n".join(parts)

@@ -1,4 +1,4 @@
-"""One self-contained HTML page of a run: line charts as SVG, pictures embedded, the settings at the end."""
+"""One self-contained HTML page about a run: curves as SVG, pictures embedded."""
 
 import base64
 import html
@@ -14,24 +14,30 @@ _MOST_POINTS = 400
 Curve = tuple[str, list[tuple[float, float]]]  # its name and points
 
 
-def write_page(output: Path, kind: str, summary: str, charts: list[tuple[str, list[Curve]]], body: str = "") -> Path:
-    """Write `report.html` of the run in this folder; returns its path. Charts without points are left out.
+def page(output: Path, kind: str, summary: str, body: str) -> Path:
+    """Write `report.html` of the run in this folder, with its settings; returns its path.
 
-    kind: of the run, one word for the title. summary, body: HTML above the charts and below them.
+    kind: of the run, in a word. summary: in words. body: HTML.
     """
-    drawn = "\n".join(_chart(title, curves) for title, curves in charts if any(points for _, points in curves))
-    path = output / "report.html"
-    path.write_text(
-        _PAGE.format(
-            name=html.escape(output.resolve().name),
-            kind=kind,
-            summary=summary,
-            charts=drawn,
-            body=body,
-            settings=html.escape((output / "config.yaml").read_text()),
-        )
-    )
+    settings = html.escape((output / "config.yaml").read_text())
+    name, path = html.escape(output.resolve().name), output / "report.html"
+    path.write_text(_PAGE.format(name=name, kind=kind, summary=summary, body=body, settings=settings))
     return path
+
+
+def picture(words: str, image: Image.Image) -> str:
+    """An image with a caption."""
+    small = io.BytesIO()
+    image.convert("RGB").save(small, "JPEG", quality=85)
+    data = base64.b64encode(small.getvalue()).decode()
+    words = html.escape(words)
+    return f'<figure><figcaption>{words}</figcaption><img alt="{words}" src="data:image/jpeg;base64,{data}"></figure>'
+
+
+def charts(titled: list[tuple[str, list[Curve]]]) -> str:
+    """Line charts side by side; one without any points is left out."""
+    drawn = "\n".join(_chart(title, curves) for title, curves in titled if any(points for _, points in curves))
+    return f'<div class="charts">{drawn}</div>'
 
 
 def _chart(title: str, curves: list[Curve]) -> str:
@@ -75,15 +81,6 @@ def _thinned(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
     return [(group[-1][0], sum(y for _, y in group) / len(group)) for group in groups]
 
 
-def embedded(picture: Image.Image, words: str) -> str:
-    """A picture in the page, with words above it."""
-    small = io.BytesIO()
-    picture.convert("RGB").save(small, "JPEG", quality=85)
-    data = base64.b64encode(small.getvalue()).decode()
-    words = html.escape(words)
-    return f'<figure><figcaption>{words}</figcaption><img alt="{words}" src="data:image/jpeg;base64,{data}"></figure>'
-
-
 _PAGE = """<!doctype html>
 <html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
 <title>{name}: {kind} report</title>
@@ -101,8 +98,7 @@ table {{ border-collapse: collapse }}
 th, td {{ padding: .2em .8em; border-bottom: 1px solid #e4e5ea; text-align: right }}
 th:first-child {{ text-align: left; font-weight: 500 }} .bad {{ color: #b00020; font-weight: 600 }}
 </style>
-<h1>{name}</h1>{summary}
-<div class="charts">{charts}</div>
+<h1>{name}</h1><p>{summary}</p>
 {body}
 <h2>Settings</h2><pre>{settings}</pre>
 </html>

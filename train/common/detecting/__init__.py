@@ -1,0 +1,1 @@
+"""Detection and instance segmentation: annotated images, the detector, its AP, pictures, and the folder it ends in."""

@@ -1,0 +1,121 @@
+"""A data set of the Hub or of Parquet files with a column of objects → Annotated.
+
+The column holds, for each image, lists of boxes and classes: {"bbox": [[…], …], "category": […], "area": […]} or a
+list of such entries.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import datasets
+import numpy as np
+
+from timm_dseq import UserError
+from timm_dseq.images import UnreadableImage, measure
+
+from ...data.opening import open_rows
+from ...data.settings import Data
+from ...data.source import Source
+from ..annotated import Annotated, Classes, Objects, Pair
+from ..settings import Annotations
+from .boxes import Convention, Evidence, corners, settle
+
+OBJECTS = ("objects", "annotations", "annotation", "instances")
+BOXES, LABELS = ("bbox", "bboxes", "boxes", "box"), ("category", "categories", "category_id", "label", "labels")
+Array = np.ndarray
+LOOKED_AT = 500  # images whose sizes are read to settle the convention of the boxes
+
+
+def open_objects(data: Annotations, split: str, classes: Classes | None) -> Annotated:
+    """classes: those of the training split, which other splits have to share."""
+    columns, path = (data.objects,) if data.objects else OBJECTS, data.path
+    images = Data(path=path, config=data.config, image=data.image)
+    rows, image, _ = open_rows(images, split, columns, labels=False)
+    name = next((one for one in columns if one in rows.features), None)
+    if name is None:
+        raise UserError(f"{path} has no column {data.objects or 'of objects'}: name it with data.objects.")
+    fields = _fields(rows.features[name])
+    box, label = (next((one for one in names if one in fields), None) for names in (BOXES, LABELS))
+    if not box or not label:
+        raise UserError(
+            f"{path}: column {name!r} holds no {BOXES[0]} and {LABELS[0]} of objects: data.objects names another."
+        )
+    if not isinstance(fields[label], datasets.ClassLabel) and "int" not in getattr(fields[label], "dtype", ""):
+        raise UserError(
+            f"{path}: {label!r} in column {name!r} holds no numbered classes: name another by data.objects."
+        )
+    rows = rows.select(range(min(data.limit or len(rows), len(rows))))
+    entries = [_entry(value, box, label) for value in rows.select_columns([name])[name]]
+    names = _names(fields[label], entries)
+    if classes and classes[1] != names and isinstance(fields[label], datasets.ClassLabel):
+        raise UserError(f"{path}: {split} has other classes than the training split: give splits of one kind.")
+    names = classes[1] if classes else names
+    _check(f"{path}, {split}", entries, names)
+    source = Source(path, rows, image, None, 0)
+    convention = _convention(source, entries, f"{path}, {split}", data.boxes)
+    shares = convention.endswith("-shares")
+    sizes = [_size(source, index) if shares else None for index in range(len(entries))]
+    objects = [_objects(*entry, convention, size) for entry, size in zip(entries, sizes, strict=True)]
+    return Annotated(source, objects, names, tuple(range(len(names))), split, sizes)
+
+
+def _objects(boxes: Array, labels: Array, areas: Array, convention: Convention, size: Pair | None) -> Objects:
+    found = corners(boxes, convention, np.array([size or (1, 1)] * len(boxes), float).reshape(-1, 2))
+    own = (found[:, 2:] - found[:, :2]).prod(1)
+    crowd = np.zeros(len(labels), bool)
+    return Objects(found, labels, crowd, np.where(np.isnan(areas), own, areas), [None] * len(labels))
+
+
+def _size(source: Source, index: int) -> Pair:
+    """(height, width) of an image; it is not decoded."""
+    try:
+        return source.read(index, measure)[1]
+    except UnreadableImage as error:
+        raise UserError(f"{error}: mend or remove this image.") from error
+
+
+def _inner(kind: Any) -> Any:
+    """The type of what a column's list, if it is one, holds."""
+    kind = getattr(kind, "feature", kind)
+    return kind[0] if isinstance(kind, list) else kind
+
+
+def _fields(kind: Any) -> dict[str, Any]:
+    """The fields of a column that holds a list of entries, or an entry of lists."""
+    kind = _inner(kind)
+    return {name: _inner(field) for name, field in kind.items()} if isinstance(kind, dict) else {}
+
+
+def _entry(value: Any, box: str, label: str) -> tuple[Array, Array, Array]:
+    """Boxes (n, 4) as they are stored, labels (n,) and areas (n,), NaN where there are none, of one image."""
+    if isinstance(value, list):  # of entries
+        value = {name: [one[name] for one in value] for name in (value[0] if value else ())}
+    value = value or {}
+    boxes = np.array(value.get(box) or [], float).reshape(-1, 4)
+    areas = np.array(value.get("area") or [np.nan] * len(boxes), float)
+    return boxes, np.array(value.get(label) or [], int), areas
+
+
+def _names(kind: Any, entries: list) -> tuple[str, ...]:
+    """Of the classes: the column's, or their numbers. kind: of the column's classes."""
+    most = max((int(labels.max()) for _, labels, _ in entries if len(labels)), default=-1)
+    named = isinstance(kind, datasets.ClassLabel)
+    return tuple(kind.names) if named else tuple(f"class {number}" for number in range(most + 1))
+
+
+def _check(where: str, entries: list, names: Sequence[str]) -> None:
+    for index, (boxes, labels, areas) in enumerate(entries):
+        if not len(boxes) == len(labels) == len(areas) or not np.isfinite(boxes).all():
+            raise UserError(f"{where}, row {index}: boxes and classes differ in number, or are no numbers.")
+        if len(labels) and not 0 <= labels.min() <= labels.max() < len(names):
+            raise UserError(f"{where}, row {index}: a class is not one of the {len(names)} that there are.")
+
+
+def _convention(source: Source, entries: list, where: str, asked: Convention | None) -> Convention:
+    """By the boxes of some images, spread over the split."""
+    some = [index for index in range(0, len(entries), max(1, len(entries) // LOOKED_AT)) if len(entries[index][0])]
+    if not some:
+        raise UserError(f"{where}, has no annotations: check data.path and the split.")
+    boxes, areas = (np.concatenate([entries[index][part] for index in some]) for part in (0, 2))
+    sizes = np.array([_size(source, index) for index in some for _ in entries[index][0]], float)
+    return settle(Evidence(boxes, sizes, areas, np.full_like(boxes, np.nan)), where, asked)

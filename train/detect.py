@@ -1,0 +1,137 @@
+"""Train a detector on a ViT: `accelerate launch train/detect.py --model NAME --data FOLDER`.
+
+Boxes, and masks where there are any, by torchvision's Mask R-CNN; `--help` lists every setting. A run that was stopped,
+killed or crashed resumes when the same command is given again. `--evaluate RUN` judges what one has ended in.
+"""
+
+import common.system.environment  # noqa: F401, I001  # before torch is loaded
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+from common.data.digests import data_digest
+from common.dense.run import DenseRun
+from common.detecting.annotated import Annotated
+from common.detecting.evaluation import evaluate
+from common.detecting.export import describe, load_detector, save
+from common.detecting.reading.opening import open_annotated
+from common.detecting.report import write_report
+from common.detecting.settings import Detecting, parse
+from common.detecting.task import DetectionTask
+from common.run import results
+from common.run.export import public_name
+from common.run.lock import locked
+from common.system import launch
+from common.system.signals import STOPPED, Interrupted, Stop, interruptible
+
+from timm_dseq import UserError
+from timm_dseq.errors import one_line
+
+FREE = ("data.test", "data.test_images", "evaluate")  # settings that may differ when a run is resumed
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run; returns the exit code: 0 done, 1 something the message names is wrong, 2 misspelt, 75 stopped and saved."""
+    config = None
+    try:
+        config, text = parse(arguments)
+        interruptible()
+        accelerator = launch.accelerator(mixed_precision="bf16" if config.system.precision == "bf16" else "no")
+        if config.evaluate:
+            return judge(config, accelerator)
+        results.check(config.results)
+        with locked(config.output_dir, accelerator, wanted=not config.dry_run):
+            return train(config, text, accelerator)
+    except Interrupted:
+        print("detect.py: stopped amid its preparations: the same command goes on.", file=sys.stderr)
+        return STOPPED
+    except Exception as error:
+        print(f"detect.py: {one_line(error, config and config.output_dir)}", file=sys.stderr)
+        return 1
+
+
+def train(config: Detecting, text: str, accelerator: Accelerator) -> int:
+    """Train, evaluate, and write export/, report.html and the results."""
+    annotated, test = open_annotated(config.data)
+    if accelerator.is_main_process:
+        print(f"{annotated.said()}\n{test.said()}", flush=True)
+    task = DetectionTask(config, annotated, test, accelerator)
+    run = DenseRun(task, config, text, accelerator, FREE)
+    if config.dry_run:
+        run.dry_run()
+        return 0
+    stopped = run.train(Stop())
+    if not run.finished:
+        return STOPPED if stopped else 0
+    figures = task.evaluate()
+    accelerator.end_training()
+    if accelerator.is_main_process:
+        output = Path(config.output_dir)
+        save(output / "export", task.model, describe(task.model, config.detector.pyramid, test.names, test.ids))
+        report = write_report(output, test, task.found, figures)
+        records = records_of(config, task, figures)
+        results.append(config.results, records)
+        print(*map(results.line, records), sep="\n")
+        print(f"the detector: {output / 'export'}\nthe report: {report}", flush=True)
+    return 0
+
+
+def records_of(config: Detecting, task: DetectionTask, figures: dict[str, float]) -> list[dict[str, Any]]:
+    """A record for box AP, and one for mask AP."""
+    optim, detector = config.optim, config.detector
+    record = {
+        "model": task.backbone,
+        "parameters": sum(parameter.numel() for parameter in task.model.parameters()),
+        "img_size": [detector.size, detector.size],
+        "weights": task.digest,
+        "data": public_name(config.data.path),
+        "data_digest": data_digest(task.train.source),
+        "label": "objects",
+        "train": {"split": task.train.split, "images": len(task.images), "subset": None},
+        "test": {"split": task.test.split, "images": len(task.test)},
+        "classes": len(task.train.names),
+        "protocol": "mask-rcnn" if task.with_masks else "faster-rcnn",
+        "precision": config.system.precision,
+        "seeds": [config.seed],
+        "duplicates": {"train_test": 0, "test_test": 0},
+        "view": f"{detector.pyramid} pyramid",
+        "settings": {
+            "epochs": optim.epochs,
+            "batch_size": optim.batch_size,
+            "lr": optim.lr,
+            "layer_decay": optim.layer_decay,
+            "window": detector.window,
+        },
+    }
+    kinds = [kind for kind in ("box", "mask") if f"{kind}_ap" in figures]
+    return [{**record, **results.figure(f"{kind} AP", 100 * figures[f"{kind}_ap"])} for kind in kinds]
+
+
+def judge(config: Detecting, accelerator: Accelerator) -> int:
+    """Evaluate the detector of a run on the test split."""
+    detector, description = load_detector(config.evaluate)
+    _, test = open_annotated(config.data)
+    check_classes(config.evaluate, description, test)
+    figures, _ = evaluate(detector.to(accelerator.device), test, accelerator, config.workers)
+    if accelerator.is_main_process:
+        print(test.said())
+        print(
+            *(f"{name:<14} {100 * value:6.2f}" for name, value in figures.items() if value >= 0), sep="\n", flush=True
+        )
+    accelerator.end_training()
+    return 0
+
+
+def check_classes(folder: str, description: dict[str, Any], test: Annotated) -> None:
+    """Refuse test images whose classes are not those that the detector knows."""
+    if description["ids"] != list(test.ids) or description["names"] != list(test.names):
+        raise UserError(
+            f"the detector in {folder} knows {len(description['names'])} classes, and the test images have "
+            f"{len(test.names)} others: evaluate it on the data set that it was trained on."
+        )
+
+
+if __name__ == "__main__":
+    launch.exit_with(main)
