@@ -117,17 +117,19 @@ def test_ade20k_is_its_data_set_of_the_hub_with_other_ignored_and_can_be_overrid
     assert asked == [("danjacobellis/scene_parse_150", None, split) for split in ("train", "validation")]
     numbers = classes.numbers(train.masks.read(0, read_ids))[0].tolist()
     assert len(classes) == 150 and numbers == [IGNORED, *range(150)]
+    assert [classes.names[k] for k in (0, 12, 149)] == ["wall", "person", "flag"]
     asked.clear()
     open_masked(resolved(Masks("ade20k", train="train[:50%]", test="other")))
     assert [split for *_, split in asked] == ["train[:50%]", "other"]
-    with pytest.raises(UserError, match="has 151 classes"):
+    with pytest.raises(UserError, match="holds the id 0, which is no class"):
         classes_in(Masks("ade20k", ignore=[255]), accelerator)
 
 
 def test_ade20k_as_a_folder_has_its_ignored_ids_and_finds_its_splits(folder, accelerator):
-    data = resolved(Masks(f"ade20k:{folder}", classes=3))
+    data = resolved(Masks(f"ade20k:{folder}"))
     assert (data.path, data.ignore, data.test) == (str(folder), [0, 255], None)
-    assert classes_in(Masks(f"ade20k:{folder}", classes=3), accelerator)[2].ids == (3, 7, 200)
+    classes = classes_in(Masks(f"ade20k:{folder}", ignore=[200, 255]), accelerator)[2]
+    assert classes.ids == tuple(range(1, 151))
 
 
 def test_names_of_classes_come_from_a_file_and_are_all_classes(folder, accelerator):

@@ -26,7 +26,7 @@ ALIASES = {
         train="train",
         test="validation",
         ignore=[0, 255],  # 0: other
-        classes=150,
+        names=str(Path(__file__).with_name("ade20k.json")),
     )
 }
 # Where folders keep the images and the masks of a split, in the order in which they are looked for.
