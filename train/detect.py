@@ -95,7 +95,7 @@ def records_of(config: Detecting, task: DetectionTask, figures: dict[str, float]
         "protocol": "mask-rcnn" if task.with_masks else "faster-rcnn",
         "precision": config.system.precision,
         "seeds": [config.seed],
-        "duplicates": {"train_test": 0, "test_test": 0},
+        "duplicates": None,  # not looked for
         "view": f"{detector.pyramid} pyramid",
         "settings": {
             "epochs": optim.epochs,

@@ -77,7 +77,7 @@ def _title(record: dict[str, Any]) -> str:
         f"### {record['data']}, {record['protocol']}\n\n{record['classes']} classes ({record['label']}); learnt from "
         f"{train['images']:,} images of {train['split']}{subset}, tested on {test['images']:,} of {test['split']}"
     )
-    shared = record["duplicates"]["train_test"]
+    shared = results.shared(record)
     return title + (f"; {shared} test images are also in the training images, pixel for pixel." if shared else ".")
 
 

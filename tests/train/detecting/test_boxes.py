@@ -82,3 +82,10 @@ def test_boxes_of_no_convention_are_refused():
     boxes = np.random.default_rng(0).uniform(-500, 5000, (50, 4))
     with pytest.raises(UserError, match="fit no convention"):
         settle(evidence(boxes, np.full((50, 2), 100.0)), "here", None)
+
+
+def test_areas_of_masks_which_are_smaller_than_boxes_rule_out_what_is_too_small_for_them():
+    boxes, areas = np.array([[10.0, 12, 100, 100], [5, 8, 90, 120]]), np.array([8500.0, 9900])
+    with pytest.raises(UserError, match="fit xywh and xyxy"):
+        settle(evidence(boxes, SIZES), "here", None)
+    assert settle(evidence(boxes, SIZES, areas), "here", None) == "xywh"

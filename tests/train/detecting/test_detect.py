@@ -84,7 +84,7 @@ def test_one_function_finds_objects_in_a_file(whole, tmp_path):
     assert (found["scores"].diff() <= 0).all()
 
 
-@pytest.mark.parametrize("damage", ["config", "weights", "shape", "kind"])
+@pytest.mark.parametrize("damage", ["config", "weights", "shape", "kind", "elsewhere", "a path"])
 def test_a_damaged_export_is_one_line(damage, whole, tmp_path):
     folder = tmp_path / "export"
     folder.mkdir()
@@ -95,6 +95,7 @@ def test_a_damaged_export_is_one_line(damage, whole, tmp_path):
         (folder / "model.safetensors").write_bytes(b"no weights")
     else:
         changes = {"config": {"names": 5}, "shape": {"channels": 24}, "kind": {"kind": "else"}}
+        changes |= {"elsewhere": {"architecture": "hf-hub:x/y"}, "a path": {"model_args": {"checkpoint_path": "/x"}}}
         (folder / "config.json").write_text(json.dumps({**config, **changes[damage]}))
     with pytest.raises(UserError) as error:
         load_detector(folder)

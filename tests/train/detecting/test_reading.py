@@ -28,7 +28,7 @@ def assert_scenes(annotated, split="train", with_masks=True):
             np.testing.assert_allclose(box, [xs.min(), ys.min(), xs.max() + 1, ys.max() + 1])
             if with_masks:
                 np.testing.assert_array_equal(masks.bitmap(objects.masks[at], (128, 128)), mask)
-        assert annotated.read(index, decode).tobytes() == picture.tobytes()
+        assert annotated.source.read(index, decode).tobytes() == picture.tobytes()
 
 
 def test_a_coco_folder_is_read_with_gaps_in_its_ids(tmp_path):

@@ -40,7 +40,7 @@ RECORD = {
     "protocol": "mask-rcnn",
     "precision": "no",
     "seeds": [0],
-    "duplicates": {"train_test": 0, "test_test": 0},
+    "duplicates": None,
     "view": "dseq",
     "settings": {"epochs": 25},
 }

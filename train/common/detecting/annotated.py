@@ -1,12 +1,10 @@
 """Images with their objects, by number, however they were stored: what the readers of files end in."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from timm_dseq import UserError
 from timm_dseq.images import UnreadableImage
@@ -58,10 +56,6 @@ class Annotated:
     def with_objects(self) -> list[int]:
         """The images that have something to train on."""
         return [index for index, objects in enumerate(self.objects) if objects.trainable.any()]
-
-    def read(self, index: int, reader: Callable[[Any], Image.Image]) -> Image.Image:
-        """An image as a function of timm_dseq/images.py gives it; UnreadableImage where it is not as annotated."""
-        return self.source.read(index, reader)
 
     def check_size(self, index: int, size: Pair) -> None:
         """UnreadableImage if the image is not of the (height, width) that its annotations are for."""

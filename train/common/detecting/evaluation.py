@@ -39,7 +39,7 @@ class WholeImages(Dataset):
         return len(self.annotated)
 
     def __getitem__(self, index: int) -> tuple[int, torch.Tensor]:
-        pixels = np.array(self.annotated.read(index, decode))
+        pixels = np.array(self.annotated.source.read(index, decode))
         self.annotated.check_size(index, pixels.shape[:2])
         return index, torch.from_numpy(pixels).permute(2, 0, 1)
 

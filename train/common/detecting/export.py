@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from timm.models import get_model_args
 
 from timm_dseq import UserError
-from timm_dseq.hub.model_args import making
+from timm_dseq.hub.model_args import check_args, making
 from timm_dseq.images import decode
 
 from ..dense.backbone import DenseBackbone, at_depth
@@ -21,6 +21,7 @@ from ..run.export import replacing
 from .model import Detector
 
 KIND = "timm_dseq detector"
+_ELSEWHERE = ("img_size", "num_classes", "drop_path_rate")  # or for training alone
 _FIELDS = {
     "kind": str,
     "architecture": str,
@@ -41,7 +42,7 @@ _FIELDS = {
 def describe(detector: Detector, kind: str, names: tuple[str, ...], ids: tuple[int, ...]) -> dict[str, Any]:
     """config.json: all that is needed to build the detector again. kind: of its pyramid."""
     dense, transform = detector.rcnn.backbone.backbone, detector.rcnn.transform
-    args = {k: v for k, v in get_model_args(dense.vit).items() if k not in ("img_size", "drop_path_rate")}
+    args = {name: value for name, value in get_model_args(dense.vit).items() if name not in _ELSEWHERE}
     return {
         "kind": KIND,
         "architecture": dense.vit.pretrained_cfg["architecture"],
@@ -74,13 +75,10 @@ def load_detector(folder: str | Path) -> tuple[Detector, dict[str, Any]]:
     folder = folder / "export" if (folder / "export").is_dir() else folder
     config = _config(folder / "config.json")
     with making(f"the detector in {folder}"):
-        vit = timm.create_model(
-            config["architecture"], img_size=tuple(config["img_size"]), num_classes=0, **_architecture(config)
-        )
+        size = tuple(config["img_size"])
+        vit = timm.create_model(config["architecture"], img_size=size, num_classes=0, **config["model_args"])
         depth = len(vit.blocks)
-        taps, everywhere = (
-            [at_depth(share, depth) for share in shares[config["pyramid"]]] for shares in (TAPS, EVERYWHERE)
-        )
+        taps, everywhere = ([at_depth(x, depth) for x in of[config["pyramid"]]] for of in (TAPS, EVERYWHERE))
         detector = Detector(
             DenseBackbone(vit, taps, config["window"], everywhere),
             config["pyramid"],
@@ -99,23 +97,16 @@ def load_detector(folder: str | Path) -> tuple[Detector, dict[str, Any]]:
     return detector.eval(), config
 
 
-def _architecture(config: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in config["model_args"].items() if name != "num_classes"}
-
-
 def _config(path: Path) -> dict[str, Any]:
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} cannot be read: name a run of detect.py, or its export/.") from error
     fits = isinstance(config, dict) and all(isinstance(config.get(name), kind) for name, kind in _FIELDS.items())
-    if (
-        not fits
-        or config["kind"] != KIND
-        or config["pyramid"] not in TAPS
-        or len(config["names"]) != len(config["ids"])
-    ):
+    fits = fits and config["kind"] == KIND and config["pyramid"] in TAPS and timm.is_model(config["architecture"])
+    if not fits or len(config["names"]) != len(config["ids"]):
         raise UserError(f"{path} describes no detector: name a run of detect.py, or its export/.")
+    check_args(config["model_args"], f"{path}: model_args")  # none that names other files
     return config
 
 

@@ -40,7 +40,7 @@ class JitteredImages(Dataset):
     def __getitem__(self, key: Pair) -> Sample:
         draw = random.Random(sample_seed(self.seed, *key))
         index, longest = self.indices[key[1]], draw.uniform(*self.scale) * self.size
-        image, size = self.annotated.read(index, partial(_reduced, longest=longest))
+        image, size = self.annotated.source.read(index, partial(_reduced, longest=longest))
         self.annotated.check_size(index, size)
         whole = tuple(max(1, round(side * longest / max(size))) for side in size)
         shape = tuple(min(self.size, side) for side in whole)  # what is seen of it

@@ -15,6 +15,7 @@ from . import masks
 from .annotated import Annotated
 from .evaluation import Detection, truth
 
+PARTS = ("objectness", "rpn_box_reg", "classifier", "box_reg", "mask")  # of the loss
 SHOWN = 8  # images
 SURE = 0.5  # score from which on a prediction is drawn
 _SIDE = 480  # pixels of a picture's longer side
@@ -47,9 +48,6 @@ def write_report(output: Path, annotated: Annotated, found: list[Detection], fig
     return page(output, "detection", f"{summary}; {html.escape(annotated.said())}", body)
 
 
-PARTS = ("objectness", "rpn_box_reg", "classifier", "box_reg", "mask")  # of the loss
-
-
 def _table(figures: dict[str, float]) -> str:
     """AP of boxes and masks; −1, where there is nothing of a size, is left out."""
     names = list(dict.fromkeys(name.partition("_")[2] for name in figures))
@@ -57,7 +55,8 @@ def _table(figures: dict[str, float]) -> str:
     rows = ""
     for kind in dict.fromkeys(name.partition("_")[0] for name in figures):
         cells = [figures[f"{kind}_{name}"] for name in names]
-        rows += f"<tr><th>{kind}</th>" + "".join(f"<td>{100 * x:.1f}</td>" if x >= 0 else "<td></td>" for x in cells)
+        shown = "".join(f"<td>{100 * x:.1f}</td>" if x >= 0 else "<td></td>" for x in cells)
+        rows += f"<tr><th>{kind}</th>{shown}</tr>"
     return f"<table><tr><th>%</th>{heads}</tr>{rows}</table>"
 
 
@@ -67,7 +66,7 @@ def sheets(annotated: Annotated, found: list[Detection]) -> list[tuple[int, Imag
     true, sure = truth(annotated)["annotations"], [one for one in found if one["score"] >= SURE]
     pairs = []
     for index in some:
-        image = annotated.read(index, decode)
+        image = annotated.source.read(index, decode)
         both = [drawn(image, [o for o in of if o["image_id"] == index], annotated.names) for of in (true, sure)]
         sheet = Image.new("RGB", (2 * both[0].width + 6, both[0].height), "white")
         for place, one in enumerate(both):

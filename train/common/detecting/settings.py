@@ -52,7 +52,7 @@ class Annotations:
 
 
 @dataclass
-class Detector:
+class DetectorSettings:
     """What is built on the ViT.
 
     Args:
@@ -101,7 +101,7 @@ class Detecting:
     evaluate: str | None = None
     random: bool = False
     args: dict[str, Plain] = field(default_factory=dict)
-    detector: Detector = field(default_factory=Detector)
+    detector: DetectorSettings = field(default_factory=DetectorSettings)
     optim: Optim = field(default_factory=Optim)
     system: System = field(default_factory=System)
     checkpoint: Checkpoint = field(default_factory=lambda: Checkpoint(every=1000))

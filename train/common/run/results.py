@@ -141,7 +141,7 @@ def _is_result(record: Any) -> bool:
         texts = [record[name] for name in ("data", "label", "protocol", "model", "weights", "view")] + [metric(record)]
         texts += [train["split"], test["split"], train["subset"] or ""]
         numbers = [train["images"], test["images"], record["classes"], record["parameters"], value(record)]
-        numbers += [*record["img_size"], *record["seeds"], record["duplicates"]["train_test"]]
+        numbers += [*record["img_size"], *record["seeds"], shared(record)]
     except (KeyError, TypeError, ValueError, AttributeError):
         return False
     return all(isinstance(x, str) for x in texts) and all(isinstance(x, (int, float)) for x in numbers)
@@ -157,6 +157,11 @@ def line(record: dict[str, Any]) -> str:
         f"{record['protocol']:<14} {record['view']:<12} {value(record):.2f} {unit}{deviation}{interval}"
         f"{'  ' * bool(choice)}{choice}"
     )
+
+
+def shared(record: dict[str, Any]) -> int:
+    """Test images that are known to be among the training images, too."""
+    return record["duplicates"]["train_test"] if record["duplicates"] is not None else 0
 
 
 def shown_interval(record: dict[str, Any], between: str) -> str:

@@ -4,14 +4,14 @@ Read in a wrong convention, many boxes have negative sides, leave their image, o
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 
 from timm_dseq import UserError
 
 Convention = Literal["xywh", "xyxy", "cxcywh", "xywh-shares", "xyxy-shares", "cxcywh-shares"]
-CONVENTIONS: tuple[Convention, ...] = Convention.__args__
+CONVENTIONS: tuple[Convention, ...] = get_args(Convention)
 FIT, MISFIT = 0.01, 0.05  # shares of odd boxes, up to which a convention fits, and from which on it does not
 
 

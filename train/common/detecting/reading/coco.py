@@ -12,6 +12,7 @@ from timm_dseq import UserError
 from ...data.source import Source
 from .. import masks
 from ..annotated import Annotated, Classes, Objects, Pair
+from ..settings import Annotations
 from .boxes import Convention, Evidence, corners, settle
 
 LOOKED_AT = 2000  # masks whose boxes are compared with the annotated ones
@@ -29,15 +30,13 @@ def layout(folder: Path, split: str) -> tuple[Path, Path] | None:
     return None
 
 
-def open_coco(
-    path: Path, folder: Path, split: str, asked: Convention | None, classes: Classes | None, limit: int | None
-) -> Annotated:
-    """asked: data.boxes. classes: those of the training split, which other splits have to share. limit: of images."""
+def open_coco(path: Path, folder: Path, split: str, data: Annotations, classes: Classes | None) -> Annotated:
+    """classes: those of the training split, which other splits have to share."""
     content = _content(path)
     ids, names = classes or _classes(path, content["categories"])
     if classes:
         _check_same(path, _classes(path, content["categories"]), classes)
-    images = content["images"][:limit]
+    images = content["images"][: data.limit]
     number = {_known(image, "id", path): place for place, image in enumerate(images)}
     if len(number) < len(images):
         raise UserError(f"{path}: two images have the same id: mend it.")
@@ -49,7 +48,7 @@ def open_coco(
         if where in number:
             of_image[number[where]].append(annotation)
     sizes = [_size(image, path) for image in images]
-    convention = settle(_evidence(of_image, sizes, path), str(path), asked, usual="xywh")
+    convention = settle(_evidence(of_image, sizes, path), str(path), data.boxes, usual="xywh")
     label = {id_: place for place, id_ in enumerate(ids)}
     objects = [_objects(some, label, size, convention) for some, size in zip(of_image, sizes, strict=True)]
     rows = [{"image": {"bytes": None, "path": str(folder / image["file_name"])}} for image in images]

@@ -47,24 +47,23 @@ def _is_coco(data: Annotations) -> bool:
 
 
 def _open(data: Annotations, split: str, images: str | None, classes: Classes | None) -> Annotated:
+    """classes: those of the training split; None for itself."""
     if data.path == "scenes":
         return _scenes(split, data.limit)
     if not _is_coco(data):
         return open_objects(data, split, classes)
-    file = Path(split if split.endswith(".json") else data.path)
-    if file.suffix == ".json" and not (classes and file == Path(data.path)):
-        if not file.is_file():
-            raise UserError(f"{file} does not exist: check data.path and data.test.")
-        if not images or not Path(images).is_dir():
-            setting = "data.test_images" if classes else "data.images"
-            raise UserError(f"{setting}={images} is no folder: name that of the images of {file}.")
-        return open_coco(file, Path(images), file.stem, data.boxes, classes, data.limit)
-    found = layout(Path(data.path), split)
-    if found is None:
-        raise UserError(
-            f"{data.path} has no instances_{split}.json with a folder {split}: check the path and the split."
-        )
-    return open_coco(*found, split, data.boxes, classes, data.limit)
+    named = split if classes else data.path
+    if not named.endswith(".json"):
+        found = layout(Path(data.path), split)
+        if found is None:
+            raise UserError(f"{data.path} has no instances_{split}.json with a folder {split}: name another split.")
+        return open_coco(*found, split, data, classes)
+    if not Path(named).is_file():
+        raise UserError(f"{named} does not exist: check data.path and data.test.")
+    if not images or not Path(images).is_dir():
+        setting = "data.test_images" if classes else "data.images"
+        raise UserError(f"{setting}={images} is no folder: name that of the images of {named}.")
+    return open_coco(Path(named), Path(images), Path(named).stem, data, classes)
 
 
 def _scenes(split: str, limit: int | None) -> Annotated:
