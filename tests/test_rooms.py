@@ -39,6 +39,7 @@ RECIPES = {  # all of them may import timm_dseq; the scripts in train/ may impor
     "dense": {"drop_path", "data", "run", "system"},
     "detecting": {"dense", "data", "run", "system"},
     "discovering": {"labels", "data", "run", "system"},
+    "segmenting": {"dense", "labels", "data", "run", "system"},
 }
 
 Sources = dict[str, str]  # module → its source

@@ -31,7 +31,7 @@ TINY = {
 
 # One process with everything imported, of which each run is a fork: starting a run takes no time.
 FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["tests.train.runs", "pretrain", "finetune", "detect"])
+FORKS.set_forkserver_preload(["tests.train.runs", "pretrain", "finetune", "detect", "segment"])
 
 
 def options(output: Path, **settings) -> list[str]:

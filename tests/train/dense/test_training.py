@@ -52,13 +52,16 @@ def test_layer_decay_is_timms_for_the_vit_and_leaves_the_rest_at_full_rate():
     assert ours["body.vit.patch_embed.proj.weight"] == (0.5**5, 0.3)
 
 
-def test_the_learning_rate_warms_up_and_falls_at_the_drops_or_along_a_cosine():
+def test_the_learning_rate_warms_up_and_falls_at_the_drops_along_a_cosine_or_a_line():
     step = Optim(lr=1.0, warmup_epochs=1, drops=[0.5, 0.75])
     rates = [learning_rate(step, samples, 10, 100) for samples in (0, 5, 10, 49, 50, 74, 75, 99)]
     assert rates == pytest.approx([0, 0.5, 1, 1, 0.1, 0.1, 0.01, 0.01])
     cosine = Optim(lr=1.0, warmup_epochs=1, schedule="cosine", lr_end=0.2)
     rates = [learning_rate(cosine, samples, 10, 110) for samples in (5, 10, 60, 110)]
     assert rates == pytest.approx([0.5, 1, 0.6, 0.2])
+    line = Optim(lr=1.0, warmup_epochs=1, schedule="linear", lr_end=0.2)
+    rates = [learning_rate(line, samples, 10, 110) for samples in (5, 10, 35, 60, 110)]
+    assert rates == pytest.approx([0.5, 1, 0.8, 0.6, 0.2])
 
 
 TINY = {"optim.batch_size": 8, "optim.epochs": 5, "optim.drop_path": 0.2, "checkpoint.every": 3, "workers": 0}

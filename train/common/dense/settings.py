@@ -28,9 +28,9 @@ class Optim:
         batch_size: images in a step, of all processes and accumulation rounds together
         accumulation: rounds in which a process computes its part of a step
         lr: learning rate of all that is built on the ViT
-        schedule: step (a tenth at each of `drops`) or cosine, both after a linear warm-up from 0
+        schedule: step (a tenth at each of `drops`), cosine or linear, all after a linear warm-up from 0
         drops: where the learning rate falls to a tenth, as shares of the run
-        lr_end: learning rate at the end of a cosine
+        lr_end: learning rate at the end of a cosine or line
         warmup_epochs: length of the warm-up
         layer_decay: learning rate of a layer of the ViT, as a factor of the next layer's
         weight_decay: of matrices; biases and norms have none
@@ -44,7 +44,7 @@ class Optim:
     batch_size: Count = 16
     accumulation: Count = 1
     lr: Positive = 1e-4
-    schedule: Literal["step", "cosine"] = "step"
+    schedule: Literal["step", "cosine", "linear"] = "step"
     drops: list[Share] = field(default_factory=lambda: [0.88, 0.96])
     lr_end: NotNegative = 0.0
     warmup_epochs: NotNegative = 0.1
@@ -76,8 +76,11 @@ def learning_rate(optim: Optim, samples: int, epoch: int, total: int) -> float:
     warmup = optim.warmup_epochs * epoch
     if optim.schedule == "cosine":
         return warmup_cosine(samples, total, warmup, 0.0, optim.lr, optim.lr_end)
-    dropped = sum(samples >= share * total for share in optim.drops)
-    return (linear(samples / warmup, 0.0, optim.lr) if samples < warmup else optim.lr) * 0.1**dropped
+    if samples < warmup:
+        return linear(samples / warmup, 0.0, optim.lr)
+    if optim.schedule == "linear":
+        return linear((samples - warmup) / (total - warmup), optim.lr, optim.lr_end)
+    return optim.lr * 0.1 ** sum(samples >= share * total for share in optim.drops)
 
 
 def check(config: Settings) -> None:

@@ -1,0 +1,1 @@
+"""Semantic segmentation: images with masks of class ids, heads on a dense backbone, sliding windows, mIoU, export."""
