@@ -153,6 +153,10 @@ def test_a_coco_folder_with_a_vitdet_pyramid_and_a_parquet_file_of_boxes_train(t
     assert "vitdet pyramid" in said and "mask AP" in said
     config = json.loads((tmp_path / "a" / "run" / "export" / "config.json").read_text())
     assert config["ids"] == [1, 3, 4, 70, 71, 90]
+    found = json.loads((tmp_path / "a" / "run" / "detections.json").read_text())
+    images = json.loads((folder / "instances_val.json").read_text())["images"]
+    assert {one["image_id"] for one in found} <= {image["id"] for image in images}
+    assert {one["category_id"] for one in found} <= {1, 3, 4, 70, 71, 90}
     parquet = parquet_folder(tmp_path / "rows")
     code, said = train(tmp_path / "b" / "run", data__path=parquet, data__boxes="xywh", **short)
     assert code == 0, said
