@@ -34,11 +34,12 @@ RECIPES = {  # all of them may import timm_dseq; the scripts in train/ may impor
     "salient_crop": {"run"},
     "pretraining": {"classifiers", "data", "run", "system"},
     "probing": {"classifiers", "salient_crop", "labels", "data", "run", "system"},
+    "boxes": set(),
     "drop_path": {"data"},
     "tuning": {"drop_path", "salient_crop", "labels", "data", "run", "system"},
     "dense": {"drop_path", "data", "run", "system"},
-    "detecting": {"dense", "data", "run", "system"},
-    "discovering": {"labels", "data", "run", "system"},
+    "detecting": {"boxes", "dense", "data", "run", "system"},
+    "discovering": {"boxes", "labels", "data", "run", "system"},
     "segmenting": {"dense", "labels", "data", "run", "system"},
 }
 

@@ -90,7 +90,7 @@ def said_of(truths: Truths) -> list[str]:
     """Lines on what is judged and what is not."""
     lines = []
     if truths.form:
-        lines.append(f"boxes are {truths.form[0]}{', as shares of the image' * truths.form[1]}: so all lie inside")
+        lines.append(f"boxes are {truths.form}, as the data shows")
     if truths.empty:
         first = truths.where(truths.empty[0])
         lines.append(f"{len(truths.empty)} images hold no object and are left out, the first {first}")

@@ -1,11 +1,11 @@
-"""Boxes: whose convention they follow, what is wrong with them, and CorLoc against a loop."""
+"""Files of boxes, what is wrong with them, and CorLoc against a loop."""
 
 import json
 
 import numpy as np
 import pytest
 import torch
-from common.discovering.boxes import coco_rows, convention, corners, voc_rows
+from common.discovering.boxes import coco_rows, voc_rows
 from common.discovering.judging import Judging
 from common.discovering.predictions import REGIONS, elsewhere, in_pixels, largest_box
 from common.discovering.truth import Truth
@@ -14,59 +14,6 @@ from scipy import ndimage
 
 from timm_dseq import UserError
 from timm_dseq.engine.regions import rank_regions
-
-SIZES = torch.tensor([[100, 80], [64, 120], [90, 90]])
-CORNERS = [
-    torch.tensor([[70.0, 50, 99, 79], [0, 0, 30, 70]]),
-    torch.tensor([[40.0, 90, 63, 119]]),
-    torch.tensor([[5.0, 60, 20, 88], [60, 2, 90, 30]]),
-]
-NAMES = ["a.jpg", "b.jpg", "c.jpg"]
-
-
-def written(form, relative):
-    """The corners above, as a data set of this convention has them."""
-    found = []
-    for boxes, size in zip(CORNERS, SIZES, strict=True):
-        left, top, right, bottom = boxes.unbind(1)
-        each = {
-            "xyxy": (left, top, right, bottom),
-            "xywh": (left, top, right - left, bottom - top),
-            "cxcywh": ((left + right) / 2, (top + bottom) / 2, right - left, bottom - top),
-        }[form]
-        found.append(torch.stack(each, 1) / (size.repeat(2) if relative else 1))
-    return found
-
-
-@pytest.mark.parametrize("relative", [False, True])
-@pytest.mark.parametrize("form", ["xyxy", "xywh", "cxcywh"])
-def test_the_convention_is_the_one_in_which_all_boxes_lie_inside(form, relative):
-    boxes = written(form, relative)
-    assert convention(boxes, SIZES, NAMES) == (form, relative)
-    for own, real, size in zip(boxes, CORNERS, SIZES, strict=True):
-        torch.testing.assert_close(corners(own, form, size, relative), real, rtol=1e-5, atol=1e-4)
-
-
-def test_boxes_that_fit_two_conventions_are_not_guessed():
-    small = [torch.tensor([[20.0, 20, 30, 30]])]
-    with pytest.raises(UserError, match=r"fit xyxy and xywh and cxcywh alike: name their way as data\.box_format"):
-        convention(small, SIZES[:1], NAMES[:1])
-    assert convention(small, SIZES[:1], NAMES[:1], "xywh") == ("xywh", False)
-
-
-@pytest.mark.parametrize(
-    ("box", "asked", "words"),
-    [
-        ([10.0, 10, 10, 40], "xyxy", r"c\.jpg: its box \[10, 10, 10, 40\], read as xyxy, encloses nothing"),
-        ([10.0, 10, 300, 40], None, "c.jpg: .* lies outside .*90×90 pixels"),
-        ([-5.0, 10, 30, 40], "xywh", "lies outside"),
-        ([float("nan"), 1, 30, 40], "xyxy", "encloses nothing"),
-    ],
-)
-def test_a_box_that_is_degenerate_or_outside_is_named(box, asked, words):
-    boxes = [CORNERS[0], CORNERS[1], torch.tensor([box])]
-    with pytest.raises(UserError, match=words):
-        convention(boxes, SIZES, NAMES, asked)
 
 
 def slow_largest(mask):

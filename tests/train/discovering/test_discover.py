@@ -90,7 +90,7 @@ def test_two_processes_give_the_numbers_of_one(tmp_path, data, unused_port):
 def test_boxes_give_corloc(tmp_path):
     images, _, boxes = squares(9)
     code, said = discover(tmp_path, as_parquet(tmp_path / "boxes.parquet", images, boxes=boxes))
-    assert code == 0 and "boxes are xyxy: so all lie inside" in said
+    assert code == 0 and "boxes are xyxy, as the data shows" in said
     assert "CorLoc" in said and "maxF" not in said
 
 

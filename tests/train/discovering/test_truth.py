@@ -106,7 +106,7 @@ def test_boxes_are_found_in_a_column_alone_or_in_a_mapping(tmp_path):
     for number, column in enumerate(({"boxes": boxes}, {"objects": [{"bbox": own} for own in boxes]})):
         file = str(as_parquet(tmp_path / f"{number}.parquet", images, **column))
         truths = open_truths(Objects(file), 0)
-        assert truths.form == ("xyxy", False)
+        assert truths.form == "xyxy"
         assert [truths[place][2].boxes.tolist() for place in range(4)] == boxes
     with pytest.raises(UserError, match="row 0: boxes holds no boxes of four numbers"):
         open_truths(Objects(str(as_parquet(tmp_path / "b.parquet", images, boxes=[[[1, 2, 3]]] * 4))), 0)

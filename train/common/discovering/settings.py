@@ -5,10 +5,11 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal, TypeVar
+from typing import TypeVar
 
 from timm_dseq.hub.model_args import check_args
 
+from ..boxes import Convention
 from ..labels.settings import Labels, shortened
 from ..system import machine
 from ..system.command_line import Parser, Plain
@@ -30,7 +31,7 @@ class Objects:
             object)
         unknown: number in such masks where nothing is known; VOC has 255
         other_size: take masks of another size than their image but of its shape; judged is at the masks' size
-        box_format: how boxes are written (default: the only way in which all of them lie in their images)
+        box_format: what four numbers of a box mean; needed only where the data does not show it
         skip: images to leave out, from the first on, as those that a choice was made by
         images: the most images to judge on
     """
@@ -44,7 +45,7 @@ class Objects:
     numbered: bool | None = None
     unknown: CountOrNone | None = None
     other_size: bool = False
-    box_format: Literal["xyxy", "xywh", "cxcywh"] | None = None
+    box_format: Convention | None = None
     skip: CountOrNone = 0
     images: Count | None = None
 

@@ -10,7 +10,6 @@ from typing import Any
 
 import datasets
 import numpy as np
-import torch
 import xxhash
 from PIL import Image
 from torch.utils.data import Dataset
@@ -18,12 +17,13 @@ from torch.utils.data import Dataset
 from timm_dseq import UserError
 from timm_dseq.images import UnreadableImage, as_unreadable, open_image
 
+from ..boxes import Convention, Evidence, corners, settle
 from ..data.opening import opening, test_split
 from ..data.settings import Data
 from ..data.source import Source, open_source
 from ..data.unreadable import batches_of_all
 from ..system.screen import Screen
-from .boxes import coco_rows, convention, corners, voc_rows
+from .boxes import coco_rows, voc_rows
 from .settings import Objects
 
 UNKNOWN = -1
@@ -66,7 +66,7 @@ class Truths(Dataset):
 
     def __init__(self, data: Objects, source: Source, column: str, rows: range | list[int], by_mask: bool) -> None:
         self.data, self.source, self.column, self.rows, self.by_mask = data, source, column, rows, by_mask
-        self.form: tuple[str, bool] | None = None  # of boxes, once it is known
+        self.form: Convention | None = None  # of boxes, once it is known
         self.empty: list[int] = []  # rows without an object, which are not judged
         self.scenes = False  # whether masks number several objects
         self.digest = ""  # of all truths
@@ -110,7 +110,8 @@ class Truths(Dataset):
         except (TypeError, ValueError, KeyError, StopIteration) as error:
             raise UnreadableImage(f"{self.where(row)}: {self.column} holds no boxes of four numbers") from error
         if self.form:
-            boxes = corners(torch.from_numpy(boxes), self.form[0], torch.tensor(size), self.form[1]).numpy()
+            boxes = corners(boxes, self.form, np.array([size[::-1]])).astype(np.float32)
+            boxes = boxes[(boxes[:, 2:] > boxes[:, :2]).all(1)]  # those that enclose something
         return Truth(size, boxes=boxes)
 
 
@@ -143,11 +144,22 @@ def open_truths(data: Objects, workers: int, shown: bool = True) -> Truths:
             hint = ": if they number the objects, give --data.numbered true"
         raise UserError(f"{data.path}: no {'mask' if by_mask else 'image'} holds an object{hint}.")
     if not by_mask:
-        sizes = torch.tensor([truth.size for truth in every])
-        names = [truths.where(row) for row in filled]
-        truths.form = convention([torch.from_numpy(truth.boxes) for truth in every], sizes, names, data.box_format)
+        boxes = np.concatenate([truth.boxes for truth in every]).astype(float)
+        sizes = np.repeat([truth.size[::-1] for truth in every], [len(truth.boxes) for truth in every], axis=0)
+        unknown = np.full((len(boxes), 5), np.nan)
+        evidence = Evidence(boxes, sizes.astype(float), unknown[:, 0], unknown[:, 1:])
+        truths.form = settle(evidence, data.path, data.box_format)
+        holding = [_holds(truth, truths.form) for truth in every]
+        truths.empty += [row for row, holds in zip(filled, holding, strict=True) if not holds]
+        filled = [row for row, holds in zip(filled, holding, strict=True) if holds]
     truths.rows, truths.digest = filled, digest.hexdigest()[:16]
     return truths
+
+
+def _holds(truth: Truth, form: Convention) -> bool:
+    """Whether a box of the image encloses something."""
+    found = corners(truth.boxes, form, np.array([truth.size[::-1]]))
+    return bool((found[:, 2:] > found[:, :2]).all(1).any())
 
 
 def _opened(data: Objects) -> tuple[Source, str, bool]:
