@@ -78,7 +78,7 @@ def train(config: Segmenting, text: str, accelerator: Accelerator) -> int:
         save(output / "export", segmenter, description)
         results.append(config.results, [record])
         report(output, segmenter, description, test, record)
-        print(results.line(record))
+        print(said(record))
         print(f"the segmenter: {output / 'export'}; its report: {output / 'report.html'}", flush=True)
     return 0
 
@@ -94,7 +94,7 @@ def evaluate(config: Segmenting, accelerator: Accelerator) -> int:
     if accelerator.is_main_process:
         record = record_of(config, description, segmenter, data, scores, shared)
         results.append(config.results, [record])
-        print(results.line(record), flush=True)
+        print(said(record), flush=True)
     return 0
 
 
@@ -155,6 +155,7 @@ def record_of(
 ) -> dict[str, Any]:
     """The record for the file of results. shared: test images that are trained on, too."""
     optim = config.optim
+    head = {"channels": description.channels} if description.head == "upernet" else {}
     each = zip(description.names, scores.iou.tolist(), strict=True)
     return {
         "model": description.backbone,
@@ -172,12 +173,17 @@ def record_of(
         "seeds": [config.seed],
         "duplicates": {"train_test": shared},
         "view": {"upernet": "all weights", "linear": "last map", "linear4": "last 4 maps"}[description.head],
-        "settings": {"epochs": optim.epochs, "batch_size": optim.batch_size, "lr": optim.lr, "stride": config.stride},
+        "settings": {"epochs": optim.epochs, "batch_size": optim.batch_size, "lr": optim.lr, **head},
         **results.figure("mIoU", scores.mean_iou),
         "interval": scores.interval(),
         "pixel_accuracy": scores.accuracy,
         "iou": {name: None if math.isnan(value) else value for name, value in each},
     }
+
+
+def said(record: dict[str, Any]) -> str:
+    """The result as a line."""
+    return f"{results.line(record)}; pixel accuracy {record['pixel_accuracy']:.2f} %"
 
 
 def report(output: Path, segmenter: Segmenter, description: Description, test: Test, record: dict[str, Any]) -> None:
@@ -192,9 +198,8 @@ def report(output: Path, segmenter: Segmenter, description: Description, test: T
         for name, value in sorted(seen.items(), key=lambda entry: -entry[1])
     ]
     table = f"<table><tr><th>class</th><th>IoU, %</th></tr>{''.join(rows)}</table>"
-    summary = f"{html.escape(results.line(record))}; pixel accuracy {record['pixel_accuracy']:.2f} %"
     body = f"{log_charts(output)}<h2>Predictions</h2>{''.join(pictures)}<h2>Classes</h2>{table}"
-    page(output, "segmentation", summary, body)
+    page(output, "segmentation", html.escape(said(record)), body)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ import json
 
 import datasets
 import numpy as np
+import pyarrow.parquet
 import pytest
 from accelerate import Accelerator
 from common.segmenting.classes import IGNORED, check_known, classes_of, look_at
@@ -98,6 +99,10 @@ def test_parquet_files_with_a_column_of_masks(tmp_path, accelerator):
     train, _, classes, found = classes_in(Masks(str(parquet(tmp_path / "x", train=rows, test=rows[:1]))), accelerator)
     assert classes.ids == (0, 1, 5) and (train.images.image, train.masks.image) == ("image", "mask")
     assert [each.empty for each in found] == [1, 0]
+    for split in ("train", "test"):  # as other libraries write them: bytes without datasets' word for an image
+        plain = [{name: value["bytes"] for name, value in each.items()} for each in rows]
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(plain), tmp_path / f"{split}.parquet")
+    assert classes_in(Masks(str(tmp_path), mask="mask"), accelerator)[2].ids == (0, 1, 5)
     one, other = (str(tmp_path / "x" / f"{split}.parquet") for split in ("train", "test"))
     assert len(classes_in(Masks(one, train=one, test=other), accelerator)[2]) == 3
 
@@ -158,6 +163,8 @@ def spoilt(what, folder):
         mask.unlink()
     elif what == "no image":
         image.unlink()
+    elif what == "two files":
+        (mask.parent / "5.tiff").write_bytes(b"")
     elif what == "broken mask":
         mask.write_bytes(b"no image")
     elif what == "unknown in test":
@@ -173,6 +180,8 @@ def spoilt(what, folder):
         settings = {"classes": 4}
     elif what == "names":
         (folder / "names.json").write_text("[1, 2]")
+    elif what == "same names":
+        (folder / "names.json").write_text('{"3": "a", "7": "a", "200": "b"}')
     elif what == "names no JSON":
         (folder / "names.json").write_text("{")
     elif what == "no test":
@@ -204,6 +213,7 @@ def spoilt(what, folder):
         ("colours", "masks/train/5.png (row 5): a mask in colours (RGB) does not tell its classes"),
         ("no mask", "images/train/5.png has no file of its name in"),
         ("no image", "masks/train/5.png has no file of its name in"),
+        ("two files", "masks/train/5.tiff differ in their suffix alone"),
         ("broken mask", "masks/train/5.png (row 5): UnidentifiedImageError"),
         ("unknown in test", "masks/val/2.png (row 2) holds the id 99, which is no class (1 such ids in val)"),
         ("unnamed", "holds the id 7, which is no class (1 such ids in train): name them in data.names, or ignore them, "
@@ -212,10 +222,11 @@ def spoilt(what, folder):
         ("all ignored", "split train: data.ignore leaves no pixel"),
         ("other count", "has 3 classes and data.classes=4"),
         ("names", "names.json: give a name for each id"),
+        ("same names", "names.json: two ids have the same name"),
         ("names no JSON", "names.json cannot be read (JSONDecodeError)"),
         ("no test", "has no split to test on"),
         ("empty", "images/train is empty"),
-        ("no column", "there is no column of masks: name it as data.mask"),
+        ("no column", "has no column of masks: name it as data.mask"),
         ("numbers for masks", "column 'mask' holds no masks"),
         ("path", "/nowhere does not exist"),
         ("alias path", "/nowhere is no folder"),

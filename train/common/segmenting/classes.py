@@ -133,4 +133,6 @@ def _named(path: Path) -> dict[int, str]:
         raise UserError(f"data.names={path} cannot be read ({type(error).__name__}): give JSON, id: name.") from error
     if not all(isinstance(name, str) and 0 <= number < MOST_IDS for number, name in named.items()):
         raise UserError(f"data.names={path}: give a name for each id, which is a whole number below {MOST_IDS}.")
+    if len(set(named.values())) < len(named):
+        raise UserError(f"data.names={path}: two ids have the same name: give each its own.")
     return named

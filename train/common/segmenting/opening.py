@@ -7,6 +7,7 @@ from typing import Any
 
 import datasets
 import numpy as np
+import pyarrow
 from PIL import Image
 
 from timm_dseq import UserError
@@ -111,13 +112,18 @@ def _columns(data: Masks, split: str) -> tuple[datasets.Dataset, str, str]:
     if Path(split).suffix == ".parquet" and Path(split).is_file():
         place, split = replace(place, path=split), "train"
     rows, image, _ = open_rows(place, split, [data.mask] if data.mask else COLUMNS, labels=False)
-    found = [name for name in ([data.mask] if data.mask else COLUMNS) if name in rows.features and name != image]
-    mask = next((name for name in found if isinstance(rows.features[name], datasets.Image)), None)
+    kinds = {name: kind for name, kind in rows.features.items() if name != image}
+    mask = data.mask if data.mask in kinds else None
+    mask = mask or next((name for name in COLUMNS if isinstance(kinds.get(name), datasets.Image)), None)
     if not mask:
-        asked = f"column {data.mask!r} holds no masks" if data.mask else "there is no column of masks"
-        where = "or the folders of images and masks as data.image and data.mask, {} for the split"
-        raise UserError(f"{place.path}, split {split}: {asked}: name it as data.mask, {where}.")
-    return rows.cast_column(mask, datasets.Image(decode=False)).select_columns([image, mask]), image, mask
+        raise UserError(
+            f"{place.path}, split {split}, has no column of masks: name it as data.mask, or the folders of images and "
+            "masks as data.image and data.mask, {} for the split."
+        )
+    try:
+        return rows.cast_column(mask, datasets.Image(decode=False)).select_columns([image, mask]), image, mask
+    except (pyarrow.ArrowException, TypeError, ValueError) as error:
+        raise UserError(f"{place.path}: column {mask!r} holds no masks: data.mask names another.") from error
 
 
 def _layout(data: Masks, split: str) -> tuple[Path, Path] | None:
@@ -130,22 +136,26 @@ def _layout(data: Masks, split: str) -> tuple[Path, Path] | None:
 
 def _paired(images: Path, masks: Path) -> list[dict[str, Any]]:
     """Rows of the images and masks in two folders whose paths are equal but for the suffix."""
-    found = [
-        {path.relative_to(folder).with_suffix(""): path for path in sorted(folder.rglob("[!.]*")) if path.is_file()}
-        for folder in (images, masks)
-    ]
-    for (one, other), (where, lacking) in zip((found, found[::-1]), ((images, masks), (masks, images)), strict=True):
-        if alone := sorted(one.keys() - other.keys()):
+    pictures, ids = _by_stem(images), _by_stem(masks)
+    for own, other, where, lacking in ((pictures, ids, images, masks), (ids, pictures, masks, images)):
+        if alone := sorted(own.keys() - other.keys()):
             raise UserError(
-                f"{one[alone[0]]} has no file of its name in {lacking} ({len(alone)} such files in {where}): add them, "
+                f"{own[alone[0]]} has no file of its name in {lacking} ({len(alone)} such files in {where}): add them, "
                 "or move these away."
             )
-    if not found[0]:
+    if not pictures:
         raise UserError(f"{images} is empty: check data.path.")
-    return [
-        {name: {"bytes": None, "path": str(part[key])} for name, part in zip(("image", "mask"), found, strict=True)}
-        for key in found[0]
-    ]
+    both = (("image", pictures), ("mask", ids))
+    return [{kind: {"bytes": None, "path": str(files[stem])} for kind, files in both} for stem in pictures]
+
+
+def _by_stem(folder: Path) -> dict[Path, Path]:
+    """The files below a folder, by their path in it without the suffix."""
+    files: dict[Path, Path] = {}
+    for path in sorted(folder.rglob("[!.]*")):
+        if path.is_file() and (other := files.setdefault(path.relative_to(folder).with_suffix(""), path)) != path:
+            raise UserError(f"{other} and {path} differ in their suffix alone: move one away.")
+    return files
 
 
 class SceneMasks(Sequence):

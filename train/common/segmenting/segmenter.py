@@ -61,15 +61,14 @@ def sliding(
     height, width = image.shape[-2:]
     size = (min(window, height), min(window, width))
     places = [(top, left) for top in starts(height, size[0], stride) for left in starts(width, size[1], stride)]
-    total, seen = 0.0, image.new_zeros(height, width, dtype=torch.float32)
+    total, seen = None, image.new_zeros(height, width, dtype=torch.float32)
     for first in range(0, len(places), AT_ONCE):
-        some = places[first : first + AT_ONCE]
-        cut = torch.stack([image[:, top : top + size[0], left : left + size[1]] for top, left in some])
-        for (top, left), logits in zip(some, logits_of(cut).float(), strict=True):
-            if first == 0 and isinstance(total, float):
-                total = logits.new_zeros(len(logits), height, width)
-            total[:, top : top + size[0], left : left + size[1]] += logits
-            seen[top : top + size[0], left : left + size[1]] += 1
+        parts = [(slice(top, top + size[0]), slice(left, left + size[1])) for top, left in places[first:][:AT_ONCE]]
+        logits = logits_of(torch.stack([image[:, rows, columns] for rows, columns in parts])).float()
+        total = logits.new_zeros(logits.shape[1], height, width) if total is None else total
+        for (rows, columns), own in zip(parts, logits, strict=True):
+            total[:, rows, columns] += own
+            seen[rows, columns] += 1
     return total / seen
 
 
