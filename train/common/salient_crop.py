@@ -17,15 +17,17 @@ from .run import results
 
 QueryName = Literal["cls_param", "cls_out", "attention", "norm", "border", "ncut"]
 DETAIL = 2  # times the model's size: how large the image is that is cropped
-TOP = 1 / 8  # of the patches: the most salient ones, which a view has to hold
+TOP = 1 / 16  # of the patches: the most salient ones, which a view has to hold
+MARGIN = 1  # patches around them
 LEAST = 0.5  # of the image's sides: a view is no smaller
-CROP = (DETAIL, TOP, LEAST)  # belongs to the key of whatever is computed with it
+CROP = (DETAIL, TOP, MARGIN, LEAST)  # belongs to the key of whatever is computed with it
 
 
 def salient_boxes(saliency: torch.Tensor) -> torch.Tensor:
     """Maps (B, h, w) → top, left and side (B, 3), shares of the image's height, width and both.
 
-    A box has the image's shape and holds its most salient patches; of a map that is the same everywhere, all of them.
+    A box has the image's shape and holds its most salient patches and those around them; of a map that is the same
+    everywhere, all patches.
     """
     h, w = saliency.shape[1:]
     flat = saliency.flatten(1)
@@ -35,7 +37,8 @@ def salient_boxes(saliency: torch.Tensor) -> torch.Tensor:
     spans = []
     for inside in (held.any(2), held.any(1)):  # of the rows (B, h), of the columns (B, w)
         n, found = inside.shape[1], inside.float()
-        spans.append(torch.stack([found.argmax(1), n - found.flip(1).argmax(1)], dim=1) / n)
+        first, last = found.argmax(1), n - found.flip(1).argmax(1)
+        spans.append(torch.stack([(first - MARGIN).clamp(min=0), (last + MARGIN).clamp(max=n)], dim=1) / n)
     spans = torch.stack(spans)  # (2, B, 2)
     side = (spans[..., 1] - spans[..., 0]).amax(0).clamp(min=LEAST)
     start = (spans.mean(2) - side / 2).clamp(min=0).minimum(1 - side)
