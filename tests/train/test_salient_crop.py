@@ -1,4 +1,4 @@
-"""The view of the most salient region: it holds the region, lies in the picture, and its answers stay apart."""
+"""The view of the most salient patches: it holds them, lies in the picture, and its answers stay apart."""
 
 import json
 from typing import get_args
@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from timm.data import create_transform
 from torch.nn import functional as F
 
-from timm_dseq import rank_regions, saliency_map
+from timm_dseq import saliency_map
 from timm_dseq.engine.saliency import QUERIES
 from timm_dseq.hub.load import data_config, load_backbone
 
@@ -34,17 +34,20 @@ def data(tmp_path_factory):
 
 @settings(max_examples=60, deadline=None)
 @given(st.integers(1, 9), st.integers(1, 9), st.integers(0, 2**31))
-def test_a_box_holds_the_region_and_lies_in_the_picture(h, w, seed):
-    maps = islands(4, h, w, torch.Generator().manual_seed(seed))
-    regions = rank_regions(maps)
-    for mask, count, (top, left, side) in zip(
-        regions.masks[:, 0], regions.count, salient_boxes(maps).tolist(), strict=True
-    ):
+def test_a_box_holds_the_salient_patches_and_lies_in_the_picture(h, w, seed):
+    maps = islands(4, h, w, torch.Generator().manual_seed(seed)) + 1e-3 * torch.rand(4, h, w)
+    for saliency, (top, left, side) in zip(maps, salient_boxes(maps).tolist(), strict=True):
         assert LEAST <= side <= 1 and 0 <= top <= 1 - side + 1e-6 and 0 <= left <= 1 - side + 1e-6
-        places = mask.nonzero().tolist() if count else [[i, j] for i in range(h) for j in range(w)]
-        for i, j in places:  # a patch from its first to its last line
+        ranked = sorted(((saliency[i, j].item(), i, j) for i in range(h) for j in range(w)), reverse=True)
+        chosen = ranked[: max(1, round(h * w / 16))]
+        for _, i, j in chosen:  # a patch from its first to its last line
             assert top <= i / h + 1e-6 and (i + 1) / h <= top + side + 1e-6
             assert left <= j / w + 1e-6 and (j + 1) / w <= left + side + 1e-6
+        high, wide = (  # and a patch around them, no more
+            min(max(places) + 2, n) - max(min(places) - 1, 0)
+            for places, n in zip(list(zip(*chosen, strict=True))[1:], (h, w), strict=True)
+        )
+        assert side == pytest.approx(max(high / h, wide / w, LEAST))
 
 
 @pytest.mark.parametrize("y", [60, 196])
@@ -60,10 +63,11 @@ def test_an_object_in_a_corner_is_seen_whole_and_closer(y, x):
     view = salient_views(model.eval(), ((image - mean) / std)[None], "border")[0] * std + mean
     assert view.shape == (3, 128, 128)
     seen = view[0] > view[2]
-    assert seen.float().mean() == pytest.approx(4 * inside.float().mean().item(), rel=0.05)  # twice as large, and whole
+    assert seen.float().mean() > 2 * inside.float().mean()  # closer,
+    assert not any(edge.any() for edge in (seen[0], seen[-1], seen[:, 0], seen[:, -1]))  # and nothing cut off
 
 
-def test_without_a_region_the_view_is_the_whole_image():
+def test_of_a_map_that_is_the_same_everywhere_the_view_is_the_whole_image():
     model, images = encoder((40, 72)).eval(), torch.full((2, 3, 80, 144), 0.5)
     assert salient_boxes(torch.zeros(2, 5, 9)).tolist() == [[0, 0, 1]] * 2
     torch.testing.assert_close(salient_views(model, images, "norm"), torch.full((2, 3, 40, 72), 0.5))

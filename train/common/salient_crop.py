@@ -10,32 +10,37 @@ import torch
 from timm.models import VisionTransformer
 from torch.nn import functional as F
 
-from timm_dseq import UserError, rank_regions, saliency_map
+from timm_dseq import UserError, saliency_map
 from timm_dseq.engine.saliency import check_query
 
 from .run import results
 
 QueryName = Literal["cls_param", "cls_out", "attention", "norm", "border", "ncut"]
 DETAIL = 2  # times the model's size: how large the image is that is cropped
+TOP = 1 / 16  # of the patches: the most salient ones, which a view has to hold
+MARGIN = 1  # patches around them
 LEAST = 0.5  # of the image's sides: a view is no smaller
-MARGIN = 1  # patches around the region
-CROP = (DETAIL, LEAST, MARGIN)  # belongs to the key of whatever is computed with it
+CROP = (DETAIL, TOP, MARGIN, LEAST)  # belongs to the key of whatever is computed with it
 
 
 def salient_boxes(saliency: torch.Tensor) -> torch.Tensor:
     """Maps (B, h, w) → top, left and side (B, 3), shares of the image's height, width and both.
 
-    A box holds the region of rank 1 and a margin. Without a region it is the whole image.
+    A box has the image's shape and holds its most salient patches and those around them; of a map that is the same
+    everywhere, all patches.
     """
-    regions = rank_regions(saliency)
-    region = regions.masks[:, 0] | (regions.count == 0)[:, None, None]
+    h, w = saliency.shape[1:]
+    flat = saliency.flatten(1)
+    best = flat.topk(max(1, round(TOP * h * w)), dim=1).indices
+    held = torch.zeros_like(flat, dtype=torch.bool).scatter(1, best, True) | (flat == flat[:, :1]).all(1, keepdim=True)
+    held = held.view(-1, h, w)
     spans = []
-    for inside in (region.any(2), region.any(1)):  # of the rows (B, h), of the columns (B, w)
+    for inside in (held.any(2), held.any(1)):  # of the rows (B, h), of the columns (B, w)
         n, found = inside.shape[1], inside.float()
-        first, last = found.argmax(1), inside.shape[1] - found.flip(1).argmax(1)
-        spans.append(torch.stack([first - MARGIN, last + MARGIN], dim=1) / n)
+        first, last = found.argmax(1), n - found.flip(1).argmax(1)
+        spans.append(torch.stack([(first - MARGIN).clamp(min=0), (last + MARGIN).clamp(max=n)], dim=1) / n)
     spans = torch.stack(spans)  # (2, B, 2)
-    side = (spans[..., 1] - spans[..., 0]).amax(0).clamp(LEAST, 1)
+    side = (spans[..., 1] - spans[..., 0]).amax(0).clamp(min=LEAST)
     start = (spans.mean(2) - side / 2).clamp(min=0).minimum(1 - side)
     return torch.stack([*start, side], dim=1)
 
