@@ -22,6 +22,7 @@ from .weights import Weights, check_types, misfits
 # Width of a plain ViT → its timm name and the heads that no shape shows. 1408 is I-JEPA's ViT-g.
 _STOCK_BY_WIDTH = {ARCHITECTURES[ours]["embed_dim"]: stock for ours, stock in STOCK.items() if ours[-3:] != "448"}
 _STOCK_BY_WIDTH[1408] = "vit_giant_patch16_gap_224"
+IJEPA = {"class_token": False, "global_pool": "avg", "fc_norm": False}  # Meta's encoders, in timm's words
 
 
 @dataclass(frozen=True)
@@ -176,7 +177,7 @@ def detect(weights: Weights) -> StockModel:
 
     stock = "vit_huge_patch16_gap_448" if (width, *patch) == (1280, 16, 16) else _STOCK_BY_WIDTH[width]
     if not class_token:  # I-JEPA
-        args = {"class_token": False, "global_pool": "avg", "fc_norm": fc_norm}
+        args = {**IJEPA, "fc_norm": fc_norm}
     elif no_embed_class:  # DSeq-JEPA
         args = {**BACKBONE, "fc_norm": fc_norm}
     else:
