@@ -13,7 +13,7 @@ from string import Template
 
 from huggingface_hub import ModelCardData
 
-from ..dseq_jepa import ARCHITECTURES, IJEPA_LICENSE, META, META_TAG, STOCK, TAGS
+from ..dseq_jepa import ARCHITECTURES, IJEPA_LICENSE, META_TAG, STOCK, TAGS
 from . import paper
 from .stock import StockModel, registered
 
@@ -122,8 +122,9 @@ def ijepa_card(name: str, stock: StockModel) -> str:
     """
     data, with_package = "[TO BE STATED: the data set of this checkpoint, IN1k or IN22k]", ""
     if name.endswith(f".{META_TAG}"):
-        ours = next(ours for ours in META if STOCK[ours.partition(".")[0]] == stock.architecture)
-        data, with_package = "ImageNet-1k", _WITH_PACKAGE.format(name=ours, width=stock.blueprint.embed_dim)
+        ours = next(ours for ours, theirs in STOCK.items() if theirs == stock.architecture)
+        data = "ImageNet-1k"
+        with_package = _WITH_PACKAGE.format(name=f"{ours}.{META_TAG}", width=stock.blueprint.embed_dim)
     return _fill(
         name,
         stock,

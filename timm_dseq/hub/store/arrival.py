@@ -6,6 +6,7 @@ download.json    what it is: {"of": its address or identity, "total": bytes, "ve
 """
 
 import json
+import re
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -107,5 +108,10 @@ def arriving(what: str, mend: str) -> Iterator[None]:
         if isinstance(error, OSError) and error.errno and (error.errno in FULL or error.filename):
             with writing():
                 raise
-        reason = (str(error) or type(error).__name__).splitlines()[0].rstrip(".")
-        raise BrokenOff(f"{what} did not arrive whole ({reason:.200}): {mend}.") from error
+        reason = first_sentence(str(error) or type(error).__name__)
+        raise BrokenOff(f"{what} did not arrive whole ({reason}): {mend}.") from error
+
+
+def first_sentence(text: str) -> str:
+    """The first sentence of what a library says, in one line."""
+    return re.split(r"[.!]\s|\n\n", text.strip())[0].replace("\n", " ").rstrip(".")[:200]

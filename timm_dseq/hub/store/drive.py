@@ -10,7 +10,7 @@ from typing import Any
 
 from ...errors import UserError
 from ..download import patiently
-from .arrival import Arrival, arriving
+from .arrival import Arrival, arriving, first_sentence
 
 SECONDS = 30  # in which the drive has to send something
 PAGES = 90  # seconds in which its pages (consent, confirmation) have to end in the file
@@ -77,10 +77,8 @@ def _refusals(gdown: ModuleType, by_hand: str) -> Iterator[None]:
     try:
         yield
     except gdown.FileURLRetrievalError as error:  # too many downloads today, not public, a page that nobody foresaw
-        reason = (str(error).split("\n\n") * 2)[1]  # the second paragraph, where there is one
-        raise UserError(
-            f"the drive does not hand the file out ({' '.join(reason.split()):.200}): wait a day, or {by_hand}."
-        ) from error
+        reason = first_sentence(" ".join((str(error).split("\n\n") * 2)[1].split()))  # of the second paragraph, if any
+        raise UserError(f"the drive does not hand the file out ({reason}): wait a day, or {by_hand}.") from error
     except gdown.DownloadCancelled as error:
         raise UserError(f"the drive sends pages and no file: try again later, or {by_hand}.") from error
 
