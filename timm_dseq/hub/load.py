@@ -55,6 +55,8 @@ def load_backbone(
     else:
         _check_known(name, random)
         model, shown = _create(name, img_size, not random, args), name.partition(":")[2] or name
+        if name in ARCHITECTURES and not random:  # whose weights they are
+            shown = f"{name}.{model.pretrained_cfg['tag']}"
     if not random:
         _check_finite(model, name)
     if random or (path.exists() and not _has_config(path)):  # the licence that timm names is that of other weights
