@@ -387,7 +387,7 @@ def test_the_namespace_gives_every_tag_its_repository(run_python):
     code = """
 import timm, timm_dseq
 names = [name for name in timm.list_pretrained("dseq*") if name not in timm_dseq.dseq_jepa.SHIPPED]
-assert len(names) == 24, names
+assert len(names) == 26, names
 for name in names:
     cfg = timm.get_pretrained_cfg(name)
     assert (cfg.hf_hub_id, cfg.hf_hub_filename) == (f"some-lab/{name}", "model.safetensors")

@@ -82,6 +82,9 @@ def test_get_convert_and_stock_timm_give_the_same_features(drive, store, run, ru
     done = run_python(STOCK, f"local-dir:{store / name}", str(tmp_path / "image"), str(tmp_path / "features"))
     assert done.returncode == 0, done.stderr
     torch.testing.assert_close(load_file(tmp_path / "features")["features"], ours, atol=1e-5, rtol=0)
-    if name == META:  # timm's own name for these weights builds the same model of them
-        meta = timm.create_model("vit_huge_patch14_gap_224", depth=1, embed_dim=192, num_heads=3, num_classes=0)
-        assert meta.cls_token is None and not isinstance(meta.norm, torch.nn.Identity)
+    if name == META:  # as timm's own name for such weights builds it
+        theirs = timm.create_model(
+            "vit_huge_patch14_gap_224", patch_size=16, depth=12, embed_dim=192, num_heads=3, num_classes=0
+        )
+        theirs.load_state_dict(load_file(store / name / "model.safetensors"))
+        torch.testing.assert_close(features(theirs, image), ours, atol=1e-5, rtol=0)
