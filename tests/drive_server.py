@@ -61,14 +61,14 @@ def identity(name: str) -> str:
 
 
 @contextlib.contextmanager
-def redirected(url: str):
+def redirected(loopback: str):
     """Whatever requests asks of Google goes to the loopback server."""
     real = requests.Session.request
 
-    def request(self, method, address, *args, **kwargs):
-        parts = urlsplit(address)
-        assert parts.hostname.endswith("google.com"), f"asked for {address}"
-        return real(self, method, f"{url}{parts.path}?{parts.query}", *args, **kwargs)
+    def request(self, method, url, *args, **kwargs):
+        parts = urlsplit(url)
+        here = f"{loopback}{parts.path}?{parts.query}" if parts.hostname.endswith("google.com") else url
+        return real(self, method, here, *args, **kwargs)
 
     requests.Session.request = request
     try:
