@@ -91,7 +91,7 @@ MUTANTS = {
     ),
     "another kind of checkpoint": (
         "timm_dseq/hub/store/get.py",
-        "if (kind, stock) != (source.kind, expected(name))",
+        "if (kind, stock) != (source.kind, registered(name))",
         "if False",
         f'{GET} -k "of_another_kind and other_format or wrong_file"',
     ),

@@ -15,7 +15,7 @@ import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import VisionTransformer
 
-from ..dseq_jepa import ARCHITECTURES, BACKBONE, STOCK, is_size
+from ..dseq_jepa import ARCHITECTURES, BACKBONE, META_TAG, STOCK, is_size
 from ..errors import UserError, similar
 from .weights import Weights, check_types, misfits
 
@@ -138,7 +138,9 @@ def registered(model_name: str) -> StockModel:
         )
     tagged = model_name in timm.list_models(f"{name}.*", include_tags=True)
     size = tuple(timm.get_pretrained_cfg(model_name if tagged else name).input_size[1:])
-    return StockModel(STOCK[name], size, dict(BACKBONE)) if name in STOCK else StockModel(name, size)
+    if name not in STOCK:
+        return StockModel(name, size)
+    return StockModel(STOCK[name], size, dict(IJEPA if model_name.endswith(f".{META_TAG}") else BACKBONE))
 
 
 def described(name: str, img_size: int | tuple[int, int], args: dict[str, Any]) -> StockModel:

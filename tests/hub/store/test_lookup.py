@@ -8,8 +8,9 @@ import torch
 from safetensors.torch import load_file
 
 from timm_dseq import UserError
-from timm_dseq.dseq_jepa import META_TAG, default_cfgs
+from timm_dseq.dseq_jepa import META_TAG, STOCK, default_cfgs
 from timm_dseq.hub.load import data_config, load_backbone
+from timm_dseq.hub.stock import described
 from timm_dseq.hub.store.folders import weights_of
 
 from .tiny_sources import META, OFFICIAL
@@ -73,6 +74,9 @@ def test_metas_weights_keep_their_licence_and_have_no_class_token(in_store, nobo
         with torch.device("meta"):
             assert timm.create_model(f"{name}.{META_TAG}").cls_token is None
             assert timm.create_model(name).cls_token is not None
+        # what a run that is told to build it will export
+        stock = described(f"{name}.{META_TAG}", 224, {})
+        assert stock.blueprint.cls_token is None and stock.architecture == STOCK[name]
 
 
 def test_the_weights_in_this_package_come_before_the_store(in_store, nobody, caplog):

@@ -150,7 +150,7 @@ def test_a_disk_that_gets_full_is_named_and_what_has_arrived_stays(
             folders.remove(name)
             subprocess.run(["mount", "-o", f"remount,size={size}m", tmp_path / "assets"], check=True)
     finally:
-        subprocess.run(["umount", str(tmp_path / "assets")], check=True)
+        subprocess.run(["umount", "-l", str(tmp_path / "assets")], check=True)
 
 
 def test_a_store_that_may_only_be_read_is_read_and_named_where_it_would_be_written(drive, unverified, store, tmp_path):
@@ -167,7 +167,7 @@ def test_a_store_that_may_only_be_read_is_read_and_named_where_it_would_be_writt
             assert "\n" not in str(error.value)
         assert not drive.requests
     finally:
-        subprocess.run(["umount", str(tmp_path / "assets")], check=True)
+        subprocess.run(["umount", "-l", str(tmp_path / "assets")], check=True)
 
 
 def test_a_store_that_others_own_is_named(drive, unverified, store, monkeypatch):

@@ -4,7 +4,6 @@ import json
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from ...errors import UserError, similar
 from .. import cards
 from ..config import read_stock
 from ..convert import NotWritten, convert
-from ..stock import IJEPA, StockModel, registered
+from ..stock import registered
 from ..verify import verify
 from ..weights import sha256
 from . import folders
@@ -65,12 +64,6 @@ def remove(name: str, say: Say = print) -> dict[str, Any]:
         return {"name": name, "freed": folders.remove(name)}
 
 
-def expected(name: str) -> StockModel:
-    """The encoder that the weights of a model.tag have to be."""
-    stock = registered(name)
-    return replace(stock, model_args=IJEPA) if name.endswith(f".{META_TAG}") else stock
-
-
 def _known(name: str) -> Source:
     if name not in SOURCES:
         hint = similar(name, SOURCES)
@@ -90,7 +83,7 @@ def _prepared(name: str) -> Path:
 
 def _brought(name: str, source: Source, file: Path | None, work: Path, say: Say) -> dict[str, Any]:
     """Write the complete folder work/folder; returns its record."""
-    encoder = sum(4 * parameter.numel() for parameter in expected(name).blueprint.parameters())
+    encoder = sum(4 * parameter.numel() for parameter in registered(name).blueprint.parameters())
     arrival = Arrival(name, work, encoder)
     if file is None:
         where = _downloaded(source, arrival)
@@ -117,7 +110,9 @@ def _brought(name: str, source: Source, file: Path | None, work: Path, say: Say)
         raise
     checks = verify(work / "folder")
     if failed := [f"{check}: {result['seen']}" for check, result in checks.items() if not result["ok"]]:
-        raise UserError(f"{name} does not load as it should ({failed[0]}): timm-dseq verify is a place to begin.")
+        raise UserError(
+            f"{name}, converted, does not load as it should ({failed[0]}): mend that, then give the same command again."
+        )
     say("\n".join(f"  verified, {check}: {result['seen']}" for check, result in checks.items()))
     (work / "folder" / folders.RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     return record
@@ -149,7 +144,7 @@ def _convert(file: Path, name: str, source: Source, folder: Path, where: str) ->
         reason = str(error).replace(str(file), "it").rstrip(".")
         raise UserError(f"{where} is not {name} ({reason}): {mend}.") from error
     config, stock = read_stock(folder / "config.json")
-    if (kind, stock) != (source.kind, expected(name)):
+    if (kind, stock) != (source.kind, registered(name)):
         found = f"{stock.dseq_name or stock.architecture} at {stock.img_size[0]}×{stock.img_size[1]}"
         raise UserError(f"{where} is not {name}, but holds {found}, kind {kind}: {mend}.")
     if name.endswith(f".{META_TAG}"):  # of which the file does not say on what it was trained
