@@ -101,7 +101,7 @@ class _Handler(BaseHTTPRequestHandler):
     def do_HEAD(self) -> None:
         self._answer()
 
-    do_GET = do_POST = do_PUT = do_HEAD
+    do_GET = do_POST = do_PUT = do_DELETE = do_HEAD
 
     def _answer(self) -> None:
         path = unquote(urlsplit(self.path).path)
@@ -268,6 +268,24 @@ class _Handler(BaseHTTPRequestHandler):
         repo.branches[branch] = repo.branches["main"]
         self._json(ref=f"refs/heads/{branch}")
 
+    def tag(self, body: bytes, name: str, revision: str) -> None:
+        self._writable()
+        repo = self._repo(name)
+        commit, _ = self._commit(name, revision)
+        repo.branches[json.loads(body)["tag"]] = commit
+        self._json()
+
+    def remove_tag(self, body: bytes, name: str, tag: str) -> None:
+        self._writable()
+        del self._repo(name).branches[tag]
+        self._json()
+
+    def settings(self, body: bytes, name: str) -> None:
+        self._writable()
+        asked = json.loads(body)
+        self._repo(name).private = asked.get("private", asked.get("visibility") == "private")
+        self._json()
+
     def preupload(self, body: bytes, name: str, revision: str) -> None:
         self._writable()
         self._commit(name, revision)
@@ -327,6 +345,9 @@ _ROUTES = [
     (rf"GET /api/models/{_NAME}/tree/([^/]+)", _Handler.tree),
     (r"POST /api/repos/create", _Handler.create),
     (rf"POST /api/models/{_NAME}/branch/(.+)", _Handler.branch),
+    (rf"POST /api/models/{_NAME}/tag/(.+)", _Handler.tag),
+    (rf"DELETE /api/models/{_NAME}/tag/(.+)", _Handler.remove_tag),
+    (rf"PUT /api/models/{_NAME}/settings", _Handler.settings),
     (rf"POST /api/models/{_NAME}/preupload/(.+)", _Handler.preupload),
     (rf"POST /{_NAME}\.git/info/lfs/objects/batch", _Handler.batch),
     (r"PUT /objects/(\w+)", _Handler.put),

@@ -64,7 +64,7 @@ def train(config: Detecting, text: str, accelerator: Accelerator) -> int:
     if accelerator.is_main_process:
         output = Path(config.output_dir)
         save(output / "export", task.model, describe(task.model, config.detector.pyramid, test.names, test.ids))
-        (output / "detections.json").write_text(json.dumps(as_coco(test, task.found)))
+        (output / "detections.json").write_text(json.dumps(as_coco(test, task.found)), encoding="utf-8")
         report = write_report(output, test, task.found, figures)
         records = records_of(config, task, figures)
         results.append(config.results, records)

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from functools import partial
 from os import PathLike
 from pathlib import Path
+from typing import TypeVar
 
 import huggingface_hub
 from huggingface_hub import constants
@@ -18,6 +19,7 @@ from huggingface_hub import errors as hub_errors
 from ..errors import UserError
 from .weights import check_safetensors, sha256
 
+Result = TypeVar("Result")
 SECONDS = 5  # in which the Hub has to answer at all
 PATIENCE, LEAST = 60, 1024  # after so many seconds with fewer bytes a second a download is given up
 
@@ -150,7 +152,7 @@ def download(repo: str, filename: str, cache_dir: str | PathLike | None = None) 
     what = f"{filename} of {repo}"
     with hub_access(what):
         options = {"revision": revision, "cache_dir": cache_dir, "library_name": "timm_dseq"}
-        path = _patiently(partial(huggingface_hub.hf_hub_download, repo_id, filename, **options), what)
+        path = patiently(partial(huggingface_hub.hf_hub_download, repo_id, filename, **options), what)
     _check_file(Path(path), what)
     return path
 
@@ -160,7 +162,7 @@ def snapshot(repo: str, cache_dir: str | PathLike | None = None) -> str:
     repo_id, revision = split_revision(repo)
     with hub_access(repo):
         options = {"revision": revision, "cache_dir": cache_dir, "library_name": "timm_dseq"}
-        folder = _patiently(partial(huggingface_hub.snapshot_download, repo_id, **options), repo)
+        folder = patiently(partial(huggingface_hub.snapshot_download, repo_id, **options), repo)
     faults = []
     for path in sorted(Path(folder).rglob("*")):
         if path.is_file():
@@ -173,14 +175,16 @@ def snapshot(repo: str, cache_dir: str | PathLike | None = None) -> str:
     return folder
 
 
-def _patiently(work: Callable[[], str], what: str) -> str:
+def patiently(
+    work: Callable[[], Result], what: str, mend: str = "check the network, HF_ENDPOINT and proxies, then try again"
+) -> Result:
     """What `work` returns, if it ends, or goes on to receive something.
 
     huggingface_hub bounds each read, and repeats what failed: a server that sends a byte now and then, or takes every
     connection and is silent, would hold it for many minutes. So it works in a thread, which is left to itself if no
     more arrives.
     """
-    answers: queue.Queue[tuple[str | None, BaseException | None]] = queue.Queue()
+    answers: queue.Queue[tuple[Result | None, BaseException | None]] = queue.Queue()
 
     def run() -> None:
         try:
@@ -192,7 +196,7 @@ def _patiently(work: Callable[[], str], what: str) -> str:
     before = _received()
     while True:
         try:
-            path, error = answers.get(timeout=PATIENCE)
+            answer, error = answers.get(timeout=PATIENCE)
         except queue.Empty:
             now = _received()
             if now is not None and now - before < LEAST * PATIENCE:
@@ -201,10 +205,8 @@ def _patiently(work: Callable[[], str], what: str) -> str:
             continue
         if error is not None:
             raise error
-        return path
-    raise UserError(
-        f"{what}: nothing more arrived for {PATIENCE} s: check the network, HF_ENDPOINT and proxies, then try again."
-    )
+        return answer
+    raise UserError(f"{what}: nothing more arrived for {PATIENCE} s: {mend}.")
 
 
 def _received() -> int | None:

@@ -44,7 +44,7 @@ class Model:
         name: a ViT of timm, DSeq-JEPA or any other plain one
         img_size: side of the training crops, in pixels
         args: further arguments of timm.create_model
-        init: weights to start from, or a folder with pretraining.safetensors to continue from
+        init: weights to start from, named as in every command, or a folder with pretraining.safetensors to go on from
         objective: dseq (the paper), dseq_causal (one pass, block-causal), ijepa (random blocks only) or views (views
             alone)
         query: how patches are scored, cls_param (the paper), cls_out, norm, or border (unlike the patches there)
