@@ -140,6 +140,13 @@ def test_accumulation_changes_nothing_of_a_linear_head_but_its_batch_statistics(
     assert one[-1]["loss"] == pytest.approx(two[-1]["loss"], rel=0.2)
 
 
+def test_bf16_trains_and_the_same_command_goes_on(data, tmp_path):
+    for steps in (2, 4):
+        codes, said = segment(tmp_path / "run", data, system__precision="bf16", max_steps=steps)
+        assert codes == [0] and f"stopped after step {steps} and saved" in said, said
+    assert "going on after step 2" in said and log_of(tmp_path / "run")[-1]["loss"] < 3
+
+
 def test_a_dry_run_says_how_long_it_takes_and_writes_nothing(data, tmp_path):
     codes, said = segment(tmp_path / "run", data, dry_run="true")
     assert codes == [0] and "the whole run of 40 steps would take about" in said

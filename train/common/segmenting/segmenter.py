@@ -38,7 +38,7 @@ class Segmenter(nn.Module):
             maps = self.backbone((images - self.mean) / self.std)
         (height, width), (down, across) = images.shape[-2:], self.backbone.vit.patch_embed.patch_size
         padded = (-(-height // down) * down, -(-width // across) * across)  # whole patches, as the backbone has them
-        return [resized(logits, padded)[..., :height, :width] for logits in self.head(maps)]
+        return [resized(logits.float(), padded)[..., :height, :width] for logits in self.head(maps)]
 
 
 def losses(logits: Sequence[torch.Tensor], numbers: torch.Tensor) -> list[torch.Tensor]:
@@ -64,7 +64,7 @@ def sliding(
     total, seen = None, image.new_zeros(height, width, dtype=torch.float32)
     for first in range(0, len(places), AT_ONCE):
         parts = [(slice(top, top + size[0]), slice(left, left + size[1])) for top, left in places[first:][:AT_ONCE]]
-        logits = logits_of(torch.stack([image[:, rows, columns] for rows, columns in parts])).float()
+        logits = logits_of(torch.stack([image[:, rows, columns] for rows, columns in parts]))
         total = logits.new_zeros(logits.shape[1], height, width) if total is None else total
         for (rows, columns), own in zip(parts, logits, strict=True):
             total[:, rows, columns] += own
