@@ -46,9 +46,8 @@ class HubServer:
 
     token: wanted for private and gated repositories and for writing. fault, of the weights' bytes:
     "truncate" (fewer bytes than announced), "die" (the connection closes half way, then gives nothing more), "flip"
-    (one byte altered), "error" (500), "drip" (a byte now and then), "slow" (all of it, in
-    two seconds). etag: what weights are called instead of their SHA-256. read_only: writes are
-    refused with 403.
+    (one byte altered), "error" (500), "drip" (a byte now and then), "slow" (all of it, in two seconds), "endless" (more
+    and more). etag: what weights are called instead of their SHA-256. read_only: writes are refused with 403.
     """
 
     def __init__(self) -> None:
@@ -194,6 +193,17 @@ class _Handler(BaseHTTPRequestHandler):
         if fault == "truncate":
             part = part[: len(part) // 2]
             headers.pop("Content-Range", None)
+        if fault == "endless":
+            self.close_connection = True
+            self.send_response(200)
+            for header, value in headers.items():
+                self.send_header(header, str(value))
+            self.end_headers()
+            with contextlib.suppress(OSError):
+                while self.hub.fault == fault:
+                    self.wfile.write(bytes(1 << 22))
+                    time.sleep(0.02)
+            return
         if fault in ("drip", "slow"):
             self.close_connection = True
             self.send_response(206 if asked else 200)

@@ -4,16 +4,17 @@ import errno
 import queue
 import re
 import threading
+import time
 import urllib.error
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
+from functools import cached_property, partial
 from os import PathLike
 from pathlib import Path
 from typing import TypeVar
 
 import huggingface_hub
-from huggingface_hub import constants
+from huggingface_hub import constants, file_download
 from huggingface_hub import errors as hub_errors
 
 from ..errors import UserError
@@ -21,6 +22,7 @@ from .weights import check_safetensors, sha256
 
 Result = TypeVar("Result")
 SECONDS = 5  # in which the Hub has to answer at all
+LOOK = 5.0  # seconds between two looks at a download
 PATIENCE, LEAST = 60, 1024  # after so many seconds with fewer bytes a second a download is given up
 
 
@@ -152,9 +154,30 @@ def download(repo: str, filename: str, cache_dir: str | PathLike | None = None) 
     what = f"{filename} of {repo}"
     with hub_access(what):
         options = {"revision": revision, "cache_dir": cache_dir, "library_name": "timm_dseq"}
-        path = patiently(partial(huggingface_hub.hf_hub_download, repo_id, filename, **options), what)
+        work = partial(huggingface_hub.hf_hub_download, repo_id, filename, **options)
+        path = patiently(work, what, excess=_Excess(repo_id, filename, revision, cache_dir))
     _check_file(Path(path), what)
     return path
+
+
+class _Excess:
+    """Called now and then: whether more of a file has arrived than the Hub has announced."""
+
+    def __init__(self, repo_id: str, filename: str, revision: str | None, cache_dir: str | PathLike | None) -> None:
+        self.url = huggingface_hub.hf_hub_url(repo_id, filename, revision=revision)
+        folder = file_download.repo_folder_name(repo_id=repo_id, repo_type="model")
+        self.blobs = Path(cache_dir or constants.HF_HUB_CACHE, folder, "blobs")
+
+    @cached_property
+    def announced(self) -> float:
+        try:
+            return huggingface_hub.get_hf_file_metadata(self.url).size or float("inf")
+        except Exception:  # the download itself says what is wrong
+            return float("inf")
+
+    def __call__(self) -> bool:
+        arrived = [path.stat().st_size for path in self.blobs.glob("*.incomplete")]
+        return max(arrived, default=0) > self.announced
 
 
 def snapshot(repo: str, cache_dir: str | PathLike | None = None) -> str:
@@ -176,13 +199,16 @@ def snapshot(repo: str, cache_dir: str | PathLike | None = None) -> str:
 
 
 def patiently(
-    work: Callable[[], Result], what: str, mend: str = "check the network, HF_ENDPOINT and proxies, then try again"
+    work: Callable[[], Result],
+    what: str,
+    mend: str = "check the network, HF_ENDPOINT and proxies, then try again",
+    excess: Callable[[], bool] | None = None,
 ) -> Result:
     """What `work` returns, if it ends, or goes on to receive something.
 
     huggingface_hub bounds each read, and repeats what failed: a server that sends a byte now and then, or takes every
     connection and is silent, would hold it for many minutes. So it works in a thread, which is left to itself if no
-    more arrives.
+    more arrives, or more than there is (`excess` tells, asked every LOOK seconds).
     """
     answers: queue.Queue[tuple[Result | None, BaseException | None]] = queue.Queue()
 
@@ -193,12 +219,16 @@ def patiently(
             answers.put((None, error))
 
     threading.Thread(target=run, daemon=True).start()
-    before = _received()
+    before, since = _received(), time.monotonic()
     while True:
         try:
-            answer, error = answers.get(timeout=PATIENCE)
+            answer, error = answers.get(timeout=min(LOOK, PATIENCE))
         except queue.Empty:
-            now = _received()
+            if excess is not None and excess():
+                raise UserError(f"{what}: more arrives than was announced: {mend}.") from None
+            if time.monotonic() - since < PATIENCE:
+                continue
+            now, since = _received(), time.monotonic()
             if now is not None and now - before < LEAST * PATIENCE:
                 break
             before = now
