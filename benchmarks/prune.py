@@ -144,8 +144,9 @@ def accuracy(right: torch.Tensor, unpruned: torch.Tensor | None = None) -> dict:
 
 def show(row: dict) -> None:
     low, high = row["interval"]
+    speed = f"{row['speed']:.2f}×" if "speed" in row else ""
     print(
-        f"{row['size']} px  {row['method']:10} {row['setting']:24} {row.get('speed', float('nan')):.2f}×  "
+        f"{row['size']} px  {row['method']:10} {row['setting']:9} {speed:6} "
         f"{row['accuracy']:.2f} %, lost {row['lost']:.2f} [{low:.2f}, {high:.2f}]",
         flush=True,
     )
