@@ -6,6 +6,7 @@ killed or crashed resumes when the same command is given again. `--evaluate RUN`
 
 import common.system.environment  # noqa: F401, I001  # before torch is loaded
 
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from accelerate import Accelerator
 from common.data.digests import data_digest
 from common.dense.run import DenseRun
 from common.detecting.annotated import Annotated
-from common.detecting.evaluation import evaluate
+from common.detecting.evaluation import as_coco, evaluate
 from common.detecting.export import describe, load_detector, save
 from common.detecting.reading.opening import open_annotated
 from common.detecting.report import write_report
@@ -70,6 +71,7 @@ def train(config: Detecting, text: str, accelerator: Accelerator) -> int:
     if accelerator.is_main_process:
         output = Path(config.output_dir)
         save(output / "export", task.model, describe(task.model, config.detector.pyramid, test.names, test.ids))
+        (output / "detections.json").write_text(json.dumps(as_coco(test, task.found)))
         report = write_report(output, test, task.found, figures)
         records = records_of(config, task, figures)
         results.append(config.results, records)

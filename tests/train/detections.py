@@ -39,7 +39,7 @@ def train(output: Path, **settings) -> tuple[int, str]:
     """A run from its start to its end: its exit code and all it said."""
     said_of(output).unlink(missing_ok=True)
     process = start(output, **settings)
-    process.join(600)
+    process.join(1800)
     return process.exitcode, said_of(output).read_text()
 
 
@@ -47,5 +47,5 @@ def train_together(output: Path, port: int, processes: int = 2, **settings) -> t
     """A run of several processes, as torchrun starts them."""
     runs = [start(output, environment, **settings) for environment in environments(port, processes)]
     for run in runs:
-        run.join(600)
+        run.join(1800)
     return [run.exitcode for run in runs], said_of(output).read_text()

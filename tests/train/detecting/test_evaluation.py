@@ -11,7 +11,7 @@ import pytest
 from common.data.source import Source
 from common.detecting import masks
 from common.detecting.annotated import Annotated, Objects
-from common.detecting.evaluation import SUMMARY, average_precision, truth
+from common.detecting.evaluation import SUMMARY, as_coco, average_precision, truth
 from common.detecting.reading.opening import open_annotated
 from common.detecting.settings import Annotations
 from pycocotools.coco import COCO
@@ -77,7 +77,7 @@ def random_annotated(seed: int) -> Annotated:
         codes = [masks.code(one) for one in bits]
         objects.append(Objects(boxes, draw.integers(0, 3, count), draw.random(count) < 0.15, areas, codes))
         sizes.append((height, width))
-    return Annotated(Source("x", [], "image", None, 0), objects, ("a", "b", "c"), (1, 5, 9), "test", sizes)
+    return Annotated(Source("x", [], "image", None, 0), objects, ("a", "b", "c"), (1, 5, 9), "test", sizes, range(12))
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -109,4 +109,7 @@ def test_real_annotations_give_what_pycocotools_gives_on_their_own_file():
     number = {image["id"]: place for place, image in enumerate(annotations["images"])}
     label = {id_: place for place, id_ in enumerate(test.ids)}
     own = [{**one, "image_id": number[one["image_id"]], "category_id": label[one["category_id"]]} for one in found]
-    assert average_precision(test, own) == pytest.approx(pycocotools_figures(annotations, found), abs=1e-12)
+    theirs = pycocotools_figures(annotations, found)
+    assert average_precision(test, own) == pytest.approx(theirs, abs=1e-12)
+    back = json.loads(json.dumps(as_coco(test, own)))  # as written to detections.json
+    assert pycocotools_figures(annotations, back) == theirs

@@ -23,7 +23,7 @@ def painted(height=90, width=140):
         codes.append(masks.code(bits))
     objects = Objects(np.array(boxes, float), np.arange(3), np.zeros(3, bool), np.ones(3), codes)
     source = Source("x", [{"image": Image.fromarray(picture)}], "image", None, 0)
-    return Annotated(source, [objects], ("r", "g", "b"), (1, 2, 3), "train", [(height, width)])
+    return Annotated(source, [objects], ("r", "g", "b"), (1, 2, 3), "train", [(height, width)], [7])
 
 
 def jittered(scale=(0.3, 2.0), flip=0.5, with_masks=True, seed=0):

@@ -43,6 +43,7 @@ class Annotated:
     ids: tuple[int, ...]  # of the classes, in the file; they may have gaps
     split: str
     sizes: Sequence[Pair | None]  # where the annotations tell
+    keys: Sequence[int]  # the images' ids in the file
 
     def __len__(self) -> int:
         return len(self.objects)

@@ -91,6 +91,23 @@ def detections(image: int, output: dict[str, torch.Tensor]) -> list[Detection]:
     return found
 
 
+def as_coco(annotated: Annotated, found: list[Detection]) -> list[dict[str, Any]]:
+    """Detections with the ids of the file that the annotations come from, as COCO's tools and servers take them."""
+    return [
+        {
+            **one,
+            "image_id": annotated.keys[one["image_id"]],
+            "category_id": annotated.ids[one["category_id"]],
+            **({"segmentation": _text(one["segmentation"])} if "segmentation" in one else {}),
+        }
+        for one in found
+    ]
+
+
+def _text(code: dict[str, Any]) -> dict[str, Any]:
+    return {"size": list(map(int, code["size"])), "counts": code["counts"].decode()}
+
+
 def truth(annotated: Annotated) -> dict[str, list[dict[str, Any]]]:
     """The annotations in COCO's format, images by their number and classes by their index."""
     images, annotations = [], []

@@ -98,5 +98,6 @@ def drawn(image: Image.Image, objects: list[Detection], names: tuple[str, ...]) 
 
 
 def _colour(number: int) -> tuple[int, ...]:
-    """Of a class; neighbours differ much."""
-    return tuple(round(255 * x) for x in colorsys.hsv_to_rgb(0.61803 * number % 1, 0.75, 0.95))
+    """Of a class; neighbours, and their neighbours, differ."""
+    shade = ((0.75, 0.95), (0.5, 1.0), (1.0, 0.75))[number % 3]  # saturation and value
+    return tuple(round(255 * x) for x in colorsys.hsv_to_rgb(0.37 * number % 1, *shade))

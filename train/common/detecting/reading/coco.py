@@ -52,7 +52,7 @@ def open_coco(path: Path, folder: Path, split: str, data: Annotations, classes: 
     label = {id_: place for place, id_ in enumerate(ids)}
     objects = [_objects(some, label, size, convention) for some, size in zip(of_image, sizes, strict=True)]
     rows = [{"image": {"bytes": None, "path": str(folder / image["file_name"])}} for image in images]
-    return Annotated(Source(path.name, rows, "image", None, 0), objects, names, ids, split, sizes)
+    return Annotated(Source(path.name, rows, "image", None, 0), objects, names, ids, split, sizes, [*number])
 
 
 def _content(path: Path) -> dict[str, list[dict[str, Any]]]:

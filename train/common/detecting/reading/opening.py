@@ -74,7 +74,8 @@ def _scenes(split: str, limit: int | None) -> Annotated:
     count = min(limit or SCENES, len(scenes))
     objects = [_shapes(scenes.drawn(index)[1]) for index in range(count)]
     source = Source("scenes", scenes, "image", None, 0)
-    return Annotated(source, objects, FORMS, tuple(range(len(FORMS))), split, [scenes[0]["image"].size] * count)
+    sizes = [scenes[0]["image"].size] * count  # squares
+    return Annotated(source, objects, FORMS, tuple(range(len(FORMS))), split, sizes, range(count))
 
 
 def _shapes(shapes: list[tuple[str, Image.Image]]) -> Objects:

@@ -56,7 +56,7 @@ def open_objects(data: Annotations, split: str, classes: Classes | None) -> Anno
     shares = convention.endswith("-shares")
     sizes = [_size(source, index) if shares else None for index in range(len(entries))]
     objects = [_objects(*entry, convention, size) for entry, size in zip(entries, sizes, strict=True)]
-    return Annotated(source, objects, names, tuple(range(len(names))), split, sizes)
+    return Annotated(source, objects, names, tuple(range(len(names))), split, sizes, range(len(entries)))
 
 
 def _objects(boxes: Array, labels: Array, areas: Array, convention: Convention, size: Pair | None) -> Objects:
