@@ -25,7 +25,6 @@ import numpy as np
 import pyarrow.parquet as pq
 import torch
 from leads import MEAN, SIDE, STD, Encoder, accuracy, decoded, labels_of
-from saliency import masks_of, max_f
 from timm.layers import set_fused_attn
 from torch.nn import functional
 
@@ -33,6 +32,11 @@ import timm_dseq
 from timm_dseq.hub.load import Pixels, load_backbone
 
 ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "train"))
+
+from common.discovering.measures import max_f  # noqa: E402
+from common.discovering.truth import read_mask  # noqa: E402
+
 NAME = "dseq_jepa_vit_ti16"
 START = {
     "model.predictor_width": 192,
@@ -87,9 +91,14 @@ ROWS = {
     "DSeq, bands, random order": {**PAPER, **BANDS, "model.order": "random"},
     "DSeq, bands, flat": {**PAPER, **BANDS, "model.flat": "true"},
     "DSeq, uniform": {**PAPER, "model.regions": "uniform"},
+    "DSeq, alpha .15": {**PAPER, "model.min_area": 0.15},
+    "DSeq, defect: contexts lag": {**PAPER, "defects": ("lag",)},
+    "DSeq, defect: blind predictor": {**PAPER, "defects": ("blind",)},
+    "I-JEPA, defect: blocks transposed": {**PAPER, "model.objective": "ijepa", "defects": ("transposed",)},
     "I-JEPA": {**PAPER, "model.objective": "ijepa"},
     "LeJEPA": LEJEPA,
     "labels": SUPERVISED,
+    "labels, from the shipped weights": {**SUPERVISED, "random": "false", "optim.layer_decay": 0.75},
     "random encoder": None,
     "pixels": None,
 }
@@ -113,7 +122,7 @@ def trained(row: str, seed: int, folder: Path, options: argparse.Namespace) -> t
     if row == "LeJEPA":
         program, words = "benchmarks/leads.py", [folder, f"--data={options.data}"]
         given = {"images": options.images, "seed": seed}
-    elif row == "labels":
+    elif row.startswith("labels"):
         program, words = "train/finetune.py", []
         data = options.data / "imagenette128"
         epochs = options.images / pq.ParquetFile(data / "train.parquet").metadata.num_rows
@@ -121,10 +130,12 @@ def trained(row: str, seed: int, folder: Path, options: argparse.Namespace) -> t
         given |= {"output_dir": folder, "results": folder / "results.jsonl"}
     else:
         program, words = "train/pretrain.py", [f"--config={ROOT / 'train/configs/speedrun.yaml'}"]
+        settings = {**START, **settings}
+        if defects := settings.pop("defects", ()):
+            program, words = "benchmarks/defects.py", [*defects, "--", *words]
         given = {"data.path": options.data / "photos", "data.cache": options.output / "cache"}
         given |= {"optim.epochs": options.images / options.photos, "seed": seed, "output_dir": folder}
         given |= {"model.init": options.init, "optim.lr": 5e-4} if options.init else {}
-        settings = {**START, **settings}
     words += [f"--{name}={value}" for name, value in {**settings, **given}.items()]
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     with (folder.parent / f"{folder.name}.txt").open("w") as said:
@@ -172,7 +183,8 @@ def judged(model: torch.nn.Module, options: argparse.Namespace) -> dict[str, flo
     file = options.data / "ecssd" / "test.parquet"
     images = torch.from_numpy(np.array(decoded(options.output, "ecssd", [file])[100 : 100 + OBJECTS])).float() / 255
     maps = timm_dseq.saliency_map(model, (images - MEAN) / STD, "border")
-    found["objects"] = round(max_f(maps, masks_of(file, 100, OBJECTS)), 2)
+    masks = pq.read_table(file, columns=["mask"]).slice(100, OBJECTS).column("mask").to_pylist()
+    found["objects"] = round(max_f(maps, [torch.from_numpy(read_mask(mask) > 0) for mask in masks]), 2)
     return found
 
 

@@ -46,9 +46,8 @@ class HubServer:
 
     token: wanted for private and gated repositories and for writing. fault, of the weights' bytes:
     "truncate" (fewer bytes than announced), "die" (the connection closes half way, then gives nothing more), "flip"
-    (one byte altered), "error" (500), "drip" (a byte now and then), "slow" (all of it, in
-    two seconds). etag: what weights are called instead of their SHA-256. read_only: writes are
-    refused with 403.
+    (one byte altered), "error" (500), "drip" (a byte now and then), "slow" (all of it, in two seconds), "endless" (more
+    and more). etag: what weights are called instead of their SHA-256. read_only: writes are refused with 403.
     """
 
     def __init__(self) -> None:
@@ -101,7 +100,7 @@ class _Handler(BaseHTTPRequestHandler):
     def do_HEAD(self) -> None:
         self._answer()
 
-    do_GET = do_POST = do_PUT = do_HEAD
+    do_GET = do_POST = do_PUT = do_DELETE = do_HEAD
 
     def _answer(self) -> None:
         path = unquote(urlsplit(self.path).path)
@@ -194,6 +193,17 @@ class _Handler(BaseHTTPRequestHandler):
         if fault == "truncate":
             part = part[: len(part) // 2]
             headers.pop("Content-Range", None)
+        if fault == "endless":
+            self.close_connection = True
+            self.send_response(200)
+            for header, value in headers.items():
+                self.send_header(header, str(value))
+            self.end_headers()
+            with contextlib.suppress(OSError):
+                while self.hub.fault == fault:
+                    self.wfile.write(bytes(1 << 22))
+                    time.sleep(0.02)
+            return
         if fault in ("drip", "slow"):
             self.close_connection = True
             self.send_response(206 if asked else 200)
@@ -268,6 +278,24 @@ class _Handler(BaseHTTPRequestHandler):
         repo.branches[branch] = repo.branches["main"]
         self._json(ref=f"refs/heads/{branch}")
 
+    def tag(self, body: bytes, name: str, revision: str) -> None:
+        self._writable()
+        repo = self._repo(name)
+        commit, _ = self._commit(name, revision)
+        repo.branches[json.loads(body)["tag"]] = commit
+        self._json()
+
+    def remove_tag(self, body: bytes, name: str, tag: str) -> None:
+        self._writable()
+        del self._repo(name).branches[tag]
+        self._json()
+
+    def settings(self, body: bytes, name: str) -> None:
+        self._writable()
+        asked = json.loads(body)
+        self._repo(name).private = asked.get("private", asked.get("visibility") == "private")
+        self._json()
+
     def preupload(self, body: bytes, name: str, revision: str) -> None:
         self._writable()
         self._commit(name, revision)
@@ -327,6 +355,9 @@ _ROUTES = [
     (rf"GET /api/models/{_NAME}/tree/([^/]+)", _Handler.tree),
     (r"POST /api/repos/create", _Handler.create),
     (rf"POST /api/models/{_NAME}/branch/(.+)", _Handler.branch),
+    (rf"POST /api/models/{_NAME}/tag/(.+)", _Handler.tag),
+    (rf"DELETE /api/models/{_NAME}/tag/(.+)", _Handler.remove_tag),
+    (rf"PUT /api/models/{_NAME}/settings", _Handler.settings),
     (rf"POST /api/models/{_NAME}/preupload/(.+)", _Handler.preupload),
     (rf"POST /{_NAME}\.git/info/lfs/objects/batch", _Handler.batch),
     (r"PUT /objects/(\w+)", _Handler.put),

@@ -18,9 +18,11 @@ import measure  # noqa: E402
 import pack  # noqa: E402
 import parts  # noqa: E402
 import speedrun  # noqa: E402
+import tome  # noqa: E402
 
 import train as visit  # noqa: E402
 
+from .tiny import encoder  # noqa: E402
 from .train.data.test_source import encoded  # noqa: E402
 from .train.runs import TINY, launch, log_of, said_of, tensors_of  # noqa: E402
 
@@ -243,3 +245,21 @@ def test_a_step_is_measured_as_a_run_takes_it(tmp_path):
     assert done.returncode == 0, done.stderr
     (row,) = json.loads((tmp_path / "x").read_text())["rows"]
     assert row["row"] == "dseq, two regions" and row["images_per_second"] > 0 and "error" not in row
+
+
+def test_merging_none_is_the_model_and_a_token_of_two_patches_counts_twice():
+    torch.manual_seed(0)
+    model, images = encoder(num_classes=5).eval(), torch.randn(2, 3, 48, 48)
+    torch.testing.assert_close(tome.Merging(model, 0)(images), model(images))
+    attn, tokens, size = model.blocks[0].attn, torch.randn(2, 5, 32), torch.tensor([1, 2, 1, 2, 1])
+    found, _ = tome.attention(attn, tokens, size.float().view(1, 5, 1).expand(2, -1, -1))
+    twins, _ = tome.attention(attn, tokens.repeat_interleave(size, dim=1), torch.ones(2, 7, 1))
+    torch.testing.assert_close(found, twins[:, [0, 1, 3, 4, 6]], rtol=0, atol=1e-5)
+
+
+def test_merging_keeps_the_class_token_first_and_every_patch_counted():
+    tokens, size = torch.randn(2, 17, 8), torch.ones(2, 17, 1)
+    left, counted = tome.merged(tokens, size, torch.randn(2, 17, 4), 5, 1)
+    assert left.shape == (2, 12, 8) and torch.equal(left[:, 0], tokens[:, 0]) and (counted[:, 0] == 1).all()
+    assert (counted.sum(1) == 17).all()
+    torch.testing.assert_close((left * counted).sum(1), tokens.sum(1), rtol=0, atol=1e-5)

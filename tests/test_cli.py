@@ -14,9 +14,10 @@ from safetensors.torch import load_file, save_file
 from torch.utils.flop_counter import FlopCounterMode
 
 from timm_dseq.cli import main
-from timm_dseq.dseq_jepa import ARCHITECTURES, SHIPPED, TAGS
+from timm_dseq.dseq_jepa import ARCHITECTURES, META, SHIPPED, TAGS
 from timm_dseq.hub import cards
 from timm_dseq.hub.stock import macs, registered
+from timm_dseq.hub.store.sources import SOURCES
 
 from . import layouts
 
@@ -40,12 +41,19 @@ def test_models_lists_all_with_their_size_cost_and_weights(run):
     assert rows["dseq_jepa_vit_b16"]["parameters"] == pytest.approx(85.80e6, rel=1e-3)
     assert rows["dseq_jepa_vit_h16_448"]["image"] == [448, 448]
     for name, row in rows.items():
-        shipped = {tag for known, _, tag in (full.partition(".") for full in SHIPPED) if known == name}
-        nowhere = {"published": None, "cached": False}
-        assert row["weights"] == {tag: {**nowhere, "shipped": tag in shipped} for tag in {*TAGS, *shipped}}
+        tags = {full.partition(".")[2] for full in (*SHIPPED, *META) if full.partition(".")[0] == name}
+        nowhere = {"published": None, "cached": False, "stored": False}
+        assert row["weights"] == {
+            tag: {
+                **nowhere,
+                "shipped": (full := f"{name}.{tag}") in SHIPPED,
+                "source": SOURCES[full].link if full in SOURCES else None,
+            }
+            for tag in {*TAGS, *tags}
+        }
     code, out, _ = run("models")
     assert all(name in out for name in ARCHITECTURES)
-    assert out.count("in this package") == len(SHIPPED) == len(ARCHITECTURES) - out.count("none published")
+    assert out.count("in this package") == len(SHIPPED) and out.count("timm-dseq get") == len(SOURCES)
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
@@ -242,6 +250,17 @@ def test_explain_draws_a_picture_and_names_what_is_wrong(run, exported, tmp_path
     ]:
         code, _, err = run("explain", tmp_path / image, "--model", model)
         assert code == 1 and message in err and err.count("\n") == 1, err
+
+
+def test_explain_does_not_write_over_its_photo_and_names_what_cannot_be_written(run, photo, tmp_path):
+    before = photo.read_bytes()
+    (tmp_path / "link.png").symlink_to(photo)
+    for output in (photo, tmp_path / "link.png"):
+        code, _, err = run("explain", photo, "-o", output)
+        assert code == 1 and "is the picture to explain, and would be lost" in err and err.count("\n") == 1, err
+    assert photo.read_bytes() == before
+    code, _, err = run("explain", photo, "-o", tmp_path / "x.blp")
+    assert code == 1 and "x.blp cannot be written" in err and err.count("\n") == 1, err
 
 
 def test_explain_needs_no_model_and_reads_no_foreign_format_no_bomb_and_no_pipe(run, photo, tmp_path, monkeypatch):

@@ -15,7 +15,7 @@ from timm.models.vision_transformer import VisionTransformer
 
 import timm_dseq
 from timm_dseq import UserError
-from timm_dseq.dseq_jepa import ARCHITECTURES, BACKBONE, SHIPPED, STOCK, TAGS, default_cfgs
+from timm_dseq.dseq_jepa import ARCHITECTURES, BACKBONE, META, SHIPPED, STOCK, TAGS, default_cfgs
 from timm_dseq.positions import sincos_positions
 
 from . import layouts
@@ -35,7 +35,7 @@ def image_for(model, batch=1):
 def test_the_registry_knows_names_and_tags_and_claims_the_weights_that_it_has():
     assert sorted(timm.list_models("dseq*")) == sorted(NAMES)
     tagged = {f"{name}.{tag}" for name in NAMES for tag in TAGS}
-    assert set(timm.list_models("dseq*", include_tags=True)) == tagged | SHIPPED.keys()
+    assert set(timm.list_models("dseq*", include_tags=True)) == tagged | SHIPPED.keys() | META.keys()
     assert timm.list_pretrained("dseq*") == [*SHIPPED]
     assert timm.list_models(module="dseq_jepa") == timm.list_models("dseq*")
     first = {name.partition(".")[0]: name.partition(".")[2] for name in SHIPPED}
@@ -296,7 +296,10 @@ def test_unpublished_weights_are_one_line_with_the_mend_before_anything_is_built
     with pytest.raises(UserError, match=re.escape(name)) as error:
         timm.create_model(name, pretrained=True)
     assert "\n" not in str(error.value)
-    assert all(word in str(error.value) for word in ("timm-dseq convert", "timm-dseq push", "TIMM_DSEQ_NAMESPACE"))
+    assert all(
+        word in str(error.value)
+        for word in ("timm-dseq get", "timm-dseq convert", "timm-dseq push", "TIMM_DSEQ_NAMESPACE")
+    )
 
 
 class TestPretrained:
@@ -384,7 +387,7 @@ def test_the_namespace_gives_every_tag_its_repository(run_python):
     code = """
 import timm, timm_dseq
 names = [name for name in timm.list_pretrained("dseq*") if name not in timm_dseq.dseq_jepa.SHIPPED]
-assert len(names) == 24, names
+assert len(names) == 26, names
 for name in names:
     cfg = timm.get_pretrained_cfg(name)
     assert (cfg.hf_hub_id, cfg.hf_hub_filename) == (f"some-lab/{name}", "model.safetensors")

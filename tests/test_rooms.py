@@ -21,8 +21,9 @@ LIBRARY = {
     "hub": {"errors", "dseq_jepa"},
     "dseq_jepa": {"errors", "positions", "hub"},
     "explain": {"errors", "engine"},
+    "prune": {"arguments", "errors", "engine"},
     "cli": {"", "errors", "dseq_jepa", "hub", "explain", "images"},
-    "": {"errors", "dseq_jepa", "engine"},
+    "": {"errors", "dseq_jepa", "engine", "prune"},
 }
 RECIPES = {  # all of them may import timm_dseq; the scripts in train/ may import all of them
     "system": set(),
@@ -30,12 +31,15 @@ RECIPES = {  # all of them may import timm_dseq; the scripts in train/ may impor
     "data": {"system"},
     "labels": {"data", "system"},
     "classifiers": set(),
+    "salient_crop": {"run"},
     "pretraining": {"classifiers", "data", "run", "system"},
-    "probing": {"classifiers", "labels", "data", "run", "system"},
+    "probing": {"classifiers", "salient_crop", "labels", "data", "run", "system"},
+    "boxes": set(),
     "drop_path": {"data"},
-    "tuning": {"drop_path", "labels", "data", "run", "system"},
+    "tuning": {"drop_path", "salient_crop", "labels", "data", "run", "system"},
     "dense": {"drop_path", "data", "run", "system"},
-    "detecting": {"dense", "data", "run", "system"},
+    "detecting": {"boxes", "dense", "data", "run", "system"},
+    "discovering": {"boxes", "labels", "data", "run", "system"},
     "segmenting": {"dense", "labels", "data", "run", "system"},
 }
 

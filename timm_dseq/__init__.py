@@ -9,6 +9,7 @@ from .engine.saliency import saliency_from_tokens, saliency_map
 from .engine.target_blocks import Blocks, block_masks
 from .engine.views.windows import view_windows
 from .errors import UserError
+from .prune import prune
 
 __version__ = "0.1.0"
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "block_masks",
     "plan_blocks",
     "plan_regions",
+    "prune",
     "rank_regions",
     "saliency_from_tokens",
     "saliency_map",

@@ -1,4 +1,4 @@
-"""The `timm-dseq` command: models, convert, verify, push, explain.
+"""The `timm-dseq` command: models, get, convert, verify, push, explain.
 
 Exit codes: 0 done, 1 a mistake or a failed check, which stderr names in one line, 2 a misspelt command, 130 Ctrl-C.
 """
@@ -10,6 +10,7 @@ import os
 import shlex
 import sys
 from collections.abc import Sequence
+from functools import partial
 
 from . import __version__
 from .errors import UserError, one_line
@@ -76,7 +77,13 @@ def _parser() -> argparse.ArgumentParser:
         sub.set_defaults(run=run, show=show)
         return sub
 
-    command("models", _models, _show_models, "list the backbones: size, cost, weights published or cached here")
+    command("models", _models, _show_models, "list the backbones: size, cost, and which weights are here or on the Hub")
+
+    sub = command("get", _get, _show_get, "bring weights of others into the store of this machine, ready for timm")
+    sub.add_argument("name", metavar="NAME.TAG", nargs="?", help="which weights")
+    sub.add_argument("--file", metavar="PATH", help="the checkpoint, if you have downloaded it by other means")
+    sub.add_argument("--list", action="store_true", help="show what can be brought, and what is here")
+    sub.add_argument("--remove", action="store_true", help="remove NAME.TAG, or what has arrived of it")
 
     sub = command("convert", _convert, _show_convert, "turn a checkpoint into a folder ready for the Hub")
     sub.add_argument("source", metavar="SRC", help="our training checkpoint, Meta's I-JEPA, the authors', any timm ViT")
@@ -113,6 +120,8 @@ def _models(options: argparse.Namespace) -> tuple[list[dict], str | None]:
 
     from .dseq_jepa import ARCHITECTURES, default_cfgs, namespace
     from .hub.stock import macs, registered
+    from .hub.store.folders import stored
+    from .hub.store.sources import SOURCES
 
     namespace()  # a wrong one is an error here: with it, no weights would be listed
 
@@ -123,6 +132,15 @@ def _models(options: argparse.Namespace) -> tuple[list[dict], str | None]:
         path = huggingface_hub.try_to_load_from_cache(repo_id, "model.safetensors", revision=revision or None)
         return isinstance(path, str)
 
+    def where(name: str, cfg) -> dict:
+        return {
+            "shipped": bool(cfg.file),
+            "published": cfg.hf_hub_id,
+            "cached": cached(cfg.hf_hub_id),
+            "stored": stored(name) is not None,
+            "source": SOURCES[name].link if name in SOURCES else None,
+        }
+
     rows = []
     for name in ARCHITECTURES:
         model = registered(name).blueprint
@@ -132,30 +150,60 @@ def _models(options: argparse.Namespace) -> tuple[list[dict], str | None]:
                 "image": list(registered(name).img_size),
                 "parameters": sum(parameter.numel() for parameter in model.parameters()),
                 "macs": macs(model),
-                "weights": {
-                    tag: {"published": cfg.hf_hub_id, "cached": cached(cfg.hf_hub_id), "shipped": bool(cfg.file)}
-                    for tag, cfg in default_cfgs[name].cfgs.items()
-                },
+                "weights": {tag: where(f"{name}.{tag}", cfg) for tag, cfg in default_cfgs[name].cfgs.items()},
             }
         )
     return rows, None
 
 
 def _show_models(rows: list[dict]) -> str:
-    from .dseq_jepa import TAGS
+    from .dseq_jepa import META_TAG, TAGS
 
     lines = [f"{'model':24}{'image':>10}{'params':>10}{'GMACs':>9}  weights"]
     for row in rows:
-        published = [
-            f"{tag} ({'in this package' if state['shipped'] else 'cached' if state['cached'] else state['published']})"
-            for tag, state in row["weights"].items()
-            if state["published"] or state["shipped"]
-        ]
+        weights = [f"{tag} ({place})" for tag, state in row["weights"].items() if (place := _place(state))]
         lines.append(
             f"{row['model']:24}{'×'.join(map(str, row['image'])):>10}{row['parameters'] / 1e6:>8.1f} M"
-            f"{row['macs'] / 1e9:>9.2f}  {', '.join(published) or 'none published'}"
+            f"{row['macs'] / 1e9:>9.2f}  {', '.join(weights) or 'none'}"
         )
-    return "\n".join([*lines, "", f"tags: {', '.join(TAGS)}", "import timm_dseq before timm.create_model(NAME)"])
+    tags = f"tags: {', '.join([*TAGS, META_TAG])}"
+    return "\n".join([*lines, "", tags, "import timm_dseq before timm.create_model(NAME)"])
+
+
+def _place(state: dict) -> str | None:
+    """Where weights are, the nearest place."""
+    for place, words in (("shipped", "in this package"), ("stored", "in the store"), ("cached", "cached")):
+        if state[place]:
+            return words
+    return state["published"] or ("to be had with timm-dseq get" if state["source"] else None)
+
+
+def _get(options: argparse.Namespace) -> tuple[dict | list, str | None]:
+    from pathlib import Path
+
+    from .hub.store.get import get, listing, remove
+
+    if options.list or not options.name:
+        return listing(), None
+    say = (lambda line: None) if options.json else partial(print, flush=True)
+    if options.remove:
+        return remove(options.name, say), None
+    return get(options.name, Path(options.file) if options.file else None, say), None
+
+
+def _show_get(result: dict | list) -> str:
+    from .hub.store.folders import size_text
+
+    if isinstance(result, list):
+        lines = "{name}: {state}\n  from {link}\n  licence: {license}"
+        return "\n".join(lines.format(**row, state=row["folder"] or "not here") for row in result)
+    if "freed" in result:
+        return f"{result['name']}: removed, {size_text(result['freed'])} freed"
+    return (
+        f"{result['name']} is {'now' if result['new'] else 'already'} in the store: {result['folder']}\n"
+        f'load it: import timm_dseq, timm; timm.create_model("{result["name"]}", pretrained=True)\n'
+        f'without this package: timm.create_model("local-dir:{result["folder"]}", pretrained=True)'
+    )
 
 
 def _convert(options: argparse.Namespace) -> tuple[dict, str | None]:
@@ -255,6 +303,8 @@ def _explain(options: argparse.Namespace) -> tuple[dict, str | None]:
     output = Path(options.output or f"{Path(options.image).stem}.explained.png")
     if output.is_dir() or Image.registered_extensions().get(output.suffix.lower()) not in Image.SAVE:
         raise UserError(f"{output} names no picture that can be written: give an --output that ends in .png.")
+    if output.exists() and Path(options.image).exists() and output.samefile(options.image):
+        raise UserError(f"{output} is the picture to explain, and would be lost: name another --output.")
     image = _photo(options.image)
     if timm.is_model(options.model) and not Path(options.model).exists():
         _check_explainable(registered(options.model).blueprint, options.model)  # before a download
@@ -262,8 +312,9 @@ def _explain(options: argparse.Namespace) -> tuple[dict, str | None]:
     _check_explainable(model, options.model)
     try:
         explain(model, image, query=options.query).save(output)
-    except OSError as error:
-        raise UserError(f"{output} cannot be written ({error.strerror or error}): name another --output.") from error
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"{output} cannot be written ({reason}): name another --output, such as a PNG.") from error
     return {"output": str(output)}, None
 
 

@@ -20,11 +20,11 @@ from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_
 from torch import nn
 
 from .errors import UserError
-from .hub.weights import check_safetensors, encoder_weights, misfits
+from .hub.weights import encoder_weights, misfits
 from .positions import sincos_positions
 
 __all__ = [
-    *("ARCHITECTURES", "BACKBONE", "PUBLISHED", "SHIPPED", "STOCK", "TAGS"),
+    *("ARCHITECTURES", "BACKBONE", "META", "PUBLISHED", "SHIPPED", "STOCK", "TAGS"),
     *("DSeqVisionTransformer", "default_cfgs"),
 ]
 
@@ -72,6 +72,11 @@ def _hub_id(model_tag: str) -> str | None:
     return f"{owner}/{model_tag}" if owner else PUBLISHED.get(model_tag)
 
 
+def _size(architecture: str) -> int:
+    """The image's side of which the paper trains the architecture."""
+    return 448 if architecture.endswith("448") else 224
+
+
 def _cfg(model_tag: str, size: int = 224, **kwargs: Any) -> dict[str, Any]:
     return {
         "hf_hub_id": _hub_id(model_tag),
@@ -102,6 +107,20 @@ TAGS = {
     "in1k_ijepa": {},
 }
 
+# Meta's I-JEPA, whose encoders have no class token: model.tag → the name in timm whose configuration has the address.
+META = {
+    "dseq_jepa_vit_h14.in1k_ijepa_meta": "vit_huge_patch14_gap_224.in1k_ijepa",
+    "dseq_jepa_vit_h16_448.in1k_ijepa_meta": "vit_huge_patch16_gap_448.in1k_ijepa",
+}
+META_TAG = "in1k_ijepa_meta"
+IJEPA_LICENSE = "cc-by-nc-4.0"  # of Meta's release, which only Meta can change
+_IJEPA = {
+    "license": IJEPA_LICENSE,
+    "origin_url": "https://github.com/facebookresearch/ijepa",
+    "paper_name": "Self-Supervised Learning from Images with a Joint-Embedding Predictive Architecture",
+    "paper_ids": "arXiv:2301.08243",
+}
+
 # Weights that are part of this package: model.tag → what differs from `_cfg`. A card stands beside each file.
 SHIPPED = {
     "dseq_jepa_vit_ti16.photos65k": {"size": 128, "license": "other"},
@@ -115,10 +134,11 @@ default_cfgs = generate_default_cfgs(
         for name, settings in SHIPPED.items()
     }
     | {
-        f"{architecture}.{tag}": _cfg(f"{architecture}.{tag}", 448 if architecture.endswith("448") else 224, **settings)
+        f"{architecture}.{tag}": _cfg(f"{architecture}.{tag}", _size(architecture), **settings)
         for architecture in ARCHITECTURES
         for tag, settings in TAGS.items()
     }
+    | {name: _cfg(name, _size(name.partition(".")[0]), **_IJEPA) for name in META}
 )
 
 
@@ -150,9 +170,11 @@ def is_size(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value > 0
 
 
-def _check_arguments(variant: str, arguments: dict[str, Any]) -> None:
+def _check_arguments(variant: str, arguments: dict[str, Any], class_token: bool) -> None:
     """Refuse, in one line, arguments that would fail late, that no weights fit, or that make it another model."""
-    if not arguments.get("class_token", True):
+    if arguments.get("class_token") and not class_token:
+        raise UserError(f"{variant}.{META_TAG} has no class token, as Meta's I-JEPA: leave class_token out.")
+    if class_token and not arguments.get("class_token", True):
         raise UserError(
             f"{variant} always has a class token (saliency needs it): leave class_token out, or take timm's "
             f"{STOCK[variant]} with class_token=False."
@@ -183,28 +205,6 @@ def _check_arguments(variant: str, arguments: dict[str, Any]) -> None:
             f"{variant}: img_size={tuple(sides)} is not divisible by the patch {tuple(patch_sides)}: take {fits}, "
             "or pad with dynamic_img_pad=True."
         )
-
-
-def _locate_weights(variant: str, cfg: dict[str, Any], cache_dir: str | os.PathLike | None) -> str | None:
-    """The file of the weights, downloaded and checked; None if timm has the weights already or locates them itself."""
-    name = f"{variant}.{cfg['tag']}" if cfg.get("tag") else variant
-    if cfg.get("state_dict") or cfg.get("source"):
-        return None
-    if cfg.get("file"):
-        check_safetensors(cfg["file"])
-        return cfg["file"]
-    if cfg.get("hf_hub_id"):
-        from .hub.download import download
-
-        return download(cfg["hf_hub_id"], cfg.get("hf_hub_filename") or "model.safetensors", cache_dir)
-    if cfg.get("url"):
-        return None
-    namespace()  # a wrong one is the reason
-    raise UserError(
-        f"No weights of {name} are published: convert a checkpoint (timm-dseq convert CHECKPOINT --output DIR, then "
-        f'timm.create_model("local-dir:DIR", pretrained=True)), or set TIMM_DSEQ_NAMESPACE to the organisation that '
-        f"has published them (timm-dseq push DIR ORGANISATION/{name})."
-    )
 
 
 def _filter_weights(state_dict: dict[str, Any], model: VisionTransformer) -> dict[str, torch.Tensor]:
@@ -246,28 +246,34 @@ def _filter_weights(state_dict: dict[str, Any], model: VisionTransformer) -> dic
 
 def _create_dseq_jepa(variant: str, pretrained: bool = False, **kwargs: Any) -> nn.Module:
     arguments = {**BACKBONE, **ARCHITECTURES[variant], **kwargs}
-    source = (arguments.pop("pretrained_cfg", None), arguments.pop("pretrained_cfg_overlay", None) or {})
-    cfg = resolve_pretrained_cfg(variant, *source).to_dict()
+    asked, overlay = arguments.pop("pretrained_cfg", None), dict(arguments.pop("pretrained_cfg_overlay", None) or {})
+    own_file = overlay.get("file")
+    if pretrained:
+        from .hub.store.lookup import choose, locate
+
+        asked = choose(variant, asked, overlay)
+    cfg = resolve_pretrained_cfg(variant, asked, overlay).to_dict()
     arguments.setdefault("img_size", cfg["input_size"][1:])
-    _check_arguments(variant, arguments)
+    if of_meta := cfg.get("tag") == META_TAG:
+        arguments["class_token"] = kwargs.get("class_token", False)
+    _check_arguments(variant, arguments, class_token=not of_meta)
     arguments.pop("use_naflex", None)
 
-    overlay = dict(source[1])
-    file = _locate_weights(variant, cfg, arguments.get("cache_dir")) if pretrained else None
+    file = locate(variant, cfg, asked, overlay, arguments.get("cache_dir")) if pretrained else None
     if file:
         overlay["file"] = file
     model = build_model_with_cfg(
         DSeqVisionTransformer,
         variant,
         pretrained,
-        pretrained_cfg=source[0],
+        pretrained_cfg=asked,
         pretrained_cfg_overlay=overlay,
         pretrained_filter_fn=_filter_weights,
         pretrained_strict=False,  # _filter_weights checks more, and knows which parameters may be missing
         feature_cfg={"out_indices": arguments.pop("out_indices", 3), "feature_cls": "getter"},
         **arguments,
     )
-    if not source[1].get("file"):  # a path of this machine does not belong in the model's configuration
+    if not own_file:  # a path of this machine does not belong in the model's configuration
         model.pretrained_cfg.pop("file", None)
     return model
 

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 DEBUG = "TIMM_DSEQ_DEBUG"  # set to anything, the traceback of a fault is printed, too
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # no room, or not for this user, or not for a file so large
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # no room, or not for this user, or not for a file so large
 
 
 class UserError(RuntimeError):
@@ -45,7 +45,7 @@ def one_line(error: Exception, folder: str | os.PathLike | None = None) -> str:
         return "the memory is not enough: take a smaller batch, image or model."
     if isinstance(error, BrokenPipeError):
         return "what reads the output has gone."
-    if isinstance(error, OSError) and error.strerror and (error.filename or error.errno in _FULL):
+    if isinstance(error, OSError) and error.strerror and (error.filename or error.errno in FULL):
         place = f"{str(error.filename)[:200]} cannot be used" if error.filename else "a file cannot be written"
         return f"{place} ({error.strerror}): check its path, its rights and the room on the disk."
     what = f"{type(error).__name__}: {said[:300]}" if said else type(error).__name__

@@ -88,10 +88,24 @@ def decode(value: Any, oversize: float = 1.0) -> Image.Image:
     image = open_image(value)
     if shrink := next((n for n in (8, 4, 2) if n <= oversize), None):
         image.draft(image.mode, (max(1, image.width // shrink), max(1, image.height // shrink)))  # no-op if no JPEG
-    image = ImageOps.exif_transpose(image)
-    if image.mode in ("I", "I;16", "I;16B", "I;16L"):  # 16 bits, which convert() would clip
-        image = image.convert("I").point(lambda x: x / 257).convert("L")
-    return image.convert("RGB")
+    png = image.format == "PNG"
+    return _eight_bits(ImageOps.exif_transpose(image), png).convert("RGB")
+
+
+def _eight_bits(image: Image.Image, png: bool) -> Image.Image:
+    """An image whose pixels convert() would clip, in 8 bits; others stay as they are.
+
+    Numbers of 32 bits have no range of their own: up to 1 they are taken for shares, up to 255 for 8 bits, else for 16.
+    """
+    if image.mode in ("I;16", "I;16B", "I;16L") or (image.mode == "I" and png):  # older Pillows open 16 bits as I
+        return image.convert("I").point(lambda x: x / 257).convert("L")
+    if image.mode not in ("I", "F"):
+        return image
+    low, high = image.getextrema()
+    if not 0 <= low <= high <= 65535:
+        raise UnreadableImage(f"its pixels are from {low:g} to {high:g}: store 8 or 16 bits")
+    factor = 255 if image.mode == "F" and high <= 1 else 1 if high <= 255 else 1 / 257
+    return image.point(lambda x: x * factor + 0).convert("L")
 
 
 @as_unreadable()

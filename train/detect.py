@@ -7,7 +7,6 @@ killed or crashed resumes when the same command is given again. `--evaluate RUN`
 import common.system.environment  # noqa: F401, I001  # before torch is loaded
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -25,32 +24,26 @@ from common.run import results
 from common.run.export import public_name
 from common.run.lock import locked
 from common.system import launch
-from common.system.signals import STOPPED, Interrupted, Stop, interruptible
+from common.system.signals import STOPPED, Stop
 
 from timm_dseq import UserError
-from timm_dseq.errors import one_line
 
 FREE = ("data.test", "data.test_images", "evaluate")  # settings that may differ when a run is resumed
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run; returns the exit code: 0 done, 1 something the message names is wrong, 2 misspelt, 75 stopped and saved."""
-    config = None
-    try:
-        config, text = parse(arguments)
-        interruptible()
-        accelerator = launch.accelerator(mixed_precision="bf16" if config.system.precision == "bf16" else "no")
-        if config.evaluate:
-            return judge(config, accelerator)
-        results.check(config.results)
-        with locked(config.output_dir, accelerator, wanted=not config.dry_run):
-            return train(config, text, accelerator)
-    except Interrupted:
-        print("detect.py: stopped amid its preparations: the same command goes on.", file=sys.stderr)
-        return STOPPED
-    except Exception as error:
-        print(f"detect.py: {one_line(error, config and config.output_dir)}", file=sys.stderr)
-        return 1
+    return launch.answer("detect.py", lambda: parse(arguments), run)
+
+
+def run(config: Detecting, text: str) -> int:
+    """All of it, alone in its folder. text: the settings as YAML."""
+    accelerator = launch.accelerator(mixed_precision="bf16" if config.system.precision == "bf16" else "no")
+    if config.evaluate:
+        return judge(config, accelerator)
+    results.check(config.results)
+    with locked(config.output_dir, accelerator, wanted=not config.dry_run):
+        return train(config, text, accelerator)
 
 
 def train(config: Detecting, text: str, accelerator: Accelerator) -> int:
@@ -59,19 +52,19 @@ def train(config: Detecting, text: str, accelerator: Accelerator) -> int:
     if accelerator.is_main_process:
         print(f"{annotated.said()}\n{test.said()}", flush=True)
     task = DetectionTask(config, annotated, test, accelerator)
-    run = DenseRun(task, config, text, accelerator, FREE)
+    training = DenseRun(task, config, text, accelerator, FREE)
     if config.dry_run:
-        run.dry_run()
+        training.dry_run()
         return 0
-    stopped = run.train(Stop())
-    if not run.finished:
+    stopped = training.train(Stop())
+    if not training.finished:
         return STOPPED if stopped else 0
     figures = task.evaluate()
     accelerator.end_training()
     if accelerator.is_main_process:
         output = Path(config.output_dir)
         save(output / "export", task.model, describe(task.model, config.detector.pyramid, test.names, test.ids))
-        (output / "detections.json").write_text(json.dumps(as_coco(test, task.found)))
+        (output / "detections.json").write_text(json.dumps(as_coco(test, task.found)), encoding="utf-8")
         report = write_report(output, test, task.found, figures)
         records = records_of(config, task, figures)
         results.append(config.results, records)

@@ -7,7 +7,6 @@ that was stopped, killed or crashed resumes when the same command is given again
 import common.system.environment  # noqa: F401, I001  # before torch is loaded
 
 import math
-import sys
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -16,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from accelerate import Accelerator
-from common.data.digests import digests_of, duplicates
+from common.data.digests import digests_of, duplicates, labels_digest
 from common.data.order import DistributedBatchSampler
 from common.data.unreadable import batches_of_all
 from common.labels.labelled import Labelled, open_labelled
@@ -25,9 +24,10 @@ from common.run.length import TIMED, WARM, Length
 from common.run.lock import locked
 from common.run.resume import RunCheckpoints
 from common.run.schedules import warmup_cosine
+from common.salient_crop import check_crop
 from common.system import launch, machine
 from common.system.screen import Screen
-from common.system.signals import STOPPED, Interrupted, Stop, interruptible
+from common.system.signals import STOPPED, Stop
 from common.tuning.augment import AugmentedImages, training_transform
 from common.tuning.classifier import describe
 from common.tuning.evaluation import correct_answers
@@ -36,23 +36,14 @@ from common.tuning.log import TuningLog
 from common.tuning.settings import FREE, Tuning, fitted, parse
 from common.tuning.training import Batch, ClassifierTraining
 
-from timm_dseq.errors import one_line
+from torch.nn.modules.batchnorm import _BatchNorm
+
 from timm_dseq.hub.load import data_config, load_backbone
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run; returns the exit code: 0 done, 1 something the message names is wrong, 2 misspelt, 75 stopped and saved."""
-    config = None
-    try:
-        config, text = parse(arguments)
-        interruptible()
-        return run(config, text)
-    except Interrupted:
-        print("finetune.py: stopped amid its preparations: the same command goes on.", file=sys.stderr)
-        return STOPPED
-    except Exception as error:
-        print(f"finetune.py: {one_line(error, config and config.output_dir)}", file=sys.stderr)
-        return 1
+    return launch.answer("finetune.py", lambda: parse(arguments), run)
 
 
 def run(config: Tuning, text: str) -> int:
@@ -114,12 +105,16 @@ class SeedRun:
         model, self.backbone = load_backbone(
             config.model, config.img_size, random=config.random, seed=self.seed, **args
         )
+        if config.salient_crop:
+            check_crop(model, config.salient_crop)
         self.preprocessing = data_config(model)
         self.description = describe(model, self.backbone, labelled.names, config.data.path, self.preprocessing)
         self.training = ClassifierTraining(model, config, len(labelled.names), accelerator)
-        self.checkpoints = RunCheckpoints(config, text, accelerator, FREE)
+        mixes = any(isinstance(part, _BatchNorm) for part in model.modules())  # the images of a round
+        free = tuple(name for name in FREE if not (mixes and name == "optim.accumulation"))
+        self.checkpoints = RunCheckpoints(config, text, accelerator, free)
         self.progress = self.checkpoints.find()
-        fingerprint = labelled.train.fingerprint()
+        fingerprint = f"{labelled.train.fingerprint()} {labels_digest(labelled.train)}"
         self.checkpoints.resume(self.training.checkpointed, self.training.optimizer, fingerprint)
 
     @property
@@ -193,11 +188,10 @@ class SeedRun:
         screen.say(machine.short_of_memory(self.config.workers, batch))
         return screen
 
-    def correct(self) -> torch.Tensor:
-        """Which test images are classified correctly: (n,) bool."""
-        return correct_answers(
-            self.training.tested, self.labelled.test, self.preprocessing, self.accelerator, self.config.workers
-        )
+    def correct(self, salient_crop: str | None = None) -> torch.Tensor:
+        """Which test images are classified correctly: (n,) bool. salient_crop: a query, with it also seen closer."""
+        tested, workers = self.training.tested, self.config.workers
+        return correct_answers(tested, self.labelled.test, self.preprocessing, self.accelerator, workers, salient_crop)
 
     def test(self) -> SeedResult:
         """The classifier as it is now, and what it says of the test images."""
@@ -205,7 +199,8 @@ class SeedRun:
         if self.accelerator.is_main_process:
             print(f"seed {self.seed}: {correct.float().mean():.2%} of {len(correct)} test images", flush=True)
         weights = {name: tensor.detach().cpu().clone() for name, tensor in self.training.tested.state_dict().items()}
-        return SeedResult(self.description, weights, correct)
+        closer = self.correct(self.config.salient_crop) if self.config.salient_crop else None
+        return SeedResult(self.description, weights, correct, closer)
 
 
 def learning_rate(config: Tuning, samples: int, epoch: int, total: int) -> float:

@@ -7,7 +7,6 @@ given again.
 
 import common.system.environment  # noqa: F401, I001  # before torch is loaded
 
-import sys
 
 from accelerate import Accelerator
 from common.data.source import open_source
@@ -20,32 +19,21 @@ from common.pretraining.log import PretrainingLog, available
 from common.pretraining.model import build
 from common.pretraining.monitor.monitor import Monitor
 from common.pretraining.precision import choose_precision
-from common.pretraining.settings import ADDED, AUTOMATIC, FREE, Config, parse
+from common.pretraining.settings import ADDED, AUTOMATIC, Config, free, parse
 from common.pretraining.training import Training
 from common.run.length import Length
 from common.run.lock import locked
 from common.run.resume import Progress, RunCheckpoints
 from common.system import launch
 from common.system.screen import Screen
-from common.system.signals import STOPPED, Interrupted, Stop, interruptible
+from common.system.signals import STOPPED, Stop
 
-from timm_dseq.errors import one_line
 from timm_dseq.hub.push import check_pushable
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run; returns the exit code: 0 done, 1 something the message names is wrong, 2 misspelt, 75 stopped and saved."""
-    config = None
-    try:
-        config, text = parse(arguments)
-        interruptible()
-        return run(config, text)
-    except Interrupted:
-        print("pretrain.py: stopped amid its preparations: the same command goes on.", file=sys.stderr)
-        return STOPPED
-    except Exception as error:
-        print(f"pretrain.py: {one_line(error, config and config.output_dir)}", file=sys.stderr)
-        return 1
+    return launch.answer("pretrain.py", lambda: parse(arguments), run)
 
 
 def run(config: Config, text: str) -> int:
@@ -61,7 +49,7 @@ def train(config: Config, text: str, accelerator: Accelerator) -> int:
     """Data, model, loop, export."""
     if config.hub.push_to and accelerator.is_main_process:
         check_pushable(config.hub.push_to)
-    checkpoints = RunCheckpoints(config, text, accelerator, FREE, AUTOMATIC, ADDED)
+    checkpoints = RunCheckpoints(config, text, accelerator, free(config), AUTOMATIC, ADDED)
     progress = checkpoints.find()
     source = None if config.data.streaming else open_source(config.data)
     images = images_in(config.data) if source is None else len(source)

@@ -6,7 +6,7 @@ setting, docs/probing.md says whose protocol is which. Results are added to a JS
 
 import common.system.environment  # noqa: F401, I001  # before torch is loaded
 
-import sys
+from dataclasses import replace
 
 from common.data.digests import data_digest, weights_digest
 from common.labels.labelled import open_full, subset_rows
@@ -19,9 +19,9 @@ from common.probing.settings import Probe, parse
 from common.probing.train_heads import VTAB, head_probe, vtab
 from common.run import results
 from common.run.export import public_name
+from common.salient_crop import check_crop, gain, said
 from common.system import launch
 
-from timm_dseq.errors import one_line
 from timm_dseq.hub.load import data_config, load_backbone
 
 PROTOCOLS = {"knn": knn, "logistic": logistic, "vtab": vtab}  # all others are `head_probe`
@@ -29,14 +29,9 @@ PROTOCOLS = {"knn": knn, "logistic": logistic, "vtab": vtab}  # all others are `
 
 def main(arguments: list[str] | None = None) -> int:
     """Run; returns the exit code: 0 done, 1 something the message names is wrong, 2 misspelt, 130 Ctrl-C."""
-    try:
-        return run(parse(arguments))
-    except KeyboardInterrupt:
-        print("probe.py: stopped. The same command goes on: features and checkpoints of heads stay.", file=sys.stderr)
-        return 130
-    except Exception as error:
-        print(f"probe.py: {one_line(error)}", file=sys.stderr)
-        return 1
+    return launch.answer_of(
+        "probe.py", lambda: run(parse(arguments)), "The same command goes on: features and checkpoints of heads stay."
+    )
 
 
 def run(config: Probe) -> int:
@@ -54,17 +49,25 @@ def run(config: Probe) -> int:
         weights += f"-{key_of(config.args)}"
     probe = ProbeRun(config, data, subsets, backbone, layout, preprocessing, weights, accelerator)
     probe.check_views()
-    found = PROTOCOLS.get(config.protocol, head_probe)(probe)
+    if config.salient_crop:
+        check_crop(model, config.salient_crop)
+    protocol = PROTOCOLS.get(config.protocol, head_probe)
+    found, closer = protocol(probe), []
+    if config.salient_crop:
+        closer = protocol(replace(probe, closer=True))
     duplicates = probe.count_duplicates()
     if accelerator.is_main_process:
-        report(probe, name, found, duplicates)
+        report(probe, name, found, closer, duplicates)
     accelerator.wait_for_everyone()
     accelerator.end_training()
     return 0
 
 
-def report(probe: ProbeRun, name: str, found: list[ProbeResult], duplicates: dict[str, int]) -> None:
-    """Print the results and add them to the file. name: of the backbone. duplicates: see `count_duplicates`."""
+def report(
+    probe: ProbeRun, name: str, found: list[ProbeResult], closer: list[ProbeResult], duplicates: dict[str, int]
+) -> None:
+    """Print the results and add them to the file. name: of the backbone. closer: those with the salient crops.
+    duplicates: see `count_duplicates`."""
     config, data = probe.config, probe.data
     images = VTAB[0] if config.protocol == "vtab" else len(probe.train_rows(config.seeds[0]))
     shared = {
@@ -84,6 +87,11 @@ def report(probe: ProbeRun, name: str, found: list[ProbeResult], duplicates: dic
         "duplicates": duplicates,
     }
     records = [{**shared, "view": one.view, "settings": one.settings, **results.summary(one.correct)} for one in found]
+    plain = {paired(one): one.correct for one in found}
+    for one in closer:
+        own = {"view": one.view, "settings": {**one.settings, "salient crop": config.salient_crop}}
+        gained = {"gain": gain(one.correct, plain[paired(one)])} if paired(one) in plain else {}
+        records.append({**shared, **own, **results.summary(one.correct), **gained})
     results.append(config.results, records)
     subset = f" ({config.data.subset})" if config.data.subset else ""
     print(
@@ -93,7 +101,12 @@ def report(probe: ProbeRun, name: str, found: list[ProbeResult], duplicates: dic
     if duplicates["train_test"]:
         print(f"{duplicates['train_test']} test images are also in the training images, pixel for pixel")
     for record in records:
-        print(results.line(record))
+        print(results.line(record) + (f": {said(record['gain'])}" if "gain" in record else ""))
+
+
+def paired(one: ProbeResult) -> tuple:
+    """What a result with salient crops and the one without have in common."""
+    return one.view, one.settings.get("k"), one.settings.get("T")
 
 
 if __name__ == "__main__":

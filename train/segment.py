@@ -9,7 +9,6 @@ import common.system.environment  # noqa: F401, I001  # before torch is loaded
 
 import html
 import math
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,9 +33,8 @@ from common.segmenting.segmenter import Segmenter
 from common.segmenting.settings import FREE, Segmenting, parse
 from common.segmenting.task import Segmentation, Test
 from common.system import launch
-from common.system.signals import STOPPED, Interrupted, Stop, interruptible
+from common.system.signals import STOPPED, Stop
 
-from timm_dseq.errors import one_line
 from timm_dseq.hub.load import data_config, load_backbone
 
 PICTURES = 8  # test images in the report
@@ -44,17 +42,7 @@ PICTURES = 8  # test images in the report
 
 def main(arguments: list[str] | None = None) -> int:
     """Run; returns the exit code: 0 done, 1 something the message names is wrong, 2 misspelt, 75 stopped and saved."""
-    config = None
-    try:
-        config, text = parse(arguments)
-        interruptible()
-        return run(config, text)
-    except Interrupted:
-        print("segment.py: stopped amid its preparations: the same command goes on.", file=sys.stderr)
-        return STOPPED
-    except Exception as error:
-        print(f"segment.py: {one_line(error, config and config.output_dir)}", file=sys.stderr)
-        return 1
+    return launch.answer("segment.py", lambda: parse(arguments), run)
 
 
 def run(config: Segmenting, text: str) -> int:

@@ -4,6 +4,8 @@ Of results of the same model, data and settings only the newest is shown. The pa
 data set and protocol; protocols that end in -cached and subsets are not the paper's, and have tables of their own.
 """
 
+import common.system.environment  # noqa: F401, I001  # before torch is loaded
+
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -50,6 +52,7 @@ def tables(records: list[dict[str, Any]]) -> str:
     for record in records:
         table = (
             record["data"],
+            record.get("data_digest", ""),
             record["label"],
             record["train"]["split"],
             record["train"]["subset"] or "",

@@ -5,6 +5,7 @@ import re
 import pytest
 import timm
 import torch
+from timm.models.vision_transformer import ParallelScalingBlock, ParallelThingsBlock
 from torch import nn
 
 from timm_dseq.engine.jepa import DSeqJEPA
@@ -238,6 +239,10 @@ def test_autocast_stays_near_full_precision(dtype):
         (lambda: DSeqJEPA(encoder(pos_embed="none")), "pos_embed='learn'"),
         (lambda: DSeqJEPA(encoder(drop_path_rate=0.1)), "drop_path_rate=0"),
         (lambda: DSeqJEPA(encoder(patch_drop_rate=0.1)), "patch_drop_rate=0"),
+        (lambda: DSeqJEPA(encoder(proj_drop_rate=0.1)), "dropout"),
+        (lambda: DSeqJEPA(encoder(attn_drop_rate=0.1)), "dropout"),
+        (lambda: DSeqJEPA(encoder(block_fn=ParallelThingsBlock)), "ParallelThingsBlock does not attend by a mask"),
+        (lambda: DSeqJEPA(encoder(block_fn=ParallelScalingBlock)), "ParallelScalingBlock does not attend by a mask"),
         (lambda: DSeqJEPA(encoder(class_token=False)), "class token"),
         (lambda: DSeqJEPA(encoder(), "jepa"), "objective='jepa'"),
         (lambda: DSeqJEPA(encoder(), loss="mean"), "loss='mean'"),

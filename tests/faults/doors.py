@@ -61,13 +61,12 @@ def refused(found: tuple[int | None, str, str], *names: str) -> None:
 
 
 def few_or_slow(names: str | tuple[str, ...], cases, few) -> pytest.MarkDecorator:
-    """parametrize(names, cases), of which all but a few are slow."""
+    """parametrize(names, cases); all but a few are slow: CI takes every third of those, `-m large` the others."""
+    rest = [case for case in cases if case not in few]
+    marks = {case: [pytest.mark.slow] + [pytest.mark.large] * (at % 3 > 0) for at, case in enumerate(rest)}
     return pytest.mark.parametrize(
         names,
-        [
-            case if case in few else pytest.param(*([case] if isinstance(case, str) else case), marks=pytest.mark.slow)
-            for case in cases
-        ],
+        [pytest.param(*([case] if isinstance(case, str) else case), marks=marks.get(case, ())) for case in cases],
     )
 
 

@@ -12,6 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 IMAGES, WEIGHTS, DOWNLOAD = "timm_dseq/images.py", "timm_dseq/hub/weights.py", "timm_dseq/hub/download.py"
 COMMANDS, RUN = "train/common/system/command_line.py", "train/common/run"
+GET = "tests/hub/store/test_get.py"
 UNREADABLE, DOWNLOADS, CASES = (
     "tests/train/data/test_unreadable.py",
     "tests/hub/test_download.py",
@@ -81,6 +82,30 @@ MUTANTS = {
         "if now is not None and now - before < LEAST * PATIENCE",
         "if False",
         f"{DOWNLOADS} -k drips",
+    ),
+    "checksums of what was brought": (
+        "timm_dseq/hub/store/arrival.py",
+        "if damaged:",
+        "if False:",
+        f"{GET} -k altered_on_the_way",
+    ),
+    "another kind of checkpoint": (
+        "timm_dseq/hub/store/get.py",
+        "if (kind, stock) != (source.kind, registered(name))",
+        "if False",
+        f'{GET} -k "of_another_kind and other_format or wrong_file"',
+    ),
+    "versions that change amid a download": (
+        "timm_dseq/hub/store/drive.py",
+        "if before and total != total_before",
+        "if False",
+        f"{GET} -k never_mixed",
+    ),
+    "room for what is brought": (
+        "timm_dseq/hub/store/folders.py",
+        "if free < needed",
+        "if False",
+        "tests/hub/store/test_processes.py -k before_the_bytes_come",
     ),
     "digests of checkpoints": (
         "timm_dseq/hub/checkpoints.py",

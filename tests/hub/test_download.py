@@ -202,6 +202,15 @@ def test_a_server_that_drips_is_given_up_and_one_that_is_slow_is_not(published, 
     assert load() and time.monotonic() - begun > 1
 
 
+def test_a_server_that_never_ends_is_given_up(published, load, monkeypatch):
+    monkeypatch.setattr(download, "LOOK", 0.2)
+    published.fault = "endless"
+    begun = time.monotonic()
+    refused(load, r"model.safetensors of .*: more arrives than was announced: check the network")
+    published.fault = None
+    assert time.monotonic() - begun < 60
+
+
 def test_disk_and_permission_faults_are_named(published, load, monkeypatch):
     from timm_dseq.hub import download as module
 

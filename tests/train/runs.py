@@ -40,7 +40,7 @@ def options(output: Path, **settings) -> list[str]:
     return [f"--{name}={value}" for name, value in {**chosen, "output_dir": output}.items()]
 
 
-def _child(script: str, arguments: list[str], said: Path, environment: dict[str, str]) -> None:
+def child(script: str, arguments: list[str], said: Path, environment: dict[str, str]) -> None:
     os.environ |= environment
     # Loader workers are to start as in a user's process; the forkserver would hand its own way down.
     multiprocessing.set_start_method(multiprocessing.get_all_start_methods()[0], force=True)
@@ -59,7 +59,7 @@ def launch(
 ) -> multiprocessing.Process:
     """A script under way in a process of its own; what it says goes beside its output."""
     output.parent.mkdir(parents=True, exist_ok=True)
-    process = FORKS.Process(target=_child, args=(script, arguments, said_of(output), environment or {}))
+    process = FORKS.Process(target=child, args=(script, arguments, said_of(output), environment or {}))
     process.start()
     return process
 

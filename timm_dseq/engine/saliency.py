@@ -14,7 +14,6 @@ from timm.models import VisionTransformer
 
 from ..arguments import check_grid, check_images, check_tensor
 from ..errors import UserError
-from ..host import to_device
 from .vit import block_index, check_plain, embed, final_norm, full_precision, grid_of
 
 LIKE = 5  # patches of the border that a patch is compared with
@@ -130,7 +129,7 @@ def _class_similarity(model: VisionTransformer, normed: torch.Tensor, query: tor
 def _class_parameter(model: VisionTransformer, tokens: torch.Tensor, *_: Any) -> torch.Tensor:
     """The paper's query: the class token as it enters the model, a parameter."""
     normed = _normed(model, tokens)
-    return _class_similarity(model, normed, model.cls_token[:, 0].to(normed.dtype).expand(len(normed), -1))
+    return _class_similarity(model, normed, model.cls_token[:, 0].to(normed.dtype).expand(normed.shape[0], -1))
 
 
 def _class_output(model: VisionTransformer, tokens: torch.Tensor, *_: Any) -> torch.Tensor:
@@ -165,11 +164,18 @@ def _unlike_the_border(
     h, w = grid
     patches = _patches(model, _normed(model, tokens))
     unit = torch.nn.functional.normalize(patches - patches.mean(1, keepdim=True), dim=-1)
-    border = torch.ones(h, w, dtype=torch.bool)
-    border[1:-1, 1:-1] = False
-    border = to_device(border.flatten().nonzero()[:, 0], tokens.device)
+    border = _border(h, w, tokens.device)
     likeness = unit @ unit.index_select(1, border).mT  # (B, n, patches of the border)
     return -likeness.topk(min(LIKE, len(border)), dim=2).values.mean(2)
+
+
+def _border(h: int, w: int, device: torch.device) -> torch.Tensor:
+    """The patches of the border of a grid, ascending: made on the device, and of a length that compilers know."""
+    if min(h, w) < 3:
+        return torch.arange(h * w, device=device)
+    rows = torch.arange(w, (h - 1) * w, w, device=device)  # where those between the first and the last begin
+    sides = torch.stack([rows, rows + w - 1], dim=1).flatten()
+    return torch.cat([torch.arange(w, device=device), sides, torch.arange((h - 1) * w, h * w, device=device)])
 
 
 def _normalised_cut(model: VisionTransformer, tokens: torch.Tensor, *_: Any) -> torch.Tensor:

@@ -115,10 +115,12 @@ def check_packable(model: nn.Module) -> None:
         raise UserError(f"this {name} has no position embedding (pos_embed='none'): create it with pos_embed='learn'")
     if not isinstance(model.patch_drop, nn.Identity):
         raise UserError(f"this {name} drops patches by itself: create it with patch_drop_rate=0")
+    if any(isinstance(part, nn.Dropout) and part.p for part in model.modules()):
+        raise UserError(f"this {name} has dropout, which pretraining does not take: create it with its rates at 0")
     for block in model.blocks:
         kind = type(block).__name__
-        if "attn_mask" not in inspect.signature(block.forward).parameters:
-            raise UserError(f"{kind} takes no attn_mask, so this {name} cannot be packed: use block_fn=Block")
+        if not hasattr(block, "attn") or "attn_mask" not in inspect.signature(block.forward).parameters:
+            raise UserError(f"{kind} does not attend by a mask, so this {name} cannot be packed: use block_fn=Block")
         if any(type(part).__name__ == "DropPath" for part in block.modules()):
             raise UserError(
                 f"stochastic depth would drop rows of several images: create the {name} with drop_path_rate=0"

@@ -13,13 +13,12 @@ from string import Template
 
 from huggingface_hub import ModelCardData
 
-from ..dseq_jepa import ARCHITECTURES, TAGS
+from ..dseq_jepa import ARCHITECTURES, IJEPA_LICENSE, META_TAG, STOCK, TAGS
 from . import paper
 from .stock import StockModel, registered
 
 BLANK = re.compile(r"\[TO BE [A-Z]+: [^\]]*\]")
 REPOSITORY = "<namespace>/{name}"  # in a card until push replaces it by the repository
-IJEPA_LICENSE = "cc-by-nc-4.0"  # of Meta's release, which only Meta can change
 _LICENSE_BLANK = "[TO BE STATED: licence]"
 
 _DSEQ_PAPER = "[DSeq-JEPA](https://arxiv.org/abs/2511.17354) (He et al., ECCV 2026)"
@@ -117,7 +116,15 @@ def run_card(
 
 
 def ijepa_card(name: str, stock: StockModel) -> str:
-    """The card of Meta's I-JEPA weights, converted: a stock architecture and Meta's licence."""
+    """The card of Meta's I-JEPA weights, converted: a stock architecture and Meta's licence.
+
+    Of the tag META_TAG it is known what they were trained on, and this package has a name for them.
+    """
+    data, with_package = "[TO BE STATED: the data set of this checkpoint, IN1k or IN22k]", ""
+    if name.endswith(f".{META_TAG}"):
+        ours = next(ours for ours, theirs in STOCK.items() if theirs == stock.architecture)
+        data = "ImageNet-1k"
+        with_package = _WITH_PACKAGE.format(name=f"{ours}.{META_TAG}", width=stock.blueprint.embed_dim)
     return _fill(
         name,
         stock,
@@ -125,9 +132,8 @@ def ijepa_card(name: str, stock: StockModel) -> str:
         metadata={"license": IJEPA_LICENSE},
         introduction="A self-supervised Vision Transformer of [I-JEPA](https://arxiv.org/abs/2301.08243) (Assran et "
         "al., CVPR 2023), converted from Meta's release. The encoder has no class token.",
-        with_package="",
-        training="Pretrained by Meta with I-JEPA, on [TO BE STATED: the data set of this checkpoint, IN1k or IN22k]; "
-        "see the paper for the recipe.",
+        with_package=with_package,
+        training=f"Pretrained by Meta with I-JEPA, on {data}; see the paper for the recipe.",
         results=f"| task | these weights |\n|---|---|\n| ImageNet-1k, linear | {_measure('linear probe')} |",
         licence="CC-BY-NC-4.0, as Meta's release: attribution, no commercial use.",
         citation=_IJEPA_CITATION,

@@ -75,7 +75,7 @@ def fault(path: Path, needed: Sequence[str] = (MODEL, OPTIMIZER, STATE)) -> str 
     if not (path / MANIFEST).is_file():  # a FIFO would be waited for
         return f"{MANIFEST} is missing or damaged"
     try:
-        manifest = json.loads((path / MANIFEST).read_text())
+        manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
         written = {name: (file["size"], file["sha256"]) for name, file in manifest.items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return f"{MANIFEST} is missing or damaged"
@@ -97,4 +97,4 @@ def fault(path: Path, needed: Sequence[str] = (MODEL, OPTIMIZER, STATE)) -> str 
 
 def state_of(path: Path) -> dict[str, Any]:
     """What a complete checkpoint holds beside tensors: settings, progress, the data set's fingerprint."""
-    return json.loads((path / STATE).read_text())
+    return json.loads((path / STATE).read_text(encoding="utf-8"))

@@ -12,18 +12,21 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import save_file
 from timm.layers import resample_abs_pos_embed
 
-from ..dseq_jepa import TAGS, is_size
+from ..dseq_jepa import IJEPA_LICENSE, TAGS, is_size
 from ..errors import UserError
 from . import cards, checkpoints
 from .config import read_stock
-from .stock import StockModel, at_size_of, check_fit, class_count, described, detect, registered
-from .weights import Checkpoint, Weights, check_types, parse, read
+from .stock import IJEPA, StockModel, at_size_of, check_fit, class_count, described, detect, registered
+from .weights import Checkpoint, Weights, check_types, parse, read, save_tensors
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _DEFAULT_TAGS = {"dseq_jepa": "in1k", "dseq_official": "in1k_official", "ijepa": "ijepa", "timm": "converted"}
+
+
+class NotWritten(UserError):
+    """The folder could not be written, through no fault of the checkpoint."""
 
 
 def convert(
@@ -124,7 +127,7 @@ def _of_run(file: Path) -> StockModel | None:
 def _named(model: str, kind: str, weights: Weights, img_size: tuple[int, int] | None) -> StockModel:
     stock = registered(model.partition(".")[0])
     if kind == "ijepa":
-        stock = replace(stock, model_args={"class_token": False, "global_pool": "avg", "fc_norm": False})
+        stock = replace(stock, model_args=IJEPA)
     return replace(at_size_of(weights, stock, img_size), num_classes=class_count(weights))
 
 
@@ -154,11 +157,9 @@ def _card(kind: str, name: str, stock: StockModel, license: str | None) -> tuple
             raise UserError(f"{name}: the tags are {', '.join(TAGS)}: give one as --model {stock.dseq_name}.TAG.")
         return cards.dseq_card(name, stock, license), license or cards.license_of(tag)
     if kind == "ijepa":
-        if license not in (None, cards.IJEPA_LICENSE):
-            raise UserError(
-                f"Meta's I-JEPA weights are under {cards.IJEPA_LICENSE}, not {license}: leave --license out."
-            )
-        return cards.ijepa_card(name, stock), cards.IJEPA_LICENSE
+        if license not in (None, IJEPA_LICENSE):
+            raise UserError(f"Meta's I-JEPA weights are under {IJEPA_LICENSE}, not {license}: leave --license out.")
+        return cards.ijepa_card(name, stock), IJEPA_LICENSE
     return cards.other_card(name, stock, license), license or "unknown"
 
 
@@ -207,10 +208,10 @@ def _write_folder(output: Path, files: dict[str, bytes], tensors: dict[str, Weig
             folder = Path(unfinished) / "folder"
             folder.mkdir()
             for name, weights in tensors.items():
-                save_file(weights, folder / name, metadata={"format": "pt"})
+                save_tensors(weights, folder / name)
             for name, content in files.items():
                 (folder / name).write_bytes(content)
             folder.rename(output)
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise UserError(f"{output} cannot be written ({reason}): check space and rights.") from error
+        raise NotWritten(f"{output} cannot be written ({reason}): check space and rights.") from error

@@ -4,21 +4,25 @@ import errno
 import queue
 import re
 import threading
+import time
 import urllib.error
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
+from functools import cached_property, partial
 from os import PathLike
 from pathlib import Path
+from typing import TypeVar
 
 import huggingface_hub
-from huggingface_hub import constants
+from huggingface_hub import constants, file_download
 from huggingface_hub import errors as hub_errors
 
 from ..errors import UserError
 from .weights import check_safetensors, sha256
 
+Result = TypeVar("Result")
 SECONDS = 5  # in which the Hub has to answer at all
+LOOK = 5.0  # seconds between two looks at a download
 PATIENCE, LEAST = 60, 1024  # after so many seconds with fewer bytes a second a download is given up
 
 
@@ -150,9 +154,30 @@ def download(repo: str, filename: str, cache_dir: str | PathLike | None = None) 
     what = f"{filename} of {repo}"
     with hub_access(what):
         options = {"revision": revision, "cache_dir": cache_dir, "library_name": "timm_dseq"}
-        path = _patiently(partial(huggingface_hub.hf_hub_download, repo_id, filename, **options), what)
+        work = partial(huggingface_hub.hf_hub_download, repo_id, filename, **options)
+        path = patiently(work, what, excess=_Excess(repo_id, filename, revision, cache_dir))
     _check_file(Path(path), what)
     return path
+
+
+class _Excess:
+    """Called now and then: whether more of a file has arrived than the Hub has announced."""
+
+    def __init__(self, repo_id: str, filename: str, revision: str | None, cache_dir: str | PathLike | None) -> None:
+        self.url = huggingface_hub.hf_hub_url(repo_id, filename, revision=revision)
+        folder = file_download.repo_folder_name(repo_id=repo_id, repo_type="model")
+        self.blobs = Path(cache_dir or constants.HF_HUB_CACHE, folder, "blobs")
+
+    @cached_property
+    def announced(self) -> float:
+        try:
+            return huggingface_hub.get_hf_file_metadata(self.url).size or float("inf")
+        except Exception:  # the download itself says what is wrong
+            return float("inf")
+
+    def __call__(self) -> bool:
+        arrived = [path.stat().st_size for path in self.blobs.glob("*.incomplete")]
+        return max(arrived, default=0) > self.announced
 
 
 def snapshot(repo: str, cache_dir: str | PathLike | None = None) -> str:
@@ -160,7 +185,7 @@ def snapshot(repo: str, cache_dir: str | PathLike | None = None) -> str:
     repo_id, revision = split_revision(repo)
     with hub_access(repo):
         options = {"revision": revision, "cache_dir": cache_dir, "library_name": "timm_dseq"}
-        folder = _patiently(partial(huggingface_hub.snapshot_download, repo_id, **options), repo)
+        folder = patiently(partial(huggingface_hub.snapshot_download, repo_id, **options), repo)
     faults = []
     for path in sorted(Path(folder).rglob("*")):
         if path.is_file():
@@ -173,14 +198,19 @@ def snapshot(repo: str, cache_dir: str | PathLike | None = None) -> str:
     return folder
 
 
-def _patiently(work: Callable[[], str], what: str) -> str:
+def patiently(
+    work: Callable[[], Result],
+    what: str,
+    mend: str = "check the network, HF_ENDPOINT and proxies, then try again",
+    excess: Callable[[], bool] | None = None,
+) -> Result:
     """What `work` returns, if it ends, or goes on to receive something.
 
     huggingface_hub bounds each read, and repeats what failed: a server that sends a byte now and then, or takes every
     connection and is silent, would hold it for many minutes. So it works in a thread, which is left to itself if no
-    more arrives.
+    more arrives, or more than there is (`excess` tells, asked every LOOK seconds).
     """
-    answers: queue.Queue[tuple[str | None, BaseException | None]] = queue.Queue()
+    answers: queue.Queue[tuple[Result | None, BaseException | None]] = queue.Queue()
 
     def run() -> None:
         try:
@@ -189,22 +219,24 @@ def _patiently(work: Callable[[], str], what: str) -> str:
             answers.put((None, error))
 
     threading.Thread(target=run, daemon=True).start()
-    before = _received()
+    before, since = _received(), time.monotonic()
     while True:
         try:
-            path, error = answers.get(timeout=PATIENCE)
+            answer, error = answers.get(timeout=min(LOOK, PATIENCE))
         except queue.Empty:
-            now = _received()
+            if excess is not None and excess():
+                raise UserError(f"{what}: more arrives than was announced: {mend}.") from None
+            if time.monotonic() - since < PATIENCE:
+                continue
+            now, since = _received(), time.monotonic()
             if now is not None and now - before < LEAST * PATIENCE:
                 break
             before = now
             continue
         if error is not None:
             raise error
-        return path
-    raise UserError(
-        f"{what}: nothing more arrived for {PATIENCE} s: check the network, HF_ENDPOINT and proxies, then try again."
-    )
+        return answer
+    raise UserError(f"{what}: nothing more arrived for {PATIENCE} s: {mend}.")
 
 
 def _received() -> int | None:
@@ -213,7 +245,7 @@ def _received() -> int | None:
     The files do not tell: both ways in which huggingface_hub downloads write them in pieces of many megabytes.
     """
     try:
-        lines = Path("/proc/net/dev").read_text().splitlines()[2:]
+        lines = Path("/proc/net/dev").read_text(encoding="utf-8").splitlines()[2:]
         return sum(int(line.partition(":")[2].split()[0]) for line in lines)
     except (OSError, ValueError, IndexError):
         return None
@@ -250,13 +282,13 @@ def _check_digest(path: Path, what: str) -> None:
         return
     state = f"{blob.stat().st_size} {blob.stat().st_mtime_ns}"
     note = blob.parent.parent / ".verified" / blob.name
-    if note.is_file() and note.read_text() == state:
+    if note.is_file() and note.read_text(encoding="utf-8") == state:
         return
     if sha256(blob) != blob.name:
         raise UserError(f"{what} arrived damaged (its SHA-256 is not the announced one), so it was removed: try again.")
     try:
         note.parent.mkdir(exist_ok=True)
-        note.write_text(state)
+        note.write_text(state, encoding="utf-8")
     except OSError:  # a cache that others own and we may only read: compare again next time
         pass
 

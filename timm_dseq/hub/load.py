@@ -23,6 +23,7 @@ from .config import read_config
 from .download import hub_access
 from .model_args import making
 from .stock import detect
+from .store.lookup import command_for, in_store
 from .weights import encoder_weights, misfits, read
 
 NAMES = (
@@ -54,6 +55,8 @@ def load_backbone(
     else:
         _check_known(name, random)
         model, shown = _create(name, img_size, not random, args), name.partition(":")[2] or name
+        if name in ARCHITECTURES and not random:  # whose weights they are
+            shown = f"{name}.{model.pretrained_cfg['tag']}"
     if not random:
         _check_finite(model, name)
     if random or (path.exists() and not _has_config(path)):  # the licence that timm names is that of other weights
@@ -98,13 +101,14 @@ def _check_known(name: str, random: bool | None) -> None:
         if not hint and name.count("/") == 1:
             hint = f"; a repository of the Hub is named hf-hub:{name}"
         raise UserError(f"model {name} is neither a model of timm nor a path that exists{hint}.")
-    if random or timm.is_model_pretrained(name):
+    if random or timm.is_model_pretrained(name) or in_store(name):
         return
     architecture, _, tag = name.partition(".")
     hint = similar(name, timm.list_pretrained(f"{architecture}.*")) if tag else ""
     mends = ["give a folder or a checkpoint"]
     if architecture in ARCHITECTURES:
         namespace()  # a wrong one would be the reason
+        mends.append(f"bring some with {command_for(name)}")
         mends.append("set TIMM_DSEQ_NAMESPACE to the organisation that publishes them")
     if random is False:
         mends.append("--random true for fresh ones")

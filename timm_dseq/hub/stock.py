@@ -15,13 +15,14 @@ import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import VisionTransformer
 
-from ..dseq_jepa import ARCHITECTURES, BACKBONE, STOCK, is_size
+from ..dseq_jepa import ARCHITECTURES, BACKBONE, META_TAG, STOCK, is_size
 from ..errors import UserError, similar
 from .weights import Weights, check_types, misfits
 
 # Width of a plain ViT → its timm name and the heads that no shape shows. 1408 is I-JEPA's ViT-g.
 _STOCK_BY_WIDTH = {ARCHITECTURES[ours]["embed_dim"]: stock for ours, stock in STOCK.items() if ours[-3:] != "448"}
 _STOCK_BY_WIDTH[1408] = "vit_giant_patch16_gap_224"
+IJEPA = {"class_token": False, "global_pool": "avg", "fc_norm": False}  # Meta's encoders, in timm's words
 
 
 @dataclass(frozen=True)
@@ -137,7 +138,9 @@ def registered(model_name: str) -> StockModel:
         )
     tagged = model_name in timm.list_models(f"{name}.*", include_tags=True)
     size = tuple(timm.get_pretrained_cfg(model_name if tagged else name).input_size[1:])
-    return StockModel(STOCK[name], size, dict(BACKBONE)) if name in STOCK else StockModel(name, size)
+    if name not in STOCK:
+        return StockModel(name, size)
+    return StockModel(STOCK[name], size, dict(IJEPA if model_name.endswith(f".{META_TAG}") else BACKBONE))
 
 
 def described(name: str, img_size: int | tuple[int, int], args: dict[str, Any]) -> StockModel:
@@ -176,7 +179,7 @@ def detect(weights: Weights) -> StockModel:
 
     stock = "vit_huge_patch16_gap_448" if (width, *patch) == (1280, 16, 16) else _STOCK_BY_WIDTH[width]
     if not class_token:  # I-JEPA
-        args = {"class_token": False, "global_pool": "avg", "fc_norm": fc_norm}
+        args = {**IJEPA, "fc_norm": fc_norm}
     elif no_embed_class:  # DSeq-JEPA
         args = {**BACKBONE, "fc_norm": fc_norm}
     else:

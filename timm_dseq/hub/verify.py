@@ -41,7 +41,7 @@ def in_transformers(source):
 
 folder, features, faults = Path(sys.argv[1]), {}, {}
 image = load_file(folder / "image.safetensors")["image"]
-for check, source in json.loads((folder / "sources.json").read_text()).items():
+for check, source in json.loads((folder / "sources.json").read_text(encoding="utf-8")).items():
     try:
         with torch.inference_mode():
             features[check] = (in_transformers if check == "transformers" else in_timm)(source).contiguous()
@@ -49,7 +49,7 @@ for check, source in json.loads((folder / "sources.json").read_text()).items():
         faults[check] = f"{type(error).__name__}: {error}".strip().splitlines()[-1]
 assert not any(name.startswith("timm_dseq") for name in sys.modules)
 save_file(features, folder / "features.safetensors")
-(folder / "faults.json").write_text(json.dumps(faults))
+(folder / "faults.json").write_text(json.dumps(faults), encoding="utf-8")
 """
 
 
@@ -155,7 +155,7 @@ def _without_package(
     with tempfile.TemporaryDirectory() as name:
         scratch = Path(name)
         save_file({"image": image}, scratch / "image.safetensors")
-        (scratch / "sources.json").write_text(json.dumps(sources))
+        (scratch / "sources.json").write_text(json.dumps(sources), encoding="utf-8")
         environment = {**os.environ, "HF_HUB_OFFLINE": "1"} if offline else None
         command = [sys.executable, "-c", _STOCK, name]
         run = subprocess.run(command, capture_output=True, text=True, env=environment)
@@ -163,7 +163,7 @@ def _without_package(
             reason = (run.stderr.strip().splitlines() or [f"the process ended with {run.returncode}"])[-1]
             return {check: {"ok": False, "seen": reason} for check in sources}
         features = load_file(scratch / "features.safetensors")
-        faults = json.loads((scratch / "faults.json").read_text())
+        faults = json.loads((scratch / "faults.json").read_text(encoding="utf-8"))
     return {
         check: {"ok": False, "seen": faults[check]} if check in faults else _compared(features[check], expected[check])
         for check in sources

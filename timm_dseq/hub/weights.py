@@ -5,6 +5,7 @@ import hashlib
 import pickle
 import re
 import warnings
+import zipfile
 from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from ..errors import UserError
 
@@ -68,14 +69,16 @@ def read(path: str | PathLike) -> dict[str, Any]:
         )
     try:
         # timm's checkpoints hold an argparse.Namespace, which is plain data. torch warns of what the errors below say
-        # in one line. It gets an open file, since newer versions choose the reader by the file's name.
+        # in one line. An archive is mapped, not read, since most of a training's checkpoint is not used. Anything else
+        # is given as an open file: newer versions choose the reader by the file's name.
+        mapped = path.suffix != ".safetensors" and zipfile.is_zipfile(path)
         with (
             path.open("rb") as file,
             torch.serialization.safe_globals([argparse.Namespace]),
             warnings.catch_warnings(),
         ):
             warnings.simplefilter("ignore")
-            state = torch.load(file, map_location="cpu", weights_only=True)
+            state = torch.load(str(path) if mapped else file, map_location="cpu", mmap=mapped, weights_only=True)
     except pickle.UnpicklingError as error:
         needed = re.search(r"(?:GLOBAL|class|global) ([\w.]+\.\w+)", str(error))
         what = f"needs {needed[1]}" if needed else "is no plain file of tensors"
@@ -196,3 +199,11 @@ def _check_names(state: dict[Any, Any]) -> None:
     for name in state:
         if not isinstance(name, str) or not name or not name.isprintable():
             raise UserError(f"There is an entry named {name!r}, which is no name of a weight: save model.state_dict().")
+
+
+def save_tensors(tensors: dict[str, torch.Tensor], path: Path) -> None:
+    """A safetensors file that others may read as any other new file: safetensors makes it its owner's alone."""
+    path.touch()
+    mode = path.stat().st_mode
+    save_file(tensors, path, metadata={"format": "pt"})
+    path.chmod(mode)

@@ -65,5 +65,9 @@ class Regression:
         """Classes (m,) of features (m, D)."""
         return torch.cat([self._logits(part - self.mean).argmax(1) for part in x.split(_ROWS)])
 
+    def probabilities(self, x: torch.Tensor) -> torch.Tensor:
+        """Of each class (m, classes), for features (m, D)."""
+        return self._logits(x - self.mean).softmax(1)
+
     def _logits(self, x: torch.Tensor) -> torch.Tensor:
         return F.linear(x, self.weights[:, :-1], self.weights[:, -1])

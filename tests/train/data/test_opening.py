@@ -1,5 +1,6 @@
 """Whatever cannot be opened as a data set of images is one line, before any long work."""
 
+import os
 import pickle
 import tarfile
 
@@ -7,12 +8,13 @@ import datasets
 import numpy as np
 import pytest
 from common.data.framing import Framing
-from common.data.opening import opening
+from common.data.opening import open_rows, opening
 from common.data.opening import test_split as split_to_test
 from common.data.scenes import Scenes
 from common.data.settings import Data
 from common.data.source import first_of_stream, open_source
 from common.data.stream import Stream
+from PIL import Image
 from pyarrow import ArrowNotImplementedError
 from yaml.constructor import ConstructorError
 
@@ -161,3 +163,40 @@ def open_source_of(rows, folder):
     source = open_source(Data(path=str(folder / "y.parquet")))
     assert source.names == ("a", "b") and source.classes == 2 and source.label_fault() is None
     return source
+
+
+@pytest.mark.timeout(60)  # a FIFO waits for ever for somebody who writes
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no FIFOs")
+def test_links_to_nothing_and_fifos_in_a_folder_are_counted_and_named(tmp_path, capsys):
+    """`datasets` leaves them out, and a training set that shrinks in silence is no good."""
+    folder = tmp_path / "train" / "cats"
+    folder.mkdir(parents=True)
+    Image.new("RGB", (8, 8)).save(folder / "whole.png")
+    Image.new("RGB", (8, 8)).save(tmp_path / "outside.png")
+    (folder / "linked.png").symlink_to(tmp_path / "outside.png")
+    (folder / "notes.txt").symlink_to(tmp_path / "no-such-file")
+    rows, _, _ = open_rows(Data(path=str(tmp_path)), "train")
+    assert len(rows) == 2 and capsys.readouterr().out == ""
+    os.mkfifo(folder / "pipe.jpg")
+    (folder / "lost.JPG").symlink_to(tmp_path / "no-such-file")
+    rows, _, _ = open_rows(Data(path=str(tmp_path)), "train")
+    said = capsys.readouterr().out
+    assert len(rows) == 2 and said.startswith("left out: 2 files of"), said
+    assert "pipe.jpg" in said or "lost.JPG" in said
+    odd = tmp_path / "train" / "cats\nand dogs"
+    odd.mkdir()
+    Image.new("RGB", (8, 8)).save(odd / "a.png")
+    Image.new("RGB", (8, 8)).save(folder / ".hidden.png")  # nobody expects it to be taken
+    rows, _, _ = open_rows(Data(path=str(tmp_path)), "train")
+    said = capsys.readouterr().out
+    lost = 5 - len(rows)
+    assert said.startswith(f"left out: {lost} files") and said.count("\n") == 1, said
+
+
+def test_a_folder_that_is_a_link_loses_nothing(tmp_path, capsys):
+    folder = tmp_path / "there" / "train" / "cats"
+    folder.mkdir(parents=True)
+    Image.new("RGB", (8, 8)).save(folder / "whole.png")
+    (tmp_path / "here").symlink_to(tmp_path / "there")
+    rows, _, _ = open_rows(Data(path=str(tmp_path / "here")), "train")
+    assert len(rows) == 1 and capsys.readouterr().out == ""

@@ -12,6 +12,7 @@ import struct
 import zlib
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
@@ -266,3 +267,28 @@ def test_a_folder_whose_first_image_is_broken_is_trained_on(streaming, tmp_path)
     assert f"an image that pictures show cannot be read and is replaced by another: {first}" in said
     assert str(first) in (tmp_path / "run" / "unreadable.txt").read_text()
     assert (tmp_path / "run" / "pictures" / "step-00000000.png").is_file()
+
+
+@pytest.mark.parametrize(
+    ("kind", "pixels", "grey"),
+    [
+        ("F", [[0.0, 0.5], [1.0, 0.25]], [0, 127, 255, 64]),  # shares
+        ("F", [[0.0, 128.0], [255.0, 64.0]], [0, 128, 255, 64]),
+        ("I", [[0, 128], [255, 64]], [0, 128, 255, 64]),
+        ("I", [[0, 32896], [65535, 16448]], [0, 128, 255, 64]),
+        ("I;16", [[0, 128], [255, 64]], [0, 0, 1, 0]),  # dark, and of 16 bits
+    ],
+)
+def test_pixels_of_more_bits_are_seen_as_they_are(kind, pixels, grey, tmp_path):
+    numbers = np.array(pixels, {"F": np.float32, "I": np.int32, "I;16": np.uint16}[kind])
+    Image.fromarray(numbers).save(tmp_path / "x.tiff")
+    found = decode({"bytes": None, "path": str(tmp_path / "x.tiff")})
+    assert found.mode == "RGB"
+    assert np.abs(np.asarray(found)[..., 0].ravel().astype(int) - grey).max() <= 1
+
+
+@pytest.mark.parametrize("pixels", [[[-1.0, 1.0]], [[0.0, 1e6]]])
+def test_pixels_of_no_known_range_are_named(pixels, tmp_path):
+    Image.fromarray(np.array(pixels, np.float32)).save(tmp_path / "x.tiff")
+    with pytest.raises(UnreadableImage, match="store 8 or 16 bits"):
+        decode({"bytes": None, "path": str(tmp_path / "x.tiff")})

@@ -235,7 +235,7 @@ def test_what_is_wrong_with_a_column_of_objects_is_one_line(tmp_path):
 
     refused("has no column things: name it with data.objects", objects="things")
     refused("column 'image' holds no bbox and category of objects", objects="image")
-    refused("boxes cannot be xyxy", boxes="xyxy")
+    refused("boxes cannot be xyxy", box_format="xyxy")
     rows = datasets.Dataset.from_parquet(str(folder / "train.parquet"))
     rows.map(lambda row: {"objects": {"bbox": [], "category": []}}).to_parquet(folder / "train.parquet")
     refused("has no annotations")

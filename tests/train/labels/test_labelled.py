@@ -170,7 +170,7 @@ def test_what_is_gated_or_missing_says_how_to_get_it(path, says, hub):
     [
         ({"train": [0, 1], "test": [0, 1]}, {"label": "cls"}, "has no column 'cls': data.label is one of image, label"),
         ({"train": {"size": [0, 1]}, "test": {"size": [0, 1]}}, {}, "no column of classes: name it as data.label"),
-        ({"train": [0, 1, 0], "test": [0, 2]}, {}, "class '2' is in test but not in what is learnt from"),
+        ({"train": [0, 1, 0], "test": [0, 2]}, {}, "class '2' is in test but not in train"),
         ({"train": [1, 1], "test": [1]}, {}, "holds one class only"),
         ({"train": [0, 1], "test": [0, 1]}, {"classes": 3}, "has 2 classes and data.classes=3"),
         ({"train": [0, 1], "test": [-1, -1]}, {}, "split test: 2 images have no label"),
@@ -226,6 +226,41 @@ def test_a_file_names_rows_or_images(tmp_path):
         chosen.write_bytes(content.encode(errors="surrogateescape"))
         with pytest.raises(UserError, match=says):
             open_labelled(Labels(path=path, subset=str(chosen)))
+
+
+def test_a_file_names_images_by_as_much_of_their_path_as_it_writes(tmp_path):
+    path = tmp_path / "photos"
+    for name, shade in (("ant", 0), ("bee", 100)):
+        for split, numbers in (("train", range(1, 5)), ("val", (1,))):
+            (path / split / name).mkdir(parents=True)
+            for number in numbers:
+                (path / split / name / f"{number}.png").write_bytes(png(shade + number, 0, 0)["bytes"])
+    chosen = tmp_path / "subset.txt"
+    chosen.write_text("ant/1.png\nant/2.png\nbee/3.png\n")
+    found = open_labelled(Labels(path=str(path), subset=str(chosen))).train
+    assert [found.picture(i).getpixel((0, 0))[0] for i in range(3)] == [1, 2, 103]
+    chosen.write_text("elsewhere/train/ant/1\nbee/3.jpg\n")
+    with pytest.raises(UserError, match="1 images are not in the split, the first is elsewhere/train/ant/1"):
+        open_labelled(Labels(path=str(path), subset=str(chosen)))
+    chosen.write_text("ant/1\nbee/3.jpg\n")
+    assert len(open_labelled(Labels(path=str(path), subset=str(chosen))).train) == 2
+    chosen.write_text("1.png\n")
+    with pytest.raises(UserError, match=r"1.png may be .*ant/1.png or .*bee/1.png: write more of its path"):
+        open_labelled(Labels(path=str(path), subset=str(chosen)))
+
+
+@pytest.mark.parametrize("share", ["0%", "100.5%", "200%"])
+def test_a_share_of_nothing_or_of_more_than_all_is_refused(share, tmp_path):
+    path = parquet(tmp_path / "data", train=[0, 1] * 4, test=[0, 1])
+    with pytest.raises(UserError, match=f"data.subset={share} is no share"):
+        open_labelled(Labels(path=path, subset=share))
+
+
+def test_classes_are_the_numbers_that_occur(tmp_path):
+    path = parquet(tmp_path / "data", train=[5, 1000, 0, 5], test=[1000, 0])
+    found = open_labelled(Labels(path=path))
+    assert found.names == ["0", "5", "1000"] and found.train.classes == found.test.classes == 3
+    assert found.train.truth.tolist() == [1, 2, 0, 1] and found.test.truth.tolist() == [2, 0]
 
 
 def test_clevr_labels_by_the_published_rule():

@@ -1,10 +1,13 @@
 """Weights that a run starts from: all that an earlier run exported, the heads of its losses too."""
 
+import pytest
+import timm
 import torch
 from common.pretraining.model import build
 from common.pretraining.settings import parse
 from safetensors.torch import save_file
 
+from timm_dseq import UserError
 from timm_dseq.hub.convert import convert
 
 from ..runs import options
@@ -38,3 +41,29 @@ def test_heads_that_the_new_run_has_no_use_for_are_left_out_and_others_stay_new(
     assert ours.keys() == fresh.keys()
     heads = [name for name in ours if name.startswith("contrastive.")]
     assert heads and all(torch.equal(ours[name], fresh[name]) for name in heads)
+
+
+def test_a_run_starts_from_whatever_a_command_takes_by_name(tmp_path):
+    """Of weights in this package; the run's own randomness is that of a run without them."""
+    settings = {"model__name": "dseq_jepa_vit_ti16", "model__args": "{}", "model__img_size": 128}
+    fresh = model_of(tmp_path, 1, **settings)
+    after = torch.rand(3)
+    model = model_of(tmp_path, 1, **settings, model__init="dseq_jepa_vit_ti16.photos65k")
+    assert torch.equal(torch.rand(3), after)
+    theirs = timm.create_model("dseq_jepa_vit_ti16.photos65k", pretrained=True).state_dict()
+    for part in (model.student, model.target):
+        for name, tensor in part.state_dict().items():
+            assert torch.equal(tensor, fresh.target.pos_embed if name == "pos_embed" else theirs[name]), name
+    parts = model.predictor.state_dict(), fresh.predictor.state_dict()
+    assert all(torch.equal(parts[0][name], tensor) for name, tensor in parts[1].items())
+
+
+def test_a_name_that_is_none_is_one_line(tmp_path):
+    for name, says in {
+        "dseq_jepa_vit_b16": "has no published weights: .*timm-dseq get dseq_jepa_vit_b16.in1k_official",
+        "nowhere.pth": "neither a model of timm nor a path that exists",
+        "dseq_jepa_vit_ti16.photos65k": r"model.init=dseq_jepa_vit_ti16.photos65k does not fit model.name: ",
+    }.items():
+        with pytest.raises(UserError, match=says) as error:
+            model_of(tmp_path, 1, model__init=name)
+        assert "\n" not in str(error.value)

@@ -159,3 +159,14 @@ def test_terms_are_named_with_their_factors():
     assert build(config).terms == {"contrastive": 1.0}
     with pytest.raises(UserError, match="terms: 'vicreg' is unknown: choose from contrastive"):
         build(parse([*tiny, "--model.terms.vicreg=1"])[0])
+
+
+def test_the_recommended_preset_is_what_the_shipped_weights_were_trained_with():
+    """Settings files do not include each other: these are kept equal here. Length, model and batch are the run's."""
+    preset = yaml.safe_load((TRAIN / "configs" / "presets" / "recommended.yaml").read_text())
+    speedrun = yaml.safe_load((TRAIN / "configs" / "speedrun.yaml").read_text())
+    shipped = TRAIN.parent / "docs" / "runs" / "dseq_jepa_vit_ti16.photos65k" / "config.yaml"
+    shipped = yaml.safe_load(shipped.read_text())
+    for section, settings in preset.items():
+        for name, value in settings.items():
+            assert speedrun[section][name] == value == shipped[section][name], name

@@ -1,6 +1,10 @@
 """Features are computed once, are those of the model, and belong to these weights, images and this preprocessing."""
 
 import dataclasses
+import io
+import os
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,12 +12,15 @@ import timm
 import torch
 from accelerate import Accelerator
 from common.data.digests import digests_of, duplicates, weights_digest
+from common.data.settings import Data
+from common.data.source import open_source
 from common.labels.labelled import open_labelled
 from common.labels.settings import Labels
 from common.probing import feature_cache
 from common.probing.feature_cache import cached_features
 from common.probing.features import FrozenBackbone
 from common.probing.settings import Cache
+from PIL import Image
 from timm.data import create_transform
 
 from timm_dseq import UserError
@@ -125,9 +132,11 @@ def test_only_rows_that_are_damaged_are_computed_again_and_it_is_said(train, tmp
     model, looks = small(), count_looks(monkeypatch)
     whole = cached(train, tmp_path / "cache", model)
     rows = whole.rows.copy()
-    whole.rows[[3, 9]] *= 2
-    whole.digests[11, 0] ^= 1
-    whole.rows.flush()
+    (folder,) = (tmp_path / "cache").iterdir()
+    spoilt = np.memmap(folder / "rows.bin", whole.rows.dtype, "r+", shape=rows.shape)
+    spoilt[[3, 9]] *= 2
+    np.memmap(folder / "digests.bin", np.uint8, "r+", shape=whole.digests.shape)[11, 0] ^= 1
+    spoilt.flush()
     del whole
     capsys.readouterr()
     before = looks()
@@ -205,3 +214,49 @@ def test_the_digest_of_weights_tells_every_bit():
         model.blocks[3].mlp.fc1.weight[5, 7] += 1e-7
     assert weights_digest(model) != before
     assert weights_digest(timm.create_model("resnet18").half()) != weights_digest(timm.create_model("resnet18"))
+
+
+def test_a_full_disk_is_one_line_and_not_the_end_of_the_process(train, tmp_path, monkeypatch):
+    """A page that is written through a map, and that the disk has no room for, is a SIGBUS."""
+    folder, wrote = tmp_path / "cache", []
+
+    class Full(io.FileIO):
+        def write(self, content):
+            wrote.append(len(content))
+            return super().write(content) if len(wrote) < 40 else 0
+
+    opened = Path.open
+    monkeypatch.setattr(
+        Path,
+        "open",
+        lambda path, mode="r", *args, **kwargs: (
+            Full(path, "r+") if mode == "r+b" else opened(path, mode, *args, **kwargs)
+        ),
+    )
+    with pytest.raises(UserError, match=r"cannot be written \(No space left on device\): make room"):
+        cached(train, folder, small())
+    monkeypatch.undo()
+    whole = cached(train, tmp_path / "other", small())
+    np.testing.assert_allclose(cached(train, folder, small()).rows, whole.rows, atol=1e-6)
+
+
+def test_images_that_changed_and_kept_their_times_have_other_features(tmp_path):
+    """As tar, rsync -t and cp -p leave them: `datasets` looks at times alone, and 16 images were read of 40."""
+    places = [tmp_path / "photos" / "train" / name for name in "ab"]
+    draw = np.random.default_rng(0)
+    for place in places:
+        place.mkdir(parents=True)
+        for number in range(20):
+            noise = draw.integers(0, 256, (12, 12, 3), dtype=np.uint8)
+            Image.fromarray(noise).save(place / f"{place.name}{number}.png")
+            os.utime(place / f"{place.name}{number}.png", (10**9, 10**9))
+
+    def rows():
+        source = open_source(Data(path=str(tmp_path / "photos")))
+        return cached(replace(source, truth=source.all_labels()), tmp_path / "cache", small()).rows
+
+    before = rows()
+    changed = places[0] / "a1.png"
+    Image.new("RGB", (12, 12)).save(changed)
+    os.utime(changed, (10**9, 10**9))
+    assert (np.abs(rows() - before).max(1) > 1e-3).sum() == 1

@@ -3,6 +3,7 @@
 import io
 import json
 import math
+import re
 import signal
 import time
 from pathlib import Path
@@ -325,6 +326,24 @@ def test_the_interval_is_a_bootstrap_of_the_images():
     assert found["accuracy"] == 50 and found["interval"] == [50, 50]  # every image is right once of twice
 
 
+@pytest.mark.slow
+def test_heads_go_on_from_no_checkpoint_of_other_rows(data, tmp_path):
+    listed = tmp_path / "listed.txt"
+    changes = {"protocol": "dseq-cached", "data__subset": listed, "heads__checkpoint_every": 2, "heads__epochs": 40}
+    listed.write_text("\n".join(map(str, range(30))))
+    process = start(tmp_path / "a", data, **changes)
+    while not list((tmp_path / "a" / "heads").glob("*/step-*")):
+        assert process.is_alive(), said_of(tmp_path / "a").read_text()
+        time.sleep(0.02)
+    process.kill()
+    process.join()
+    listed.write_text("\n".join(map(str, range(30, 60))))
+    code, said = probe(tmp_path / "a", data, **changes)
+    assert code == 0 and "going on after" not in said, said
+    assert probe(tmp_path / "b", data, **changes)[0] == 0
+    assert results_of(tmp_path / "a")[0]["each"] == results_of(tmp_path / "b")[0]["each"]
+
+
 def test_results_of_several_files_become_tables_beside_the_papers(tmp_path):
     def record(**changes):
         shared = {"model": "m", "parameters": 85.8e6, "img_size": [224, 224], "weights": "w", "data": "cub"}
@@ -339,6 +358,9 @@ def test_results_of_several_files_become_tables_beside_the_papers(tmp_path):
     results.append(tmp_path / "b.jsonl", [record(precision="bf16", accuracy=67.0), record(seeds=[0], accuracy=68.0)])
     less = {"split": "train", "images": 50, "subset": None}
     results.append(tmp_path / "b.jsonl", [record(train=less, accuracy=20.0, settings={"C": [0.03162277, 1.0]})])
+    others = [record(data="corrupted", data_digest=digest, accuracy=30.0 + at) for at, digest in enumerate("ab")]
+    results.append(tmp_path / "c.jsonl", others)
+    assert {"30.00", "31.00"} <= set(re.findall(r"\d\d\.\d\d", table.tables(results.read([tmp_path / "c.jsonl"]))))
     text = table.tables(results.read([tmp_path / "a.jsonl", tmp_path / "b.jsonl"]))
     few, live, cached = text.split("### cub, dseq")[1:]  # a smaller data set of the same name stands apart
     live, cached = "### cub, dseq" + live, cached.removeprefix("-cached")

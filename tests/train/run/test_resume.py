@@ -339,3 +339,11 @@ def test_a_disk_that_fills_up_ends_the_run_in_one_line_and_the_run_goes_on_with_
         assert [line["step"] for line in log_of(disk / "run")] == list(range(1, 21))
     finally:
         subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_rounds_may_not_change_where_the_images_of_a_round_are_compared(tmp_path):
+    views = {"model__objective": "views", "model__views": 2, "optim__regions": 0.0}
+    for name, settings, code in (("dseq", {}, 0), ("views", views, 1)):
+        assert train(tmp_path / name, max_steps=3, **settings)[0] == 0
+        found, said = train(tmp_path / name, max_steps=4, optim__accumulation=2, **settings)
+        assert found == code and ("optim.accumulation was 1" in said) == bool(code), said

@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
-from common.system import launch
+from common.system import last_line, launch
 
 from ..runs import options
 
@@ -85,37 +85,52 @@ def test_a_launcher_that_is_ended_leaves_a_checkpoint_and_no_orphan(number, tmp_
 
 ACCELERATE = {"ACCELERATE_MIXED_PRECISION": "no"}
 TORCHRUN = {**ACCELERATE, "TORCHELASTIC_RUN_ID": "x"}
-FOR_EVERY = "prints a traceback for every exit code but 0, also for"
 
 
 @pytest.mark.parametrize(
-    ("environment", "code", "line"),
+    ("environment", "code", "said", "line"),
     [
-        (ACCELERATE, 75, f"accelerate launch {FOR_EVERY} 75; --quiet leaves it out"),
-        (ACCELERATE, 0, ""),
-        ({**TORCHRUN, "RANK": "0"}, 1, f"torchrun {FOR_EVERY} 1"),
-        ({**TORCHRUN, "RANK": "1"}, 1, ""),  # one process speaks
-        ({}, 75, ""),  # without a launcher there is no traceback
+        (ACCELERATE, 75, None, "accelerate launch: test.py: stopped and saved: the same command goes on"),
+        (ACCELERATE, 1, "test.py: x is wrong", "accelerate launch: test.py: x is wrong"),
+        (ACCELERATE, 0, None, None),
+        ({**TORCHRUN, "RANK": "0"}, 1, "test.py: x is wrong", "torchrun: test.py: x is wrong"),
+        ({**TORCHRUN, "RANK": "1"}, 1, "test.py: x is wrong", None),  # one process speaks
+        ({}, 75, None, None),  # without a launcher there is no traceback
     ],
 )
-def test_a_line_explains_the_traceback_that_a_launcher_prints(environment, code, line, monkeypatch, capsys):
+def test_what_was_said_is_said_again_behind_a_launchers_traceback(environment, code, said, line, monkeypatch):
+    again = []
     for name in ("ACCELERATE_MIXED_PRECISION", "TORCHELASTIC_RUN_ID", "RANK"):
         monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    for ending in (lambda: code, lambda: sys.exit(code)):
+    monkeypatch.setattr(sys, "argv", ["train/test.py"])
+    monkeypatch.setattr(last_line, "_said", "")
+    monkeypatch.setattr(
+        launch, "repeat_behind", lambda launcher, otherwise: again.append(f"{launcher}: {last_line._said or otherwise}")
+    )
+
+    def main():
+        if said:
+            last_line.complain(said)
+        return code
+
+    for ending in (main, lambda: sys.exit(main())):
         with pytest.raises(SystemExit) as end:
             launch.exit_with(ending)
         assert end.value.code == code
-        assert capsys.readouterr().err == (f"({line})\n" if line else "")
+    assert again == ([line] * 2 if line else [])
 
 
 @pytest.mark.slow
-def test_the_line_stands_between_the_message_and_the_traceback(tmp_path):
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "1", str(SCRIPT)]
-    done = subprocess.run([*command, "--optim.lr=abc"], capture_output=True, text=True, timeout=300, cwd=tmp_path)
-    assert done.returncode == 1
-    message, line, traceback = (
-        done.stderr.index(part) for part in ("pretrain.py: optim.lr takes", "(accelerate launch prints", "Traceback")
-    )
-    assert message < line < traceback
+@pytest.mark.parametrize("way", ["accelerate", "torchrun"])
+def test_our_line_is_the_last_under_a_launcher(way, tmp_path):
+    module = {
+        "accelerate": ["accelerate.commands.launch", "--cpu", "--num_processes", "1"],
+        "torchrun": ["torch.distributed.run", "--nproc_per_node", "1"],
+    }[way]
+    command = [sys.executable, "-m", *module, str(SCRIPT), "--optim.lr=abc"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=tmp_path)
+    assert done.returncode == 1 and "Traceback" in done.stderr
+    last = done.stderr.rstrip().splitlines()[-1]
+    assert last.startswith("pretrain.py: optim.lr takes") and "prints one for every exit code but 0)" in last, last

@@ -8,6 +8,8 @@ import datasets
 import pytest
 import timm
 import torch
+from common.tuning.export import changed
+from common.tuning.settings import parse
 from safetensors.torch import load_file
 
 from ..runs import said_of, tensors_of
@@ -139,3 +141,32 @@ def test_a_setting_that_changes_the_run_is_refused_by_name_when_it_goes_on(convo
     code, said = tune(convolutions[0], data, **settings, optim__layer_decay=0.5)
     assert code == 1
     assert "optim.layer_decay was 0.65" in said and "Traceback" not in said
+
+
+def test_other_labels_of_the_same_images_are_other_data(tmp_path):
+    path = colours(tmp_path / "colours")
+    code, said = tune(tmp_path / "run", path, max_steps=4)
+    assert code == 0, said
+    colours(path, shuffled=True)
+    code, said = tune(tmp_path / "run", path, max_steps=6)
+    assert code == 1 and "data.path holds other images or labels than when" in said, said
+
+
+def test_a_result_tells_every_setting_that_is_not_the_recipes(tmp_path):
+    config, _ = parse(
+        [*options(tmp_path / "run", tmp_path, augment__mixup=0.1, optim__weight_decay=0.3, args='{"depth": 2}')]
+    )
+    found = changed(config)
+    assert (found["mixup"], found["weight_decay"], found["args"]) == (0.1, 0.3, '{"depth": 2}')
+    assert "cutmix" not in found and "betas" not in found
+    ijepa, _ = parse([*options(tmp_path / "run", tmp_path, optim__warmup_epochs=None), "--recipe=ijepa"])
+    assert "mixup" not in changed(ijepa)
+
+
+def test_rounds_may_change_unless_the_images_of_a_round_are_mixed(tmp_path):
+    path = colours(tmp_path / "colours")
+    for model, code in (("dseq_jepa_vit_ti16", 0), ("test_resnet", 1)):
+        settings = {"model": model, "optim__drop_path": 0}
+        assert tune(tmp_path / model, path, max_steps=2, **settings)[0] == 0
+        found, said = tune(tmp_path / model, path, max_steps=4, optim__accumulation=2, **settings)
+        assert found == code and ("optim.accumulation was 1" in said) == bool(code), said

@@ -33,6 +33,11 @@ def data_digest(source: Source) -> str:
     return hashlib.blake2b(f"{source.fingerprint()} {source.revision}".encode(), digest_size=8).hexdigest()
 
 
+def labels_digest(source: Source) -> str:
+    """Of a split's labels."""
+    return hashlib.blake2b(source.all_labels().numpy().tobytes(), digest_size=8).hexdigest()
+
+
 class Pictures(Dataset):
     """`pictures[index]`: the index, the transformed image (uint8; empty without a transform), its pixels' digest."""
 

@@ -1,6 +1,7 @@
 """One split of a data set: images by number, and their labels where there are any."""
 
 import hashlib
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
@@ -90,8 +91,18 @@ class Source:
 
     @property
     def revision(self) -> str:
-        """What `datasets` tells this version of the data set by, if it knows one."""
-        return getattr(self.rows, "_fingerprint", "")
+        """What `datasets` tells this version of the data set by, if it knows one, and the sizes of files that are not
+        copied into its own: it looks at their times, which tar, rsync and cp -p put back."""
+        return getattr(self.rows, "_fingerprint", "") + _sizes(self.file_names())
+
+    def file_names(self) -> list[str | None]:
+        """The images' file names; no image is read."""
+        if isinstance(self.rows, datasets.Dataset):
+            return pyarrow.compute.struct_field(self.rows.data.column(self.image), "path").to_pylist()
+        if isinstance(self.rows, Scenes):
+            return []
+        images = (self.rows[row][self.image] for row in range(len(self)))
+        return [image.get("path") if isinstance(image, dict) else None for image in images]
 
     def fingerprint(self) -> str:
         """A digest of the number of images and of some of them: a resumed run refuses another data set by it."""
@@ -103,6 +114,12 @@ class Source:
                 raise none_readable(len(broken), broken[0])
             digest.update(read)
         return digest.hexdigest()
+
+
+def _sizes(names: Sequence[str | None]) -> str:
+    """A digest of the sizes of the files that are there; "" without any."""
+    sizes = [os.stat(name).st_size for name in names if name and os.path.isabs(name) and os.path.isfile(name)]
+    return hashlib.blake2b(repr(sizes).encode(), digest_size=8).hexdigest() if sizes else ""
 
 
 def open_source(data: Data, split: str | None = None, others: Sequence[str] = ()) -> Source:

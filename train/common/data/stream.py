@@ -13,14 +13,14 @@ from typing import Any
 
 import torch
 from datasets.distributed import split_dataset_by_node
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from timm_dseq import UserError
 from timm_dseq.images import UnreadableImage
 
-from ..system.signals import ignore_signals
 from .decoded import Batch, Crops, Item, collate
 from .framing import Draws, Framing
+from .loading import loaded
 from .opening import one_line, open_rows
 from .order import Draw, sample_seed
 from .settings import Data
@@ -50,15 +50,13 @@ class Stream:
         # The reader holds no reference to this object: in a cycle, the loader's workers would outlive the run.
         reader = Reader(data, framing.seed, rank, processes, micro_batch, self.state)
         self.positions = reader.positions
-        loader = DataLoader(
+        self.batches = loaded(
             EncodedCrops(Crops(None, framing)),
             batch_sampler=reader,
             num_workers=data.workers,
             collate_fn=collate_readable,
             pin_memory=pinned,
-            worker_init_fn=ignore_signals,
         )
-        self.batches = iter(loader)
 
     def __iter__(self) -> Iterator[Batch]:
         return self

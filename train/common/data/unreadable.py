@@ -5,12 +5,12 @@ from functools import partial
 from itertools import islice
 from typing import Any, TypeVar
 
-from torch.utils.data import DataLoader, Dataset, default_collate
+from torch.utils.data import Dataset, default_collate
 
 from timm_dseq import UserError
 from timm_dseq.images import UnreadableImage
 
-from ..system.signals import ignore_signals
+from .loading import loaded
 
 TRIES = 100  # unreadable images in a row that end a run
 Read = TypeVar("Read")
@@ -18,7 +18,8 @@ Read = TypeVar("Read")
 
 def none_readable(count: int, first: str) -> UserError:
     """Ends a run that has nothing to learn from. first: the first of these images, and why it cannot be read."""
-    return UserError(f"{count} images in a row cannot be read, the first {first}: is data.image right?")
+    why = "is the disk of data.path still there?" if "no such file" in first else "is data.image right?"
+    return UserError(f"{count} images in a row cannot be read, the first {first}: {why}")
 
 
 def first_readable(indices: Iterable[int], read: Callable[[int], Read]) -> tuple[Read | None, int, list[str]]:
@@ -37,10 +38,7 @@ def first_readable(indices: Iterable[int], read: Callable[[int], Read]) -> tuple
 
 def batches_of_all(samples: Dataset, collate: Callable[[list], Any] = default_collate, **options: Any) -> Iterator[Any]:
     """The batches of a DataLoader with these options; an image that cannot be read ends them in one line."""
-    loader = DataLoader(
-        _Samples(samples), collate_fn=partial(_collated, collate), worker_init_fn=ignore_signals, **options
-    )
-    for batch in loader:
+    for batch in loaded(_Samples(samples), collate_fn=partial(_collated, collate), **options):
         if isinstance(batch, UnreadableImage):
             raise UserError(f"{batch}: mend or remove this image, a result has to be of all of them.")
         yield batch

@@ -90,5 +90,5 @@ class Annotated:
         if not self.with_objects:
             raise UserError(
                 f"{self.source.name}, {self.split}: no object can be trained on, all are crowds or boxes without an "
-                "area: check data.boxes and the annotations."
+                "area: check data.box_format and the annotations."
             )

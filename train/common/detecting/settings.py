@@ -11,6 +11,7 @@ from typing import Literal
 from timm_dseq import UserError
 from timm_dseq.hub.model_args import check_args
 
+from ..boxes import Convention
 from ..dense.settings import Optim
 from ..dense.settings import check as check_run
 from ..run.resume import Checkpoint
@@ -18,7 +19,6 @@ from ..system import machine
 from ..system.command_line import Parser, Plain, flagged
 from ..system.computing import System
 from ..system.numbers import Count, CountOrNone, Positive, Seed, Share, Side, Width, Workers
-from .reading.boxes import Convention
 
 
 @dataclass
@@ -35,7 +35,7 @@ class Annotations:
         config: the data set's configuration on the Hub, where it has several
         image: column of the images (found if not given)
         objects: column of the objects (found if not given)
-        boxes: what four numbers of a box mean; needed only where the data does not show it
+        box_format: what four numbers of a box mean; needed only where the data does not show it
         limit: use the first so many images of each split only
     """
 
@@ -47,7 +47,7 @@ class Annotations:
     config: str | None = None
     image: str | None = None
     objects: str | None = None
-    boxes: Convention | None = None
+    box_format: Convention | None = None
     limit: Count | None = None
 
 

@@ -66,9 +66,9 @@ def subset_rows(labelled: Labelled, data: Labels, seed: int) -> torch.Tensor | N
 
 def _checked(data: Labels, alias: Alias, path: str) -> Labelled:
     """Both splits; what no result could come from is refused."""
-    train, test = open_train_and_test(data, alias, path)
-    names = _class_names(train)
-    test, names = _numbered_alike(test, names)
+    train, test = map(_named, open_train_and_test(data, alias, path))
+    names = list(train.names)
+    test = _numbered_alike(test, names)
     if data.classes and data.classes != len(names):
         raise UserError(
             f"{data.path} has {len(names)} classes and data.classes={data.classes}: check data.label, or change it."
@@ -80,23 +80,23 @@ def _checked(data: Labels, alias: Alias, path: str) -> Labelled:
     return Labelled(train, test, names, train.name, test.name)
 
 
-def _class_names(source: Source) -> list[str]:
-    """Numbers, where the data set has no names."""
-    return list(source.names) or [str(label) for label in range(source.classes)]
+def _named(source: Source) -> Source:
+    """A split whose classes have names: their numbers, as far as they occur, where the data set has no names."""
+    if source.names:
+        return source
+    labels, truth = source.truth.unique(return_inverse=True)
+    return replace(source, truth=truth, names=tuple(map(str, labels.tolist())))
 
 
-def _numbered_alike(test: Source, names: list[str]) -> tuple[Source, list[str]]:
-    """The test split with labels in the numbering of the training split's classes, and the names of all classes."""
-    test_names = _class_names(test)
-    if all(some == [str(label) for label in range(len(some))] for some in (names, test_names)):
-        return test, max(names, test_names, key=len)  # plain numbers, of which one split may lack the highest
-    truth = renumbered(test.truth, test_names, names)
-    if unknown := sorted({test_names[label] for label in test.truth[truth < 0].tolist()}):
+def _numbered_alike(test: Source, names: list[str]) -> Source:
+    """The test split with labels in the numbering of the training split's classes, which have these names."""
+    truth = renumbered(test.truth, test.names, names)
+    if unknown := sorted({test.names[label] for label in test.truth[truth < 0].tolist()}):
         raise UserError(
             f"class {unknown[0]!r} is in {test.name} but not in train ({len(unknown)} such classes): "
             "check data.train and data.test."
         )
-    return replace(test, truth=truth), names
+    return replace(test, truth=truth)
 
 
 def _check_all_learnt(data: Labels, learnt: torch.Tensor, test: Source, names: list[str]) -> None:

@@ -82,7 +82,8 @@ def _open_clevr(data: Labels, columns: Data, split: str, task: str) -> Source | 
         if column not in features:
             return None
         labels = clevr.labels_of(source.rows[column][:], task)
-    return replace(source, label=task, classes=clevr.TASKS[task], truth=torch.tensor(labels), names=())
+    names = tuple(map(str, range(clevr.TASKS[task])))
+    return replace(source, label=task, classes=len(names), truth=torch.tensor(labels), names=names)
 
 
 def _located(columns: Data, split: str) -> Data:

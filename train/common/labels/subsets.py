@@ -1,13 +1,13 @@
 """Some rows of a split: a share or k images of each class, drawn by a seed, or those that a file names."""
 
 import re
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import datasets
-import pyarrow.compute
 import torch
 
 from timm_dseq import UserError
@@ -19,6 +19,8 @@ from ..data.source import Source
 def choose_rows(source: Source, subset: str, seed: int, names: Sequence[str]) -> torch.Tensor:
     """The rows of a subset, as data.subset describes it, ascending: (k,) int64."""
     if share := re.fullmatch(r"(\d+(?:\.\d+)?)%", subset):
+        if not 0 < float(share[1]) <= 100:
+            raise UserError(f"data.subset={subset} is no share of the images: give more than 0%, at most 100%.")
         return _draw(source.truth, seed, lambda count: max(1, round(count * float(share[1]) / 100)))
     if number := re.fullmatch(r"(\d+)-per-class", subset):
         k = int(number[1])
@@ -92,16 +94,32 @@ def _listed(source: Source, path: Path) -> torch.Tensor:
         if rows[-1] >= len(source):
             raise UserError(f"data.subset={path}: there is no row {rows[-1]}, the split has {len(source)}.")
         return torch.tensor(rows)
-    known = {Path(name).stem: row for row, name in enumerate(_file_names(source)) if name}
-    absent = [line for line in lines if Path(line).stem not in known]
-    if absent:
+    names = source.file_names()
+    known = defaultdict(list)
+    for row, name in enumerate(names):
+        if name:
+            known[Path(name).stem].append(row)
+    found = {line: _named(line, known[Path(line).stem], names) for line in lines}
+    if absent := [line for line, rows in found.items() if not rows]:
         raise UserError(f"data.subset={path}: {len(absent)} images are not in the split, the first is {absent[0]}.")
-    return torch.tensor(sorted({known[Path(line).stem] for line in lines}))
+    for line, rows in found.items():
+        if len(rows) > 1:
+            raise UserError(
+                f"data.subset={path}: {line} may be {names[rows[0]]} or {names[rows[1]]}: write more of its path."
+            )
+    return torch.tensor(sorted({row for rows in found.values() for row in rows}))
 
 
-def _file_names(source: Source) -> list[str | None]:
-    """The images' file names; no image is read."""
-    if isinstance(source.rows, datasets.Dataset):
-        return pyarrow.compute.struct_field(source.rows.data.column(source.image), "path").to_pylist()
-    images = (source.rows[row][source.image] for row in range(len(source)))
-    return [image.get("path") if isinstance(image, dict) else None for image in images]
+def _named(line: str, rows: list[int], names: list[str | None]) -> list[int]:
+    """Those of the rows, whose files have the line's name up to the ending, that the line means.
+
+    As much of the path is compared as both have; where several are left, those with the same ending.
+    """
+
+    def agrees(name: str) -> bool:
+        pairs = zip(Path(line).parts[-2::-1], Path(name).parts[-2::-1], strict=False)
+        return all(own == other for own, other in pairs)
+
+    rows = [row for row in rows if agrees(names[row])]
+    exact = [row for row in rows if Path(names[row]).suffix == Path(line).suffix]
+    return exact if len(rows) > 1 and exact else rows

@@ -4,12 +4,12 @@ from collections.abc import Iterator
 
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
-from torch.utils.data import DataLoader
 
 from timm_dseq import UserError
 
 from ..data.decoded import Batch, Crops, collate, readable
 from ..data.framing import Framing
+from ..data.loading import loaded
 from ..data.order import DistributedBatchSampler
 from ..data.resident.batches import Resident
 from ..data.resident.build import build
@@ -20,7 +20,6 @@ from ..run.length import Length
 from ..run.resume import Progress
 from ..system.machine import free_memory, short_of_memory
 from ..system.screen import Screen
-from ..system.signals import ignore_signals
 from .settings import Config
 
 _OF_MEMORY = 0.5  # share of the host's free memory that `auto` may fill; the system can take pages back
@@ -59,13 +58,12 @@ def open_batches(
         screen.say(resident.describe())
         return resident
     return readable(
-        DataLoader(
+        loaded(
             Crops(source, framing),
             batch_sampler=sampler,
             num_workers=config.data.workers,
             collate_fn=collate,
             pin_memory=pinned,
-            worker_init_fn=ignore_signals,
         )
     )
 

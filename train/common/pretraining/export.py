@@ -64,7 +64,7 @@ def _describe(folder: Path, config: Config, done: dict[str, Any], lines: list[di
 
     done: the checkpoint's progress. lines: of the log, which may be gone.
     """
-    described = json.loads((folder / "config.json").read_text())
+    described = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     stock = StockModel.from_config(described)
     tag = re.sub(r"[^a-z0-9]+", "_", Path(public_name(config.data.path)).stem.lower()).strip("_") or "images"
     tag = "in1k" if tag in ("imagenet_1k", "imagenet_1k_wds") else tag
@@ -77,8 +77,8 @@ def _describe(folder: Path, config: Config, done: dict[str, Any], lines: list[di
         results=_results(config, lines),
         license=config.hub.license,
     )
-    (folder / "config.json").write_text(cards.config_text(described))
-    (folder / "README.md").write_text(card)
+    (folder / "config.json").write_text(cards.config_text(described), encoding="utf-8")
+    (folder / "README.md").write_text(card, encoding="utf-8")
 
 
 def _method(config: Config) -> str:

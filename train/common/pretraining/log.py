@@ -106,14 +106,16 @@ class PretrainingLog(StepLog):
         """Write down which images the last step had."""
         file = self.folder / f"not_finite-{self.accelerator.process_index}.json"
         _, figures = step.facts
-        file.write_text(json.dumps({"step": step.number, "epoch_and_index": torch.cat(figures.samples).tolist()}))
+        file.write_text(
+            json.dumps({"step": step.number, "epoch_and_index": torch.cat(figures.samples).tolist()}), encoding="utf-8"
+        )
         return f"look at the images named in {file}, lower optim.lr"
 
     def _list_unreadable(self, lines: list[str]) -> None:
         """Add them to a file, and say so once."""
         path = self.folder / "unreadable.txt"
         self.folder.mkdir(parents=True, exist_ok=True)
-        with path.open("a") as file:
+        with path.open("a", encoding="utf-8") as file:
             file.writelines(f"{line}\n" for line in lines)
         if not self._warned:
             self._warned = True

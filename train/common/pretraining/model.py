@@ -10,6 +10,7 @@ from torch import nn
 
 from timm_dseq import DSeqJEPA, UserError, block_masks
 from timm_dseq.errors import similar
+from timm_dseq.hub.load import load_backbone
 from timm_dseq.hub.model_args import making
 from timm_dseq.hub.weights import Weights, encoder_weights, misfits, parse, read
 
@@ -62,11 +63,16 @@ def build(config: Config) -> DSeqJEPA:
 def initialise(model: DSeqJEPA, settings: Model) -> None:
     """Load the weights of model.init: an encoder's for student and target, or all parts of an exported folder.
 
-    What only other losses have learnt is left out; what the folder lacks for this run's losses stays new.
+    It names what every command takes for a model. What only other losses have learnt is left out; what the folder lacks
+    for this run's losses stays new.
     """
     path = Path(settings.init)
     file = path / "model.safetensors" if path.is_dir() else path
-    target = encoder_weights(read(file))
+    if file.is_file():
+        target = encoder_weights(read(file))
+    else:
+        with torch.random.fork_rng(devices=[]):  # no part of this run's randomness
+            target = load_backbone(settings.init, random=None)[0].state_dict()
     parts = [(model.target, target), (model.student, target)]
     if os.path.lexists(more := path / "pretraining.safetensors"):
         others = parse(read(more))

@@ -44,7 +44,7 @@ class Model:
         name: a ViT of timm, DSeq-JEPA or any other plain one
         img_size: side of the training crops, in pixels
         args: further arguments of timm.create_model
-        init: weights to start from, or a folder with pretraining.safetensors to continue from
+        init: weights to start from, named as in every command, or a folder with pretraining.safetensors to go on from
         objective: dseq (the paper), dseq_causal (one pass, block-causal), ijepa (random blocks only) or views (views
             alone)
         query: how patches are scored, cls_param (the paper), cls_out, norm, or border (unlike the patches there)
@@ -210,6 +210,16 @@ class Config:
     seed: Seed = 0
     max_steps: Count | None = None
     dry_run: bool = False
+
+
+def free(config: Config) -> tuple[str, ...]:
+    """Settings that may differ when this run is resumed.
+
+    Losses that compare the images of a round with each other depend on how many rounds there are.
+    """
+    model = config.model
+    compares = model.views or model.contrastive or model.terms
+    return tuple(name for name in FREE if not (compares and name == "optim.accumulation"))
 
 
 def parser() -> Parser:

@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from timm_dseq import UserError
 
 from ..data.digests import data_digest
+from ..salient_crop import CROP
 from .heads import HeadTraining
 from .probe_run import ProbeRun
 
@@ -38,24 +39,30 @@ def key_of(*about: Any) -> str:
     return hashlib.blake2b(json.dumps(about).encode(), digest_size=8).hexdigest()
 
 
+def _digest(numbers: np.ndarray) -> str:
+    return hashlib.blake2b(numbers.astype(np.int64).tobytes(), digest_size=8).hexdigest()
+
+
 def checkpoint_folder(probe: ProbeRun, training: HeadTraining) -> Path:
-    """Where the heads' checkpoints lie while they are trained."""
+    """Where the heads' checkpoints lie while they are trained: what they learn from is in the key."""
     config, train = probe.config, probe.data.train
+    digests = [_digest(training.rows), _digest(train.truth[training.rows].numpy())]
     key = key_of(
         *(config.protocol, probe.weights, data_digest(train), train.label, config.data.subset, probe.preprocessing),
-        *(config.precision, config.cache.dtype, training.views, len(training.rows), training.batch, training.steps),
+        *(config.precision, config.cache.dtype, training.views, digests, training.batch, training.steps),
         training.seed,
+        *([config.salient_crop, *CROP] if probe.closer else []),
     )
     return Path(config.output_dir) / key
 
 
 def answers_file(probe: ProbeRun, training: HeadTraining) -> Path:
-    """Where the answers lie when the heads are trained: the rows, the labels and the test images join the key."""
+    """Where the answers lie when the heads are trained: what they are asked joins the key."""
     train, test = probe.data.train, probe.data.test
-    arrays = [training.rows, train.truth[training.rows].numpy(), test.truth.numpy()]
+    arrays = [test.truth.numpy()]
     if training.validation is not None:
         arrays += [training.validation, train.truth[training.validation].numpy()]
-    digests = [hashlib.blake2b(array.astype(np.int64).tobytes(), digest_size=8).hexdigest() for array in arrays]
+    digests = [_digest(array) for array in arrays]
     folder = checkpoint_folder(probe, training)
     return folder.with_name(f"answers-{key_of(folder.name, data_digest(test), test.label, digests)}.safetensors")
 

@@ -155,7 +155,7 @@ class StoredFeatures:
         return rows[samples[:, 1].numpy()]
 
     def _read(self, split: CachedFeatures, rows: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
-        return torch.from_numpy(split.rows[rows, self.columns]), split.labels[rows]
+        return split.read(rows, self.columns), split.labels[rows]
 
     def _by_view(self, features: torch.Tensor) -> Views:
         features = features.to(self.device, non_blocking=True).float()

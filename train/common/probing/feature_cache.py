@@ -2,15 +2,18 @@
 
     CACHE/KEY/  rows.bin (n, width)  digests.bin (n, 16)  done.bin (n,)  about.json
 
-The key is made of the weights, the data set and the preprocessing, so no row can be stale. A process that is stopped or
-killed loses at most the batch in hand. done.bin holds 0 for a row that was never computed, else a check of what was
-written, so that a row which a power cut, a full disk or a hand has spoilt is computed again.
+The key is made of the weights, the data set and the preprocessing, so no row is stale, unless an image was changed
+within its file's size and time. A process that is stopped or killed loses at most the batch in hand. done.bin holds 0
+for a row that was never computed, else a check of what was written, so that a row which a power cut, a full disk or a
+hand has spoilt is computed again.
 """
 
+import errno
 import hashlib
 import json
+import os
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +29,7 @@ from timm_dseq import UserError
 from ..data.digests import DIGEST, Pictures, collate_pictures, data_digest
 from ..data.source import Source
 from ..data.unreadable import batches_of_all
+from ..salient_crop import CROP, DETAIL
 from ..system.screen import Screen
 from .features import FrozenBackbone, RowLayout
 from .settings import Cache
@@ -41,11 +45,19 @@ class CachedFeatures:
     digests: np.ndarray  # (n, 16) uint8, of the decoded pixels
     labels: torch.Tensor  # (n,)
     layout: RowLayout
+    crops: np.ndarray | None = None  # (n, width), of salient crops: what is read is the mean of both
+
+    def read(self, indices: np.ndarray, columns: slice) -> torch.Tensor:
+        """Columns of some rows: (rows, columns), as they are stored."""
+        found = torch.from_numpy(np.asarray(self.rows[indices, columns]))
+        if self.crops is None:
+            return found
+        return (found.float() + torch.from_numpy(np.asarray(self.crops[indices, columns])).float()) / 2
 
     def view(self, indices: np.ndarray, view: str, device: torch.device) -> torch.Tensor:
         """A view of some rows: (rows, width of the view), float32 on the device."""
         # column by column: of a mapped file only what is asked for is read
-        pieces = [torch.from_numpy(np.asarray(self.rows[indices, columns])) for columns in self.layout.columns(view)]
+        pieces = [self.read(indices, columns) for columns in self.layout.columns(view)]
         return torch.cat([piece.to(device).float() for piece in pieces], dim=1)
 
 
@@ -64,10 +76,12 @@ def cached_features(
     weights: str,
     accelerator: Accelerator,
     workers: int,
+    salient_crop: str | None = None,
 ) -> CachedFeatures:
     """The features of these rows (None: all) of a split, computed where the cache lacks them.
 
-    All processes have to call it; each computes its share.
+    salient_crop: a query, by which they are those of the view of each image's most salient region. All processes have
+    to call it; each computes its share.
     """
     layout = backbone.layout(preprocessing["input_size"])
     about = {
@@ -79,6 +93,7 @@ def cached_features(
         "precision": accelerator.mixed_precision,
         "dtype": cache.dtype,
         "layout": asdict(layout)["parts"],
+        **({"salient crop": [salient_crop, *CROP]} if salient_crop else {}),
     }
     folder = Path(cache.folder) / hashlib.blake2b(json.dumps(about).encode(), digest_size=8).hexdigest()
     if accelerator.is_main_process:
@@ -87,24 +102,28 @@ def cached_features(
     if not (folder / "about.json").is_file():
         raise UserError(f"cache.folder={cache.folder} has to be on a disk that all processes share.")
     shape = (len(source), layout.width)
-    rows = np.memmap(folder / "rows.bin", DTYPES[cache.dtype], "r+", shape=shape)
-    digests = np.memmap(folder / "digests.bin", np.uint8, "r+", shape=(len(source), DIGEST))
-    done = np.memmap(folder / "done.bin", np.uint8, "r+", shape=(len(source),))
+    rows = np.memmap(folder / "rows.bin", DTYPES[cache.dtype], "r", shape=shape)
+    digests = np.memmap(folder / "digests.bin", np.uint8, "r", shape=(len(source), DIGEST))
+    done = np.memmap(folder / "done.bin", np.uint8, "r", shape=(len(source),))
     asked = np.arange(len(source)) if wanted is None else wanted.numpy()
     if accelerator.is_main_process:
         spoilt = [i for i in asked if done[i] and done[i] != _check(rows[i], digests[i])]
         if spoilt:
             print(f"{len(spoilt)} rows in {folder} are damaged and are computed again", flush=True)
-            done[spoilt] = 0
+            _write(folder, spoilt, {"done.bin": np.zeros((len(spoilt), 1), np.uint8)})
     accelerator.wait_for_everyone()
     todo = asked[done[asked] == 0]
     accelerator.wait_for_everyone()  # before any process marks a row as done: all have to share out the same rows
     if len(todo):
         mine = todo[accelerator.process_index :: accelerator.num_processes]
         screen = Screen(len(mine), 0, accelerator.is_main_process, unit="image")
-        screen.say(f"features of {len(todo)} images of {source.name}, into {folder}")
+        what = "salient crops" if salient_crop else "images"
+        screen.say(f"features of {len(todo)} {what} of {source.name}, into {folder}")
+        channels, *size = preprocessing["input_size"]
+        seen_at = [channels, *(side * DETAIL for side in size)] if salient_crop else preprocessing["input_size"]
+        transform = eval_transform({**preprocessing, "input_size": seen_at})
         batches = batches_of_all(
-            Subset(Pictures(source, eval_transform(preprocessing)), mine.tolist()),  # datasets 4.0: no numpy integers
+            Subset(Pictures(source, transform), mine.tolist()),  # datasets 4.0: no numpy integers
             collate_pictures,
             batch_size=cache.batch_size,
             num_workers=workers,
@@ -113,15 +132,39 @@ def cached_features(
         seen = 0
         for indices, images, found in batches:
             with accelerator.autocast():
-                features = layout.rows(backbone.features(images.to(accelerator.device, non_blocking=True)))
-            rows[indices] = _stored(features, cache.dtype, source, int(indices[0]))
-            digests[indices] = found
-            done[indices] = [_check(rows[i], digests[i]) for i in indices]  # last: what has no mark is computed again
+                images = images.to(accelerator.device, non_blocking=True)
+                if salient_crop:
+                    features = layout.rows(backbone.salient_features(images, salient_crop))
+                else:
+                    features = layout.rows(backbone.features(images))
+            stored = _stored(features, cache.dtype, source, int(indices[0]))
+            checks = np.array([[_check(*both)] for both in zip(stored, found, strict=True)], np.uint8)
+            # the check last: a row that has none is computed again
+            _write(folder, indices, {"rows.bin": stored, "digests.bin": found, "done.bin": checks})
             seen += len(indices)
             screen.show(seen, f"{source.name}: features")
         screen.close()
     accelerator.wait_for_everyone()
     return CachedFeatures(rows, digests, source.truth, layout)
+
+
+def _write(folder: Path, indices: Sequence[int], parts: dict[str, np.ndarray]) -> None:
+    """Rows (k, …) of these indices (k,) into files of the cache, in this order.
+
+    Written into a mapped file, they would end the process without a word where the disk is full.
+    """
+    try:
+        for name, values in parts.items():
+            with (folder / name).open("r+b", buffering=0) as file:
+                for index, value in zip(indices, np.ascontiguousarray(values), strict=True):
+                    file.seek(int(index) * value.nbytes)
+                    if file.write(value.tobytes()) < value.nbytes:
+                        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    except OSError as error:
+        raise UserError(
+            f"{folder} cannot be written ({error.strerror}): make room, or name another cache.folder; the same command "
+            "goes on."
+        ) from error
 
 
 def _check(row: np.ndarray, digest: np.ndarray) -> int:
@@ -158,6 +201,6 @@ def _create_files(folder: Path, about: dict[str, Any], width: int, cache: Cache)
                     file.truncate(size)
         if not (folder / "about.json").is_file():
             (folder / "about.json").unlink(missing_ok=True)
-        (folder / "about.json").write_text(json.dumps(about, indent=1))
+        (folder / "about.json").write_text(json.dumps(about, indent=1), encoding="utf-8")
     except OSError as error:
         raise UserError(f"cache.folder={cache.folder} cannot be written ({error.strerror}): name another.") from error

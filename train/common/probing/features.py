@@ -14,6 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from ..salient_crop import salient_views
+
 BLOCKS = 4  # whose features are read
 Features = dict[str, torch.Tensor]  # part → (B, blocks, D)
 
@@ -105,8 +107,17 @@ class FrozenBackbone(nn.Module):
     @torch.no_grad()
     def features(self, images: torch.Tensor) -> Features:
         """uint8 (B, 3, H, W) → each part (B, blocks, D)."""
+        return self._features(self.normalised(images))
+
+    @torch.no_grad()
+    def salient_features(self, images: torch.Tensor, query: str) -> Features:
+        """The same of the views of the most salient regions: uint8 (B, 3, 2H, 2W) → each part (B, blocks, D)."""
+        return self._features(salient_views(self.model, self.normalised(images), query))
+
+    def _features(self, images: torch.Tensor) -> Features:
+        """Normalised (B, 3, H, W) → each part (B, blocks, D)."""
         if not self.is_vit:
-            pooled = self.model.forward_head(self.model.forward_features(self.normalised(images)), pre_logits=True)
+            pooled = self.model.forward_head(self.model.forward_features(images), pre_logits=True)
             return {"pooled": pooled.flatten(1)[:, None]}
         patches, prefix = self._last_blocks(images, min(BLOCKS, len(self.model.blocks)))
         means = torch.stack([tokens.mean(1) for tokens in patches], dim=1)
@@ -124,7 +135,7 @@ class FrozenBackbone(nn.Module):
                 channels_last = getattr(self.model, "output_fmt", "NCHW") == "NHWC"
                 return last.flatten(1, 2) if channels_last else last.flatten(2).transpose(1, 2)
             return last[:, None] if last.ndim == 2 else last
-        patches, prefix = self._last_blocks(images, 1)
+        patches, prefix = self._last_blocks(self.normalised(images), 1)
         if getattr(self.model, "cls_token", None) is not None:
             patches = [torch.cat([prefix[0][:, :1], patches[0]], dim=1)]
         return _late_norm(self.model)(patches[0])
@@ -132,7 +143,7 @@ class FrozenBackbone(nn.Module):
     def _last_blocks(self, images: torch.Tensor, count: int) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
         """Patch tokens (B, N, D) and prefix tokens (B, prefix, D) of the last blocks, through the final norm."""
         blocks = self.model.forward_intermediates(
-            self.normalised(images),
+            images,
             indices=count,
             norm=True,
             output_fmt="NLC",

@@ -1,6 +1,6 @@
 """One run of probe.py: its settings, backbone and data, and what every protocol may ask for."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -39,7 +39,8 @@ class ProbeRun:
     preprocessing: dict[str, Any]  # timm's words: input_size, mean, std, crop_pct, …
     weights: str  # digest of the backbone's weights
     accelerator: Accelerator
-    _features: dict[str, CachedFeatures] = field(default_factory=dict)
+    closer: bool = False  # whether features are the mean of the image's and of its salient crop's
+    _features: dict[tuple[str, bool], CachedFeatures] = field(default_factory=dict)
 
     def train_rows(self, seed: int) -> np.ndarray:
         """The rows of the training split that this seed trains on, ascending."""
@@ -89,15 +90,22 @@ class ProbeRun:
         return {"train_test": duplicates(train, test), "test_test": len(test) - len(np.unique(test, axis=0))}
 
     def _cached(self, split: str, wanted: torch.Tensor | None) -> CachedFeatures:
-        if split not in self._features:
-            self._features[split] = cached_features(
-                getattr(self.data, split),
-                wanted,
-                self.backbone,
-                self.preprocessing,
-                self.config.cache,
-                self.weights,
-                self.accelerator,
-                self.config.workers,
-            )
-        return self._features[split]
+        if (split, False) not in self._features:
+            self._features[split, False] = self._computed(split, wanted, None)
+        if self.closer and (split, True) not in self._features:
+            crops = self._computed(split, wanted, self.config.salient_crop)
+            self._features[split, True] = replace(self._features[split, False], crops=crops.rows)
+        return self._features[split, self.closer]
+
+    def _computed(self, split: str, wanted: torch.Tensor | None, salient_crop: str | None) -> CachedFeatures:
+        return cached_features(
+            getattr(self.data, split),
+            wanted,
+            self.backbone,
+            self.preprocessing,
+            self.config.cache,
+            self.weights,
+            self.accelerator,
+            self.config.workers,
+            salient_crop,
+        )

@@ -11,6 +11,7 @@ from timm_dseq import UserError
 from timm_dseq.hub.model_args import check_args
 
 from ..labels.settings import Labels, shortened
+from ..salient_crop import QueryName
 from ..system import machine
 from ..system.command_line import Parser, Plain
 from ..system.numbers import Count, Positive, Seed, Side, Workers
@@ -79,6 +80,8 @@ class Probe:
             every epoch; dseq-cached, ijepa-cached or dinov2-cached, on stored features without augmentation
         img_size: side of the images, in pixels (default: the model's own)
         random: random weights instead of the trained ones, as a baseline
+        salient_crop: a saliency query, to probe also the mean of an image's features and of those of its most salient
+            region, seen closer (protocols on stored features)
         args: further arguments of timm.create_model
         views: features that are read, of mean, mean4, class, class4, class+mean, class4+mean (default: the protocol's)
         knn: settings of the protocol knn
@@ -107,6 +110,7 @@ class Probe:
     ] = "knn"
     img_size: Side | None = None
     random: bool = False
+    salient_crop: QueryName | None = None
     args: dict[str, Plain] = field(default_factory=dict)
     views: list[str] = field(default_factory=list)
     knn: Knn = field(default_factory=Knn)
@@ -135,6 +139,8 @@ def parse(arguments: Sequence[str] | None = None) -> Probe:
     if not config.seeds or len(set(config.seeds)) < len(config.seeds):
         raise UserError(f"seeds={config.seeds}: give one or more, each once.")
     check_args(config.args, "args")
+    if config.salient_crop and config.protocol not in ON_FEATURES:
+        raise UserError(f"salient_crop is for protocols on stored features ({', '.join(ON_FEATURES)}): take one.")
     for name in ("k", "temperature"):
         if not getattr(config.knn, name):
             raise UserError(f"knn.{name}=[]: give one or more.")

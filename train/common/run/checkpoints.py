@@ -13,11 +13,11 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from timm_dseq import UserError
 from timm_dseq.hub.checkpoints import MANIFEST, MODEL, OPTIMIZER, STATE, fault, newest, number, state_of, steps
-from timm_dseq.hub.weights import sha256
+from timm_dseq.hub.weights import save_tensors, sha256
 
 __all__ = ["MANIFEST", "Saved", "fault", "load", "newest", "number", "path_of", "prune", "save", "state_of", "steps"]
 
@@ -49,12 +49,12 @@ def save(folder: Path, step: int, saved: Saved) -> Path:
         unfinished.mkdir()
         if shutil.disk_usage(folder).free < need:
             raise OSError(errno.ENOSPC, "no space left on the disk")
-        save_file(saved.model, unfinished / MODEL, metadata={"format": "pt"})
-        save_file(saved.optimizer, unfinished / OPTIMIZER)
-        (unfinished / STATE).write_text(json.dumps(saved.state, indent=1))
+        save_tensors(saved.model, unfinished / MODEL)
+        save_tensors(saved.optimizer, unfinished / OPTIMIZER)
+        (unfinished / STATE).write_text(json.dumps(saved.state, indent=1), encoding="utf-8")
         written = sorted(unfinished.iterdir())
         manifest = {path.name: {"size": path.stat().st_size, "sha256": sha256(path)} for path in written}
-        (unfinished / MANIFEST).write_text(json.dumps(manifest, indent=1))
+        (unfinished / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
         for path in (*unfinished.iterdir(), unfinished):
             _sync(path)
         if final.exists():  # it is damaged, and was passed over

@@ -41,9 +41,9 @@ def reopened(path: Path, last_step: int):
     path.parent.mkdir(parents=True, exist_ok=True)
     kept = [line for line in records(path) if line["step"] <= last_step]
     fresh = path.with_suffix(".new")
-    fresh.write_text("".join(json.dumps(line) + "\n" for line in kept))
+    fresh.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
     os.replace(fresh, path)
-    return path.open("a")
+    return path.open("a", encoding="utf-8")
 
 
 @dataclass(frozen=True)

@@ -19,9 +19,10 @@ def page(output: Path, kind: str, summary: str, body: str) -> Path:
 
     kind: of the run, in a word. summary: in words. body: HTML.
     """
-    settings = html.escape((output / "config.yaml").read_text())
+    settings = html.escape((output / "config.yaml").read_text(encoding="utf-8"))
     name, path = html.escape(output.resolve().name), output / "report.html"
-    path.write_text(_PAGE.format(name=name, kind=kind, summary=summary, body=body, settings=settings))
+    text = _PAGE.format(name=name, kind=kind, summary=summary, body=body, settings=settings)
+    path.write_text(text, encoding="utf-8")
     return path
 
 
@@ -42,6 +43,7 @@ def charts(titled: list[tuple[str, list[Curve]]]) -> str:
 
 def _chart(title: str, curves: list[Curve]) -> str:
     """One line chart."""
+    last = [points[-1][1] for _, points in curves if points]
     curves = [(name, _thinned(points)) for name, points in curves if points]
     xs = [x for _, points in curves for x, _ in points]
     ys = [y for _, points in curves for _, y in points]
@@ -62,14 +64,14 @@ def _chart(title: str, curves: list[Curve]) -> str:
     for x, anchor in ((x0, "start"), (x1, "end")):
         marks.append(f'<text x="{at(x, y0)[0]:.1f}" y="{_HEIGHT - 6}" text-anchor="{anchor}">step {x:,}</text>')
     legend = []
-    for (name, points), colour in zip(curves, _COLOURS * 2, strict=False):
+    for (name, points), colour, value in zip(curves, _COLOURS * 2, last, strict=False):
         path = " ".join(f"{a:.1f},{b:.1f}" for a, b in (at(x, y) for x, y in points))
         marks.append(f'<polyline points="{path}" stroke="{colour}"/>')
         if len(points) < 40:
             marks += [
                 f'<circle cx="{a:.1f}" cy="{b:.1f}" r="2.5" fill="{colour}"/>' for a, b in (at(*p) for p in points)
             ]
-        legend.append(f'<span><i style="background:{colour}"></i>{name}: {points[-1][1]:.4g}</span>')
+        legend.append(f'<span><i style="background:{colour}"></i>{name}: {value:.4g}</span>')
     svg = f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{title}">{"".join(marks)}</svg>'
     return f"<figure><figcaption>{title}</figcaption>{svg}<div class=legend>{''.join(legend)}</div></figure>"
 

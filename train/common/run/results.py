@@ -119,7 +119,7 @@ def read(paths: Sequence[str | Path]) -> list[dict[str, Any]]:
         if not path.is_file():
             raise UserError(f"{path} is no file of results.")
         try:
-            lines = path.read_text().splitlines()
+            lines = path.read_text(encoding="utf-8").splitlines()
         except UnicodeDecodeError as error:
             raise UserError(f"{path} is no file of results, which are lines of JSON.") from error
         for number, line in enumerate(lines, 1):

@@ -204,7 +204,7 @@ class RunCheckpoints:
             print(f"the run that was in {self.output} is now in {earlier}", flush=True)
         try:
             self.output.mkdir(parents=True, exist_ok=True)
-            (self.output / "config.yaml").write_text(self.text)
+            (self.output / "config.yaml").write_text(self.text, encoding="utf-8")
         except OSError as error:
             raise UserError(f"output_dir={self.output} cannot be written ({error.strerror}): name another.") from error
 
@@ -270,8 +270,9 @@ class RunCheckpoints:
                 f"a streamed data set goes on with the processes it began with: take {len(streams)}, or start anew "
                 "with --resume never."
             )
-        if self.state["data"] != self.data:
+        known = self.data.split()[: len(self.state["data"].split())]  # older checkpoints of fine-tuning lack the labels
+        if self.state["data"].split() != known:
             raise UserError(
-                f"data.path holds other images than when {self.path} was written: bring those "
+                f"data.path holds other images or labels than when {self.path} was written: bring those "
                 "back, or start anew with --resume never."
             )

@@ -17,6 +17,7 @@ import yaml
 from jsonargparse import ArgumentParser, Namespace
 
 from . import numbers
+from .last_line import complain
 
 Settings = TypeVar("Settings")
 # What the values of a free mapping may be. With Any the library would import and call what a `class_path` in it names.
@@ -94,7 +95,7 @@ class Parser(ArgumentParser):
             line = f"there is no setting {name}{self._meant(name)}"
         elif wrong := _WRONG_VALUE.match(line):
             line = self._wrong_value(*wrong.groups())
-        print(f"{self.prog}: {line}", file=sys.stderr)
+        complain(f"{self.prog}: {line}")
         sys.exit(2)
 
     def _with_files(self, arguments: Sequence[str]) -> list[str]:

@@ -5,16 +5,19 @@ import sys
 import warnings
 from collections.abc import Callable
 from datetime import timedelta
-from typing import NoReturn
+from pathlib import Path
+from typing import Any, NoReturn
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 
 from timm_dseq import UserError
+from timm_dseq.errors import one_line
 
 from . import machine
-from .signals import end_with_parent
+from .last_line import complain, repeat_behind
+from .signals import STOPPED, Interrupted, end_with_parent, end_workers, interruptible, usual
 
 # After so long a wait a process takes another one for dead. What one process does alone has to take far less.
 LONGEST_WAIT = timedelta(hours=1)
@@ -51,11 +54,44 @@ def accelerator(**settings) -> Accelerator:
     return made
 
 
+def answer(program: str, parse: Callable[[], tuple[Any, str]], run: Callable[[Any, str], int]) -> int:
+    """The exit code of a program that trains: what `run` returns, 1 for an error, 75 for a signal before step 1.
+
+    parse: gives the settings, `output_dir` among them, and the same as YAML.
+    """
+    config = None
+    try:
+        config, text = parse()
+        interruptible()
+        return run(config, text)
+    except Interrupted:
+        complain(f"{program}: stopped amid its preparations: the same command goes on.")
+        return STOPPED
+    except Exception as error:
+        complain(f"{program}: {one_line(error, config and config.output_dir)}")
+        return 1
+
+
+def answer_of(program: str, run: Callable[[], int], stopped: str = "") -> int:
+    """The exit code of a program that trains no backbone: what `run` returns, 1 for an error, 130 for Ctrl-C.
+
+    stopped: what is said then.
+    """
+    try:
+        usual()
+        return run()
+    except KeyboardInterrupt:
+        complain(" ".join(filter(None, [f"{program}: stopped.", stopped])))
+        return 130
+    except Exception as error:
+        complain(f"{program}: {one_line(error)}")
+        return 1
+
+
 def exit_with(main: Callable[[], int]) -> NoReturn:
     """Run a script's `main` and exit with its code.
 
-    If the code is not 0, launchers print a traceback of their own, which a script cannot prevent: a line above it
-    explains it.
+    If the code is not 0, launchers print a traceback of their own, which a script cannot prevent.
     """
     try:
         code = main()
@@ -63,9 +99,11 @@ def exit_with(main: Callable[[], int]) -> NoReturn:
         code = end.code
     launcher = machine.launcher()
     if code and launcher and os.environ.get("RANK", "0") == "0":
-        mend = "; --quiet leaves it out" if launcher == "accelerate launch" else ""
-        line = f"({launcher} prints a traceback for every exit code but 0, also for {code}{mend})"
-        print(line, file=sys.stderr, flush=True)
+        stopped = "stopped and saved: the same command goes on" if code == STOPPED else "the run has failed"
+        repeat_behind(launcher, f"{Path(sys.argv[0]).name}: {stopped}")
+    if not end_workers():  # not even by SIGKILL, as when their disk has gone: Python would wait for them
+        sys.stdout.flush()
+        os._exit(code)
     sys.exit(code)
 
 

@@ -86,7 +86,7 @@ def free_memory() -> int:
     free = psutil.virtual_memory().available
     for names in (("memory.max", "memory.current"), ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes")):
         try:
-            limit, used = (int(Path("/sys/fs/cgroup", name).read_text()) for name in names)
+            limit, used = (int(Path("/sys/fs/cgroup", name).read_text(encoding="utf-8")) for name in names)
         except (OSError, ValueError):  # no such group, or "max"
             continue
         free = min(free, max(0, limit - used))

@@ -14,7 +14,7 @@ class Screen:
         self.first: tuple[float, int] | None = None  # time and number of the first step that was shown
         self.last, self.noted = 0.0, time.monotonic()
         self.bar = None
-        if shown and sys.stdout.isatty():
+        if shown and sys.stdout and sys.stdout.isatty():  # there is none where it was closed
             columns = [TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}")]
             self.bar = Progress(*columns, TimeRemainingColumn(), TextColumn("left"))
             self.task = self.bar.add_task("", total=total, completed=done)

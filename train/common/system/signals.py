@@ -18,6 +18,13 @@ class Interrupted(BaseException):
 
 
 _interrupted: float | None = None  # when Interrupted was last raised
+_asked: float | None = None  # when a signal asked the run to stop
+
+
+def usual() -> None:
+    """From here on signals do what they do in any program: Ctrl-C raises KeyboardInterrupt, the others end it."""
+    for number in NUMBERS:
+        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
 
 
 def interruptible() -> None:
@@ -44,16 +51,23 @@ class Stop:
     """
 
     def __init__(self) -> None:
-        self.asked, self._since = _interrupted is not None, _interrupted or 0.0
+        global _asked
+        self.asked, _asked = _interrupted is not None, _interrupted
         for number in NUMBERS:
             signal.signal(number, self._ask)
 
     def _ask(self, number: int, _frame) -> None:
+        global _asked
         if not self.asked:
-            self.asked, self._since = True, time.monotonic()
-        elif time.monotonic() - self._since > ECHO:
+            self.asked, _asked = True, time.monotonic()
+        elif seconds_since_asked() > ECHO:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
+
+
+def seconds_since_asked() -> float:
+    """How long ago a signal asked the run to stop; 0 if none did."""
+    return 0.0 if _asked is None else time.monotonic() - _asked
 
 
 def end_with_parent() -> None:
@@ -76,13 +90,18 @@ def ignore_signals(_worker: int) -> None:
 
 
 @atexit.register
-def _end_workers() -> None:
-    """At exit Python sends SIGTERM to child processes and waits for them: for ever, for workers that ignore it.
+def end_workers(patience: float = 10.0) -> bool:
+    """Kill the loaders' workers. Returns whether all of them have ended within so many seconds.
 
-    This is registered later, so it runs first, and kills them.
+    At exit Python sends SIGTERM to child processes and waits for them: for ever, for workers that ignore it. This is
+    registered later, so it runs first.
     """
     if hasattr(signal, "SIGCHLD"):
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch would report that a worker was killed
-    for child in multiprocessing.active_children():
-        if child.daemon:
-            child.kill()
+    children = [child for child in multiprocessing.active_children() if child.daemon]
+    for child in children:
+        child.kill()
+    end = time.monotonic() + patience
+    for child in children:
+        child.join(max(0.0, end - time.monotonic()))
+    return not any(child.is_alive() for child in children)

@@ -14,7 +14,6 @@ from typing import Any
 import timm
 import torch
 from huggingface_hub import ModelCardData
-from safetensors.torch import save_file
 from timm.models import get_model_args
 from torch import nn
 
@@ -22,6 +21,7 @@ from timm_dseq import UserError
 from timm_dseq.dseq_jepa import BACKBONE, STOCK
 from timm_dseq.hub import cards
 from timm_dseq.hub.stock import StockModel
+from timm_dseq.hub.weights import save_tensors
 
 from ..data.digests import weights_digest
 from ..run.export import public_name, replacing
@@ -120,7 +120,7 @@ def save(folder: Path, weights: Tensors, description: Description, words: dict[s
     size = sum(tensor.numel() for tensor in weights.values())
     with replacing(folder) as fresh:
         fresh.mkdir(parents=True)
-        save_file(weights, fresh / "model.safetensors", metadata={"format": "pt"})
+        save_tensors(weights, fresh / "model.safetensors")
         (fresh / "config.json").write_text(json.dumps(description.config, indent=2) + "\n", encoding="utf-8")
         (fresh / "README.md").write_text(card(description, size, words), encoding="utf-8")
 

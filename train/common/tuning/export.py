@@ -14,9 +14,10 @@ from ..data.digests import data_digest
 from ..labels.labelled import Labelled
 from ..run import results
 from ..run.export import next_steps, public_name, table
+from ..salient_crop import gain, said
 from . import classifier
 from .classifier import Description
-from .settings import Tuning
+from .settings import RECIPES, Augment, Optim, Tuning
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,7 @@ class SeedResult:
     description: Description
     weights: dict[str, torch.Tensor]
     correct: torch.Tensor  # (test images,) bool
+    closer: torch.Tensor | None = None  # the same with salient crops
 
 
 def export(config: Tuning, by_seed: list[SeedResult], labelled: Labelled, duplicates: dict[str, int]) -> None:
@@ -40,8 +42,10 @@ def export(config: Tuning, by_seed: list[SeedResult], labelled: Labelled, duplic
         "results": accuracy(config, record),
     }
     classifier.save(folder, first.weights, first.description, words)
-    results.append(config.results, [record])
-    print(results.line(record))
+    records = [record] + ([with_crops(config, record, by_seed)] if config.salient_crop else [])
+    results.append(config.results, records)
+    for one in records:
+        print(results.line(one) + (f": {said(one['gain'])}" if "gain" in one else ""))
     if duplicates["train_test"]:
         print(f"{duplicates['train_test']} test images are also in the training images, pixel for pixel")
     print(f"the classifier of seed {config.seeds[0]}, ready for the Hub: {folder}")
@@ -78,9 +82,29 @@ def record_of(
             "base_lr": optim.base_lr,
             "layer_decay": optim.layer_decay,
             **({"ema": optim.ema} if optim.ema else {}),
+            **changed(config),
         },
         **results.summary([one.correct for one in by_seed]),
     }
+
+
+def changed(config: Tuning) -> dict[str, Any]:
+    """The other settings that decide the result and are not the recipe's."""
+    usual = {**vars(Augment()), **vars(Optim())}
+    usual |= {name.partition(".")[2]: value for name, value in RECIPES[config.recipe].items()}
+    own = {**vars(config.augment), **vars(config.optim)}
+    always = ("epochs", "batch_size", "base_lr", "layer_decay", "ema", "accumulation", "max_skipped")
+    found = {name: value for name, value in own.items() if name not in always and value != usual[name]}
+    found = {name: list(value) if isinstance(value, tuple) else value for name, value in found.items()}
+    return {**found, **({"args": json.dumps(config.args, sort_keys=True)} if config.args else {})}
+
+
+def with_crops(config: Tuning, record: dict[str, Any], by_seed: list[SeedResult]) -> dict[str, Any]:
+    """The record of the test with salient crops, beside the record without."""
+    closer = [one.closer for one in by_seed]
+    settings = {**record["settings"], "salient crop": config.salient_crop}
+    gained = gain(closer, [one.correct for one in by_seed])
+    return {**record, "settings": settings, **results.summary(closer), "gain": gained}
 
 
 def accuracy(config: Tuning, record: dict[str, Any]) -> str:

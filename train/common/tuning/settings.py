@@ -12,6 +12,7 @@ from timm_dseq.hub.model_args import check_args
 
 from ..labels.settings import Labels, shortened
 from ..run.resume import Checkpoint
+from ..salient_crop import QueryName
 from ..system import machine
 from ..system.command_line import Parser, Plain, flagged
 from ..system.computing import System
@@ -20,7 +21,7 @@ from ..system.numbers import BelowOne, Count, CountOrNone, NotNegative, Positive
 # Settings that may differ when a run is resumed: none of them changes what is computed.
 FREE = (
     *("data.path", "workers", "optim.accumulation", "optim.max_skipped", "system.checkpointing"),
-    *("checkpoint.", "output_dir", "results", "resume", "eval_every", "max_steps", "dry_run"),
+    *("checkpoint.", "output_dir", "results", "resume", "eval_every", "max_steps", "dry_run", "salient_crop"),
 )
 
 
@@ -93,6 +94,8 @@ class Tuning:
         recipe: whose settings are the defaults, mae (He et al., 2022) or ijepa (Assran et al., 2023)
         img_size: side of the images, in pixels (default: the model's own)
         random: start from random weights instead of the trained ones, as a baseline
+        salient_crop: a saliency query, to test at the end also with the mean of an image's logits and of those of its
+            most salient region, seen closer
         args: further arguments of timm.create_model
         output_dir: folder of the run: seed-…/log.jsonl, seed-…/checkpoints/, export/
         results: JSON-lines file to which the result is added
@@ -109,6 +112,7 @@ class Tuning:
     recipe: Literal["mae", "ijepa"] = "mae"
     img_size: Side | None = None
     random: bool = False
+    salient_crop: QueryName | None = None
     args: dict[str, Plain] = field(default_factory=dict)
     augment: Augment = field(default_factory=Augment)
     optim: Optim = field(default_factory=Optim)

@@ -15,13 +15,13 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from filelock import FileLock, Timeout
 from PIL import Image
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from timm_dseq import UserError
 from timm_dseq.images import UnreadableImage, as_unreadable, decode, measure
 
 from ...system.screen import Screen
-from ...system.signals import ignore_signals
+from ..loading import loaded
 from ..source import Source
 from ..unreadable import TRIES, none_readable
 from .pixel_file import PixelFile
@@ -146,13 +146,8 @@ def _decode(
     marked = file.marks.read_bytes()
     chunks = [chunk for chunk in range(rank, len(marked), processes) if not marked[chunk]]
     images = [range(chunk * CHUNK, min(file.images, (chunk + 1) * CHUNK)) for chunk in chunks]
-    loader = DataLoader(
-        Squares(source, file.side),
-        batch_sampler=[list(some) for some in images],
-        num_workers=workers,
-        collate_fn=_collate,
-        worker_init_fn=ignore_signals,
-    )
+    samplers = [list(some) for some in images]
+    batches = loaded(Squares(source, file.side), batch_sampler=samplers, num_workers=workers, collate_fn=_collate)
     screen = Screen(sum(map(len, images)), 0, shown, unit="image")
     before = min(file.images, CHUNK * sum(marked))
     screen.say(
@@ -162,7 +157,7 @@ def _decode(
     seen, any_readable, synced, unmarked = 0, False, time.monotonic(), []
     try:
         with file.unfinished.open("r+b") as unfinished, file.marks.open("r+b") as marks:
-            for chunk, some, (pixels, sizes) in zip(chunks, images, loader, strict=True):
+            for chunk, some, (pixels, sizes) in zip(chunks, images, batches, strict=True):
                 unfinished.seek(len(file.header) + 8 * some.start)
                 unfinished.write(sizes.numpy())
                 unfinished.seek(file.offset(some.start))

@@ -9,11 +9,11 @@ import numpy as np
 
 from timm_dseq import UserError
 
+from ...boxes import Convention, Evidence, corners, settle
 from ...data.source import Source
 from .. import masks
 from ..annotated import Annotated, Classes, Objects, Pair
 from ..settings import Annotations
-from .boxes import Convention, Evidence, corners, settle
 
 LOOKED_AT = 2000  # masks whose boxes are compared with the annotated ones
 
@@ -48,7 +48,7 @@ def open_coco(path: Path, folder: Path, split: str, data: Annotations, classes: 
         if where in number:
             of_image[number[where]].append(annotation)
     sizes = [_size(image, path) for image in images]
-    convention = settle(_evidence(of_image, sizes, path), str(path), data.boxes, usual="xywh")
+    convention = settle(_evidence(of_image, sizes, path), str(path), data.box_format, usual="xywh")
     label = {id_: place for place, id_ in enumerate(ids)}
     objects = [_objects(some, label, size, convention) for some, size in zip(of_image, sizes, strict=True)]
     rows = [{"image": {"bytes": None, "path": str(folder / image["file_name"])}} for image in images]

@@ -13,12 +13,12 @@ import numpy as np
 from timm_dseq import UserError
 from timm_dseq.images import UnreadableImage, measure
 
+from ...boxes import Convention, Evidence, corners, settle
 from ...data.opening import open_rows
 from ...data.settings import Data
 from ...data.source import Source
 from ..annotated import Annotated, Classes, Objects, Pair
 from ..settings import Annotations
-from .boxes import Convention, Evidence, corners, settle
 
 OBJECTS = ("objects", "annotations", "annotation", "instances")
 BOXES, LABELS = ("bbox", "bboxes", "boxes", "box"), ("category", "categories", "category_id", "label", "labels")
@@ -52,7 +52,7 @@ def open_objects(data: Annotations, split: str, classes: Classes | None) -> Anno
     names = classes[1] if classes else names
     _check(f"{path}, {split}", entries, names)
     source = Source(path, rows, image, None, 0)
-    convention = _convention(source, entries, f"{path}, {split}", data.boxes)
+    convention = _convention(source, entries, f"{path}, {split}", data.box_format)
     shares = convention.endswith("-shares")
     sizes = [_size(source, index) if shares else None for index in range(len(entries))]
     objects = [_objects(*entry, convention, size) for entry, size in zip(entries, sizes, strict=True)]

@@ -7,16 +7,16 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
-from torch.utils.data import DataLoader, Dataset, Subset
+from torch.utils.data import Dataset, Subset
 from torchvision.transforms.v2 import CenterCrop, Compose, PILToTensor, Resize
 
 from timm_dseq.images import as_unreadable, decode
 
+from ...data.loading import loaded
 from ...data.opening import test_split
 from ...data.source import Source, first_of_stream, open_source, renumbered
 from ...data.unreadable import first_readable, none_readable
 from ...system.screen import Screen
-from ...system.signals import ignore_signals
 from ..settings import Config
 
 BATCH = 64
@@ -116,15 +116,11 @@ def _shared(centres: Centres, workers: int, accelerator: Accelerator, screen: Sc
     count, processes = len(centres), accelerator.num_processes
     padded = -(-count // processes) * processes
     mine = [place % count for place in range(accelerator.process_index, padded, processes)]
-    loader = DataLoader(
-        Subset(centres, mine),
-        BATCH,
-        num_workers=min(workers, -(-len(mine) // BATCH)),
-        collate_fn=list,
-        worker_init_fn=ignore_signals,
+    batches = loaded(
+        Subset(centres, mine), batch_size=BATCH, num_workers=min(workers, -(-len(mine) // BATCH)), collate_fn=list
     )
     items = []
-    for some in loader:
+    for some in batches:
         items += some
         screen.note(f"probing: {len(items)} of {len(mine)} images are loaded")
     images, indices, broken = _stacked(items)

@@ -65,7 +65,7 @@ def equal_areas(evidence: Evidence, convention: Convention) -> bool:
 
 
 def settle(evidence: Evidence, where: str, asked: Convention | None, usual: Convention | None = None) -> Convention:
-    """The convention that the data shows, or one line. asked: data.boxes. usual: that of the format, if data fits it.
+    """The convention that the data shows, or one line. asked: data.box_format. usual: the format's, if data fits it.
 
     The data may fit several: it then shows one if that fits clearly and no other does.
     """
@@ -77,7 +77,7 @@ def settle(evidence: Evidence, where: str, asked: Convention | None, usual: Conv
             fits = f"they fit {better}" if share[better] <= FIT else "they fit no convention"
             raise UserError(
                 f"{where}: {share[wanted]:.0%} of the boxes cannot be {wanted}, they leave their images or differ from "
-                f"their areas or masks; {fits}: check the annotations, or name --data.boxes."
+                f"their areas or masks; {fits}: check the annotations, or name --data.box_format."
             )
         return wanted
     fit = [convention for convention in CONVENTIONS if share[convention] < MISFIT]
@@ -86,5 +86,5 @@ def settle(evidence: Evidence, where: str, asked: Convention | None, usual: Conv
     if len(fit) != 1 or share[fit[0]] > FIT:
         found = " and ".join(fit) or "no convention"
         choices = "|".join(fit or CONVENTIONS)
-        raise UserError(f"{where}: the boxes fit {found}, so say which it is: --data.boxes {choices}")
+        raise UserError(f"{where}: the boxes fit {found}, so say which it is: --data.box_format {choices}")
     return fit[0]

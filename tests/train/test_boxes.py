@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from common.detecting.reading.boxes import CONVENTIONS, Evidence, corners, settle
+from common.boxes import CONVENTIONS, Evidence, corners, settle
 
 from timm_dseq import UserError
 
@@ -57,7 +57,7 @@ SIZES = np.full((2, 2), 200.0)
 
 
 def test_boxes_that_fit_several_conventions_are_asked_for_in_one_line():
-    with pytest.raises(UserError, match=r"fit xywh and xyxy.*--data.boxes xywh\|xyxy") as error:
+    with pytest.raises(UserError, match=r"fit xywh and xyxy.*--data.box_format xywh\|xyxy") as error:
         settle(evidence(SMALL, SIZES), "here", None)
     assert "\n" not in str(error.value)
     assert settle(evidence(SMALL, SIZES), "here", "xyxy") == "xyxy"

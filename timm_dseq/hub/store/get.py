@@ -1,0 +1,153 @@
+"""model.tag → its weights in the local store: downloaded or given as a file, converted, verified, recorded."""
+
+import json
+import shutil
+import time
+from collections.abc import Callable
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+from ...dseq_jepa import META_TAG
+from ...errors import UserError, similar
+from .. import cards
+from ..config import read_stock
+from ..convert import NotWritten, convert
+from ..stock import registered
+from ..verify import verify
+from ..weights import sha256
+from . import folders
+from .arrival import Arrival, BrokenOff
+from .sources import SOURCES, Source
+
+TRIES = 5  # at a download that breaks off, as long as each brings something
+PAUSE = 2  # seconds between them
+Say = Callable[[str], None]
+
+
+def get(name: str, file: Path | None = None, say: Say = print) -> dict[str, Any]:
+    """Bring the weights of a model.tag into the store, if they are not there; returns their record.
+
+    file: the checkpoint, where it has been downloaded by other means. say: takes a line for the screen.
+    """
+    source = _known(name)
+    if file is not None and not file.is_file():
+        raise UserError(f"{file} is no file: give the checkpoint that you downloaded.")
+    with folders.locked(name, say):
+        if folder := folders.stored(name):
+            return {"name": name, "folder": str(folder), "new": False, **folders.record(folder)}
+        say(f"{name}\n  from {file or source.link}\n  licence: {source.license}")
+        with folders.writing():
+            work = _prepared(name)
+            record = _brought(name, source, file, work, say)
+            folder = folders.publish(work / "folder", name)
+            shutil.rmtree(work)
+    return {"name": name, "folder": str(folder), "new": True, **record}
+
+
+def listing() -> list[dict[str, Any]]:
+    """What can be brought, and what of it is here."""
+    rows = []
+    for name, source in SOURCES.items():
+        folder = folders.stored(name)
+        row = {"name": name, "link": source.link, "license": source.license, "folder": folder and str(folder)}
+        rows.append(row | {"record": folder and folders.record(folder)})
+    return rows
+
+
+def remove(name: str, say: Say = print) -> dict[str, Any]:
+    """Remove the weights of a model.tag from the store, and what has arrived of them."""
+    _known(name)
+    with folders.locked(name, say), folders.writing():
+        if not folders.stored(name) and not folders.unfinished(name).exists():
+            raise UserError(f"{name} is not in the store: timm-dseq get --list shows what is.")
+        return {"name": name, "freed": folders.remove(name)}
+
+
+def _known(name: str) -> Source:
+    if name not in SOURCES:
+        hint = similar(name, SOURCES)
+        raise UserError(f"{name} is nothing that can be brought{hint}: timm-dseq get --list shows what can.")
+    return SOURCES[name]
+
+
+def _prepared(name: str) -> Path:
+    """The folder to work in, with nothing in it but a download to go on with."""
+    work = folders.unfinished(name)
+    work.mkdir(exist_ok=True)
+    for path in work.iterdir():
+        if not path.name.startswith("download"):
+            shutil.rmtree(path)
+    return work
+
+
+def _brought(name: str, source: Source, file: Path | None, work: Path, say: Say) -> dict[str, Any]:
+    """Write the complete folder work/folder; returns its record."""
+    encoder = sum(4 * parameter.numel() for parameter in registered(name).blueprint.parameters())
+    arrival = Arrival(name, work, encoder)
+    if file is None:
+        where = _downloaded(source, arrival)
+        arrival.check_whole()
+        file = arrival.file
+    else:
+        folders.check_room(encoder, name)
+        where = f"the file {file.name}"
+    record = {
+        "source": where,
+        "size": file.stat().st_size,
+        "sha256": sha256(file),
+        "license": source.license,
+        "date": date.today().isoformat(),
+    }
+    say(f"  {where}: {record['size']:,} bytes, SHA-256 {record['sha256']}")
+    try:
+        _convert(file, name, source, work / "folder", where)
+    except NotWritten:
+        raise
+    except UserError:
+        if file == arrival.file:
+            arrival.discard()  # to keep it would be of no use
+        raise
+    checks = verify(work / "folder")
+    if failed := [f"{check}: {result['seen']}" for check, result in checks.items() if not result["ok"]]:
+        raise UserError(
+            f"{name}, converted, does not load as it should ({failed[0]}): mend that, then give the same command again."
+        )
+    say("\n".join(f"  verified, {check}: {result['seen']}" for check, result in checks.items()))
+    (work / "folder" / folders.RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    return record
+
+
+def _downloaded(source: Source, arrival: Arrival) -> str:
+    try:
+        for _ in range(TRIES - 1):
+            before = arrival.done
+            try:
+                return source.fetch(arrival)
+            except BrokenOff:
+                if arrival.done <= before:
+                    raise
+            time.sleep(PAUSE)
+        return source.fetch(arrival)
+    finally:
+        arrival.close()
+
+
+def _convert(file: Path, name: str, source: Source, folder: Path, where: str) -> None:
+    """Convert a checkpoint; refuse one that is of another kind, or holds another encoder."""
+    mend = f"it should lie at {source.link}, give it as --file PATH"
+    try:
+        kind = convert(file, folder)["kind"]
+    except NotWritten:
+        raise
+    except UserError as error:
+        reason = str(error).replace(str(file), "it").rstrip(".")
+        raise UserError(f"{where} is not {name} ({reason}): {mend}.") from error
+    config, stock = read_stock(folder / "config.json")
+    if (kind, stock) != (source.kind, registered(name)):
+        found = f"{stock.dseq_name or stock.architecture} at {stock.img_size[0]}×{stock.img_size[1]}"
+        raise UserError(f"{where} is not {name}, but holds {found}, kind {kind}: {mend}.")
+    if name.endswith(f".{META_TAG}"):  # of which the file does not say on what it was trained
+        config["pretrained_cfg"]["tag"] = META_TAG
+        (folder / "config.json").write_text(cards.config_text(config), encoding="utf-8")
+        (folder / "README.md").write_text(cards.ijepa_card(f"{stock.architecture}.{META_TAG}", stock), encoding="utf-8")
