@@ -6,6 +6,7 @@ the host sends from memory that is not pinned.
 """
 
 import traceback
+from pathlib import Path
 
 import torch
 from torch.overrides import TorchFunctionMode
@@ -36,6 +37,9 @@ PLAIN = (
     "is_complex",
     "__hash__",
 )
+
+ROOT = Path(__file__).parents[1]
+OURS = (str(ROOT / "timm_dseq"), str(ROOT / "train" / "common"))  # the folder of all of it may have any name
 
 
 class FarDevice(TorchFunctionMode):
@@ -91,7 +95,7 @@ class FarDevice(TorchFunctionMode):
         return out
 
     def _line(self, name: str) -> str:
-        ours = [f for f in traceback.extract_stack() if "timm_dseq/" in f.filename or "train/common" in f.filename]
+        ours = [f for f in traceback.extract_stack() if f.filename.startswith(OURS)]
         return f"{name} in {ours[-1].name}: {ours[-1].line}" if ours else name
 
 

@@ -251,7 +251,7 @@ def test_nothing_is_left_behind_when_writing_fails(tmp_path, roles, monkeypatch)
     def full(*args, **kwargs):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("timm_dseq.hub.convert.save_file", full)
+    monkeypatch.setattr("timm_dseq.hub.convert.save_tensors", full)
     with pytest.raises(UserError, match=r"out cannot be written .No space left on device"):
         convert(source, tmp_path / "out")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["w.safetensors"]

@@ -39,5 +39,5 @@ class PerSampleDropPath:
         if not layer.training:
             return branch
         factors = self.factors[:, number].to(branch.dtype)
-        factors = factors.repeat_interleave(len(branch) // len(factors))
+        factors = factors[:, None].expand(-1, len(branch) // len(factors))
         return branch * factors.reshape(-1, *[1] * (branch.ndim - 1))

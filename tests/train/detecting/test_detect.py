@@ -158,7 +158,7 @@ def test_a_coco_folder_with_a_vitdet_pyramid_and_a_parquet_file_of_boxes_train(t
     assert {one["image_id"] for one in found} <= {image["id"] for image in images}
     assert {one["category_id"] for one in found} <= {1, 3, 4, 70, 71, 90}
     parquet = parquet_folder(tmp_path / "rows")
-    code, said = train(tmp_path / "b" / "run", data__path=parquet, data__boxes="xywh", **short)
+    code, said = train(tmp_path / "b" / "run", data__path=parquet, data__box_format="xywh", **short)
     assert code == 0, said
     assert "Faster R-CNN" in said and "box AP" in said and "mask AP" not in said
 
@@ -193,7 +193,7 @@ def test_masks_that_are_asked_for_have_to_be_there(tmp_path, capsys):
     from detect import main
 
     parquet = parquet_folder(tmp_path / "rows")
-    assert main(options(tmp_path / "run", data__path=parquet, data__boxes="xywh", detector__masks="true")) == 1
+    assert main(options(tmp_path / "run", data__path=parquet, data__box_format="xywh", detector__masks="true")) == 1
     assert "detector.masks=true, and not every object has a mask" in capsys.readouterr().err
 
 

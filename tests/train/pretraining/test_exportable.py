@@ -24,7 +24,6 @@ KINDS = {
     "layer scale": {"init_values": 1e-5},
     "normed queries": {"qk_norm": True},
     "no bias": {"qkv_bias": False},
-    "dropout": {"proj_drop_rate": 0.1},
     "images of any size": {"dynamic_img_size": True},
 }
 TIMMS = {

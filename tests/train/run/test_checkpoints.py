@@ -70,7 +70,7 @@ def test_a_full_disk_is_named_and_the_earlier_checkpoint_stays(tmp_path, monkeyp
     def full(*args, **kwargs):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(checkpoints, "save_file", full)
+    monkeypatch.setattr(checkpoints, "save_tensors", full)
     with pytest.raises(UserError, match=r"step-00000002 cannot be written \(No space left on device"):
         checkpoints.save(tmp_path, 2, saved(2))
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000001"]

@@ -184,7 +184,7 @@ def test_another_data_set_is_refused(tmp_path):
     parquet_of(tmp_path / "x.parquet", count=15)
     code, said = train(tmp_path / "run", **{**settings, "optim__epochs": 4})
     assert code == 1
-    assert "holds other images than when" in said
+    assert "holds other images or labels than when" in said
 
 
 def rewritten(file):
