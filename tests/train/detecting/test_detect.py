@@ -198,6 +198,7 @@ def test_masks_that_are_asked_for_have_to_be_there(tmp_path, capsys):
 
 
 @pytest.mark.slow
+@pytest.mark.large  # three minutes of one core, which CI does not have to spare
 @pytest.mark.timeout(1800)
 def test_eight_scenes_are_learnt_by_heart(tmp_path):
     """Three minutes of one core."""

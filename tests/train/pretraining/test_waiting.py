@@ -81,8 +81,8 @@ def test_the_far_device_sees_what_comes_back():
 
 @pytest.mark.parametrize("objective", ["dseq", "ijepa"])
 def test_the_host_does_no_more_for_more_images(objective, tmp_path):
-    """The lines of Python that a step runs, at four times the images: packing looks at each size of a token set once, and
-    384 images have most of them."""
+    """The lines of Python that a step runs, at four times the images: packing looks once at each size of a token set,
+    and 384 images have most of them."""
     training, now = training_of(tmp_path, model__objective=objective)
     few, many = (lines_run(lambda n=n: training.step(batch_of(n), now)) for n in (384, 1536))
     assert many < 1.6 * few, (few, many)
