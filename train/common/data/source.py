@@ -4,6 +4,7 @@ import hashlib
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar
@@ -89,7 +90,7 @@ class Source:
             return f"a label is {largest}, and classes are numbered from 0 to {limit - 1} at most"
         return None
 
-    @property
+    @cached_property
     def revision(self) -> str:
         """What `datasets` tells this version of the data set by, if it knows one, and the sizes of files that are not
         copied into its own: it looks at their times, which tar, rsync and cp -p put back."""
