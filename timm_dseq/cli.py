@@ -228,6 +228,8 @@ def _show_convert(result: dict) -> str:
         f"{result['tensors']} tensors; in stock timm {result['stock']}",
         *(f"  {name}  {size:,} bytes" for name, size in result["files"].items()),
     ]
+    if result["assumed_heads"]:
+        lines.append(f"no shape shows its heads, {result['assumed_heads']} are assumed: --model NAME says otherwise")
     if result["left_out"]:
         lines.append(f"left out: {', '.join(result['left_out'])}")
     if result["blanks"]:

@@ -7,6 +7,7 @@ from safetensors.torch import load_file, save_file
 
 from timm_dseq import UserError
 from timm_dseq.hub.convert import convert
+from timm_dseq.hub.load import load_backbone
 from timm_dseq.hub.stock import check_fit, detect
 from timm_dseq.hub.verify import verify
 from timm_dseq.hub.weights import parse, read
@@ -99,6 +100,40 @@ def test_a_stock_timm_vit_keeps_its_outputs_head_included(tmp_path):
     image = torch.randn(1, 3, 224, 224)
     torch.testing.assert_close(_loaded(tmp_path / "out")(image), model(image))
     assert "license: mit" in (tmp_path / "out" / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    "args", [{}, {"no_embed_class": True, "global_pool": "avg", "fc_norm": False}, {"init_values": 0.1}]
+)
+def test_registers_and_layer_scale_show_in_the_weights(args, tmp_path):
+    torch.manual_seed(0)
+    args = {"reg_tokens": 3, "depth": 2, "img_size": 64, "num_classes": 0, **args}
+    model = timm.create_model("vit_tiny_patch16_224", **args).eval()
+    for weight in model.parameters():
+        torch.nn.init.normal_(weight, std=0.1)
+    save_file(model.state_dict(), tmp_path / "some.safetensors")
+    result = convert(tmp_path / "some.safetensors", tmp_path / "out")
+    image = torch.randn(2, 3, 64, 64)
+    torch.testing.assert_close(_loaded(tmp_path / "out")(image), model(image))
+    loaded, shown = load_backbone(str(tmp_path / "some.safetensors"))
+    torch.testing.assert_close(loaded.forward_features(image), model.forward_features(image))
+    assert result["assumed_heads"] == 3 and shown.endswith("some.safetensors (3 heads assumed)")
+
+
+def test_heads_that_a_description_tells_are_not_assumed(tmp_path):
+    model = timm.create_model("vit_tiny_patch16_224", num_classes=0, img_size=32)
+    save_file(model.state_dict(), tmp_path / "some.safetensors")
+    assert convert(tmp_path / "some.safetensors", tmp_path / "out")["assumed_heads"] == 3
+    assert convert(tmp_path / "out", tmp_path / "again")["assumed_heads"] is None
+    named = convert(tmp_path / "some.safetensors", tmp_path / "named", model="vit_tiny_patch16_224")
+    assert named["assumed_heads"] is None
+
+
+def test_registers_of_no_shape_are_one_line(tmp_path):
+    model = timm.create_model("vit_tiny_patch16_224", num_classes=0, img_size=32, depth=1)
+    save_file({**model.state_dict(), "reg_token": torch.zeros(4)}, tmp_path / "some.safetensors")
+    with pytest.raises(UserError, match=r"^reg_token is \(4,\), no registers of a ViT"):
+        convert(tmp_path / "some.safetensors", tmp_path / "out")
 
 
 def test_other_patches_depths_channels_and_sizes_are_kept(tmp_path):

@@ -53,8 +53,12 @@ def convert(
     weights = checkpoint.encoder(encoder)
     if img_size is not None and not all(map(is_size, img_size)):
         raise UserError(f"--img-size {' '.join(map(str, img_size))} is no image size: give two numbers from 1.")
+    assumed = None
     if model is None:
-        stock = _of_run(file) or known or detect(weights)
+        stock = _of_run(file) or known
+        if stock is None:
+            stock = detect(weights)
+            assumed = stock.blueprint.blocks[0].attn.num_heads if checkpoint.kind == "timm" else None
         check_fit(weights, stock)
     else:
         stock = _named(model, checkpoint.kind, weights, img_size)
@@ -85,6 +89,7 @@ def convert(
         "stock": stock.architecture,
         "encoder": encoder if checkpoint.target and checkpoint.student else "only",
         "tensors": len(weights),
+        "assumed_heads": assumed,
         "left_out": _left_out(checkpoint, encoder, with_pretraining_state),
         "output": str(output),
         "files": {path.name: path.stat().st_size for path in sorted(output.iterdir())},

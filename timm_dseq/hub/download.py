@@ -24,6 +24,7 @@ Result = TypeVar("Result")
 SECONDS = 5  # in which the Hub has to answer at all
 LOOK = 5.0  # seconds between two looks at a download
 PATIENCE, LEAST = 60, 1024  # after so many seconds with fewer bytes a second a download is given up
+LONG, BUSY = 600, 0.05  # the same for work that also computes, and the share of a core that shows that it does
 
 
 def split_revision(repo: str) -> tuple[str, str | None]:
@@ -203,8 +204,11 @@ def patiently(
     what: str,
     mend: str = "check the network, HF_ENDPOINT and proxies, then try again",
     excess: Callable[[], bool] | None = None,
+    computing: bool = False,
 ) -> Result:
     """What `work` returns, if it ends, or goes on to receive something.
+
+    computing: it also computes, or waits at a lock for another process that does: that is no silence, or a long one.
 
     huggingface_hub bounds each read, and repeats what failed: a server that sends a byte now and then, or takes every
     connection and is silent, would hold it for many minutes. So it works in a thread, which is left to itself if no
@@ -219,24 +223,26 @@ def patiently(
             answers.put((None, error))
 
     threading.Thread(target=run, daemon=True).start()
-    before, since = _received(), time.monotonic()
+    patience = LONG if computing else PATIENCE
+    before, since, spent = _received(), time.monotonic(), time.process_time()
     while True:
         try:
-            answer, error = answers.get(timeout=min(LOOK, PATIENCE))
+            answer, error = answers.get(timeout=min(LOOK, patience))
         except queue.Empty:
             if excess is not None and excess():
                 raise UserError(f"{what}: more arrives than was announced: {mend}.") from None
-            if time.monotonic() - since < PATIENCE:
+            if time.monotonic() - since < patience:
                 continue
-            now, since = _received(), time.monotonic()
-            if now is not None and now - before < LEAST * PATIENCE:
+            busy = computing and time.process_time() - spent > BUSY * patience
+            now, since, spent = _received(), time.monotonic(), time.process_time()
+            if now is not None and now - before < LEAST * patience and not busy:
                 break
             before = now
             continue
         if error is not None:
             raise error
         return answer
-    raise UserError(f"{what}: nothing more arrived for {PATIENCE} s: {mend}.")
+    raise UserError(f"{what}: nothing more arrived for {patience} s: {mend}.")
 
 
 def _received() -> int | None:

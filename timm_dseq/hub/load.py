@@ -152,7 +152,7 @@ def _from_path(path: Path, img_size: int | None, random: bool, args: dict[str, A
             raise UserError(f"{weights} is no file: export or copy the weights again.")
         return _create(f"{_FOLDER}{path}", img_size, not random, args), _folder_name(path)
     if path.is_file():
-        return _detected(path, img_size, random, args), _file_name(path)
+        return _detected(path, _file_name(path), img_size, random, args)
     folder = path / "checkpoints" if (path / "checkpoints").is_dir() else path
     if checkpoints.steps(folder):
         step = checkpoints.latest(folder)
@@ -160,7 +160,7 @@ def _from_path(path: Path, img_size: int | None, random: bool, args: dict[str, A
         step = path
         checkpoints.check(step)
     elif (path / checkpoints.MODEL).is_file():
-        return _detected(path / checkpoints.MODEL, img_size, random, args), _folder_name(path)
+        return _detected(path / checkpoints.MODEL, _folder_name(path), img_size, random, args)
     else:
         raise UserError(f"{path} holds no backbone: neither config.json, nor model.safetensors, nor checkpoints.")
     return _trained(step, img_size, random, args), f"{step.parents[1].name}, {step.name}"
@@ -181,13 +181,17 @@ def _folder_name(folder: Path) -> str:
     return f"{folder.parent.name}/{folder.name}" if folder.name == "export" else folder.name
 
 
-def _detected(file: Path, img_size: int | None, random: bool, args: dict[str, Any]) -> nn.Module:
-    """The plain ViT that names and shapes in a file of weights show, with the preprocessing that convert gives it."""
+def _detected(file: Path, name: str, img_size: int | None, random: bool, args: dict[str, Any]) -> tuple[nn.Module, str]:
+    """The plain ViT that names and shapes in a file of weights show, with the preprocessing that convert gives it.
+
+    No shape shows the heads: they are those of the usual ViT of this width, and the name says so.
+    """
     weights = encoder_weights(read(file))
     stock = detect(weights)
     model = _create(stock.architecture, stock.img_size, False, {"in_chans": stock.in_chans, **stock.model_args, **args})
     model.pretrained_cfg = {**model.pretrained_cfg, **stock.config("", "")["pretrained_cfg"]}
-    return _filled(model, weights, str(file), img_size, random)
+    model = _filled(model, weights, str(file), img_size, random)
+    return model, f"{name} ({model.blocks[0].attn.num_heads} heads assumed)"
 
 
 def _trained(step: Path, img_size: int | None, random: bool, args: dict[str, Any]) -> nn.Module:

@@ -164,8 +164,9 @@ def detect(weights: Weights) -> StockModel:
     depth = len({block[1] for name in weights if (block := re.match(r"blocks\.(\d+)\.", name))})
     class_token, fc_norm = "cls_token" in weights, "fc_norm.weight" in weights
     positions = weights["pos_embed"].shape[1]
+    registers = _registers(weights)
     no_embed_class = class_token and math.isqrt(positions) ** 2 == positions
-    patches = positions - (class_token and not no_embed_class)
+    patches = positions - (0 if no_embed_class else class_token + registers)
     side = math.isqrt(patches)
     if width not in _STOCK_BY_WIDTH:
         raise UserError(
@@ -189,7 +190,21 @@ def detect(weights: Weights) -> StockModel:
         args["patch_size"] = patch[0] if patch[0] == patch[1] else list(patch)
     if depth != len(default.blocks):
         args["depth"] = depth
+    if registers:
+        args["reg_tokens"] = registers
+    if "blocks.0.ls1.gamma" in weights:  # the value that they began with plays no part any more
+        args["init_values"] = 1e-5
     return StockModel(stock, (side * patch[0], side * patch[1]), args, in_chans, class_count(weights))
+
+
+def _registers(weights: Weights) -> int:
+    """The number of register tokens in these weights."""
+    if "reg_token" not in weights:
+        return 0
+    shape = tuple(weights["reg_token"].shape)
+    if len(shape) != 3 or 0 in shape:
+        raise UserError(f"reg_token is {shape}, no registers of a ViT: check that the file is whole.")
+    return shape[1]
 
 
 def class_count(weights: Weights) -> int:

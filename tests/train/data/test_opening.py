@@ -3,6 +3,8 @@
 import os
 import pickle
 import tarfile
+import threading
+import time
 
 import datasets
 import numpy as np
@@ -19,8 +21,9 @@ from pyarrow import ArrowNotImplementedError
 from yaml.constructor import ConstructorError
 
 from timm_dseq import UserError
+from timm_dseq.hub import download
 
-from .test_source import parquet_of
+from .test_source import encoded, parquet_of
 
 
 def no_archive(folder):
@@ -49,6 +52,15 @@ def numbers_as_images(folder):
     return Data(path=parquet_of(folder / "x.parquet", size=list(range(12))), image="size")
 
 
+def several_images(folder, images=None):
+    """`datasets` makes one image of a list, be it of numbers or of images."""
+    kinds = {"image": datasets.List(datasets.Image())} if images is None else {}
+    images = images or [[encoded(Image.new("RGB", (8, 8)), "PNG")] * 2] * 3
+    features = datasets.Features(kinds) if kinds else None
+    datasets.Dataset.from_dict({"image": images}, features=features).to_parquet(folder / "x.parquet")
+    return Data(path=str(folder / "x.parquet"), image="image")
+
+
 def numbers_called_image(folder):
     datasets.Dataset.from_dict({"image": [1, 2]}).to_parquet(folder / "x.parquet")
     return Data(path=str(folder / "x.parquet"))
@@ -61,6 +73,8 @@ WRONG = {
     "no path": lambda folder: Data(path=""),
     "numbers as images": numbers_as_images,
     "numbers in a column called image": numbers_called_image,
+    "several images in each row": lambda folder: several_images(folder),
+    "pixels as lists of numbers": lambda folder: several_images(folder, [[[[0, 1, 2]]]] * 3),
 }
 
 
@@ -200,3 +214,92 @@ def test_a_folder_that_is_a_link_loses_nothing(tmp_path, capsys):
     (tmp_path / "here").symlink_to(tmp_path / "there")
     rows, _, _ = open_rows(Data(path=str(tmp_path / "here")), "train")
     assert len(rows) == 1 and capsys.readouterr().out == ""
+
+
+def rows_that_name(*paths):
+    values = [{"bytes": None, "path": str(path)} for path in paths]
+    return datasets.Dataset.from_dict({"image": values}, features=datasets.Features({"image": datasets.Image()}))
+
+
+@pytest.fixture
+def of_others(monkeypatch, tmp_path):
+    """A function: from now on `lab/photos` on the Hub is this data set. Downloads lie in tmp_path / "cache"."""
+    monkeypatch.setattr(datasets.config, "HF_CACHE_HOME", str(tmp_path / "cache"))
+
+    def of_others(rows):
+        loaded = lambda *_, streaming=False, **__: rows.to_iterable_dataset() if streaming else rows  # noqa: E731
+        monkeypatch.setattr(datasets, "load_dataset", loaded)
+        return Data(path="lab/photos", image="image", workers=0)
+
+    return of_others
+
+
+def test_a_data_set_of_others_names_no_file_of_this_machine_as_its_image(tmp_path, of_others):
+    """Pictures of a run are published: a hostile Parquet file could ask for any image of its user."""
+    private, downloaded = tmp_path / "private.png", tmp_path / "cache" / "hub" / "a.png"
+    downloaded.parent.mkdir(parents=True)
+    for path in (private, downloaded):
+        Image.new("RGB", (8, 8)).save(path)
+    rows_that_name(private).to_parquet(tmp_path / "own.parquet")
+    assert open_source(Data(path=str(tmp_path / "own.parquet"))).picture(0)  # what lies here may name what lies here
+    assert open_source(of_others(rows_that_name(downloaded))).picture(0).size == (8, 8)
+    for path in (private, tmp_path / "cache" / ".." / "private.png"):
+        with pytest.raises(UserError, match=f"lab/photos names {path}, a file of this machine"):
+            open_source(of_others(rows_that_name(downloaded, path)))
+
+
+def test_a_stream_of_others_reads_no_file_of_this_machine(tmp_path, of_others):
+    Image.new("RGB", (8, 8)).save(tmp_path / "private.png")
+    data = of_others(rows_that_name(*[tmp_path / "private.png"] * 8))
+    with pytest.raises(UserError, match=r"4 images in a row cannot be read, the first .*there is no image"):
+        next(Stream(data, Framing(0, 32, (0.5, 1.0)), 0, 1, 4))
+
+
+def test_a_hub_that_sends_nothing_more_of_a_data_set_is_left(monkeypatch):
+    monkeypatch.setattr(download, "LONG", 0.5)
+    monkeypatch.setattr(download, "_received", lambda: 0)
+    given_up = threading.Event()
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: given_up.wait())
+    with pytest.raises(UserError, match=r"^lab/photos: nothing more arrived for 0\.5 s: check the network"):
+        open_source(Data(path="lab/photos"))
+    given_up.set()
+
+
+def test_a_data_set_that_is_being_prepared_is_waited_for(monkeypatch, tmp_path):
+    """Its preparation computes, and receives nothing."""
+    rows = rows_that_name(tmp_path)
+    monkeypatch.setattr(download, "LONG", 0.3)
+    monkeypatch.setattr(download, "_received", lambda: 0)
+    monkeypatch.setattr(datasets.config, "HF_CACHE_HOME", str(tmp_path.parent))
+
+    def computing(*_, **__):
+        until = time.monotonic() + 1.5
+        while time.monotonic() < until:
+            pass
+        return rows
+
+    monkeypatch.setattr(datasets, "load_dataset", computing)
+    assert len(open_source(Data(path="lab/photos"))) == 1
+
+
+def test_words_are_names_of_classes(tmp_path):
+    words = ["cow", "ant", None, "cow"]
+    source = open_source(Data(path=worded(tmp_path / "x.parquet", words)))
+    assert source.names == ("ant", "cow") and source.classes == 2
+    assert source.labels(range(4)).tolist() == [1, 0, -1, 1]
+    assert source.label_fault() == "1 images have no label (null or -1)"
+    first = first_of_stream(Data(path=str(tmp_path / "x.parquet")), 4)
+    assert first.names == ("ant", "cow") and first.all_labels().tolist() == [1, 0, -1, 1]
+
+
+def test_captions_are_no_classes_unless_the_user_says_so(tmp_path):
+    path = worded(tmp_path / "x.parquet", ["a red cow", "an ant", "two cows", "an ant"])
+    assert open_source(Data(path=path)).label is None
+    assert open_source(Data(path=path, label="label")).classes == 3
+
+
+def worded(path, words):
+    images = [encoded(Image.new("RGB", (8, 8)), "PNG")] * len(words)
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.Value("string")})
+    datasets.Dataset.from_dict({"image": images, "label": words}, features=features).to_parquet(path)
+    return str(path)

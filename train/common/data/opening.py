@@ -1,8 +1,9 @@
 """Opens a split of a data set, numbered or as a stream, and finds its columns; every mistake is one line."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pyarrow
 import pyarrow.compute
 
 from timm_dseq import UserError
+from timm_dseq.hub.download import patiently
 
 from .settings import Data
 
@@ -46,7 +48,8 @@ def open_rows(
     others: columns to keep as well, where they exist. labels: whether to keep that of the labels.
     """
     with opening(f"{data.path}, split {split},"):
-        rows = datasets.load_dataset(**_location(data, split), split=split, streaming=streaming)
+        load = partial(datasets.load_dataset, **_location(data, split), split=split, streaming=streaming)
+        rows = _asked(data.path, load)
         if rows.features is None:  # a stream that does not tell: its first row does
             rows = rows._resolve_features()
         if not streaming and not len(rows):
@@ -55,9 +58,38 @@ def open_rows(
         wanted = (image, label if labels else None, *others)
         kept = [column for column in rows.features if column in wanted]
         rows = rows.cast_column(image, datasets.Image(decode=False)).select_columns(kept)
+        if not streaming and of_the_hub(data.path):
+            _check_no_foreign_paths(data.path, rows.data.column(image))
         if not streaming and (lost := left_out(Path(data.path), split, rows, image)):
             print(f"left out: {len(lost)} files of {data.path}, such as {str(lost[0])!r}: look what they are")
         return rows, image, label
+
+
+def of_the_hub(path: str) -> bool:
+    """Whether data.path names a data set of others, and nothing on this machine."""
+    return not Path(path).exists()
+
+
+def _asked(path: str, work: Callable[[], Any]) -> Any:
+    """What `work` returns. Of the Hub: or one line, if no more arrives. Other processes wait for the first one's."""
+    if not of_the_hub(path) or os.environ.get("LOCAL_RANK", "0") != "0":
+        return work()
+    return patiently(work, path, computing=True)
+
+
+def _check_no_foreign_paths(path: str, images: pyarrow.ChunkedArray) -> None:
+    """Of {"bytes", "path"}: a data set of others brings its images, or keeps them among what was downloaded. Its
+    pictures may be published, so it names no other file of this machine."""
+    empty = pyarrow.compute.is_null(pyarrow.compute.struct_field(images, "bytes"))
+    names = pyarrow.compute.struct_field(images, "path").filter(empty).to_pylist()
+    config = datasets.config
+    caches = (config.HF_CACHE_HOME, config.HF_DATASETS_CACHE, config.DOWNLOADED_DATASETS_PATH)
+    downloaded = {whole(place) for place in caches for whole in (os.path.abspath, os.path.realpath)}
+    for name in filter(None, names):
+        if not any(Path(os.path.abspath(name)).is_relative_to(place) for place in downloaded):
+            raise UserError(
+                f"{path} names {name}, a file of this machine, as one of its images: take another data set."
+            )
 
 
 def left_out(folder: Path, split: str, rows: datasets.Dataset, image: str) -> list[Path]:
@@ -85,7 +117,7 @@ def test_split(path: str, config: str | None, mend: str = "check data.path.") ->
     if Path(path).is_file():
         return None
     with opening(path, mend):
-        splits = datasets.get_dataset_split_names(path, config)
+        splits = _asked(path, partial(datasets.get_dataset_split_names, path, config))
     return next((split for split in TEST_SPLITS if split in splits), None)
 
 
@@ -112,7 +144,8 @@ def _image_column(features: datasets.Features, data: Data) -> str:
         raise UserError(f"{data.path} has no column {data.image!r}: data.image is one of {', '.join(features)}.")
     if data.image:
         if not _may_hold_images(features[data.image]):
-            raise UserError(f"{data.path}: column {data.image!r} holds no images: data.image names another.")
+            held = _in_words(features[data.image])
+            raise UserError(f"{data.path}: column {data.image!r} holds {held}, no images: data.image names another.")
         return data.image
     images = [name for name, kind in features.items() if isinstance(kind, datasets.Image)]
     images = images or [name for name in IMAGES if name in features and _may_hold_images(features[name])]
@@ -123,6 +156,8 @@ def _image_column(features: datasets.Features, data: Data) -> str:
 
 def _may_hold_images(kind: Any) -> bool:
     """Whether `datasets` can take a column of this type for encoded images, or for their paths."""
+    if not isinstance(kind, (datasets.Image, datasets.Value, dict)):  # of lists it makes images, of numbers in order
+        return False
     storage = datasets.Features({"column": kind}).arrow_schema.field("column").type
     try:
         datasets.Image(decode=False).cast_storage(pyarrow.array([], storage))
@@ -136,8 +171,25 @@ def _label_column(features: datasets.Features, data: Data) -> str | None:
         raise UserError(f"{data.path} has no column {data.label!r}: data.label is one of {', '.join(features)}.")
     name = data.label or next((name for name in LABELS if name in features), None)
     kind = features[name] if name else None
-    if isinstance(kind, datasets.ClassLabel) or (isinstance(kind, datasets.Value) and "int" in kind.dtype):
+    if (
+        isinstance(kind, datasets.ClassLabel)
+        or is_text(kind)
+        or (isinstance(kind, datasets.Value) and "int" in kind.dtype)
+    ):
         return name
     if data.label:
-        raise UserError(f"{data.path}: column {name!r} holds no classes: data.label has to name whole numbers.")
+        held = _in_words(kind)
+        raise UserError(
+            f"{data.path}: column {name!r} holds {held}, no classes: data.label has to name whole numbers or names."
+        )
     return None
+
+
+def is_text(kind: Any) -> bool:
+    """Whether a column of this type holds words, such as names of classes."""
+    return isinstance(kind, datasets.Value) and kind.dtype in ("string", "large_string", "string_view")
+
+
+def _in_words(kind: Any) -> str:
+    """A column's type, for a user."""
+    return kind.dtype if isinstance(kind, datasets.Value) else f"a {type(kind).__name__} in each row"

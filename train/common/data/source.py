@@ -18,7 +18,7 @@ from PIL import Image
 from timm_dseq import UserError
 from timm_dseq.images import UnreadableImage, content, decode
 
-from .opening import open_rows, opening
+from .opening import is_text, open_rows, opening
 from .scenes import LABELS as SCENE_LABELS
 from .scenes import LENGTHS, Scenes
 from .settings import Data
@@ -158,6 +158,20 @@ def renumbered(labels: torch.Tensor, names: Sequence[str], others: Sequence[str]
 
 def _source(data: Data, rows: Sequence, features: datasets.Features, image: str, label: str | None) -> Source:
     source, kind = Source(Path(data.path).name, rows, image, label, 0), features[label] if label else None
+    if is_text(kind):
+        named = _numbered(source)
+        shared = 2 * named.classes <= len(rows)  # or they are captions
+        return named if shared or data.label else replace(source, label=None)
     if isinstance(kind, datasets.ClassLabel):
         return replace(source, classes=kind.num_classes, names=tuple(kind.names))
     return replace(source, classes=1 + int(source.all_labels().max())) if label else source
+
+
+def _numbered(source: Source) -> Source:
+    """A source whose labels are words: its classes, in the order of the alphabet."""
+    rows = source.rows
+    words = rows[source.label][:] if isinstance(rows, datasets.Dataset) else [row[source.label] for row in rows]
+    names = tuple(sorted({word for word in words if word is not None}))
+    numbers = {name: number for number, name in enumerate(names)}
+    truth = torch.tensor([-1 if word is None else numbers[word] for word in words])
+    return replace(source, truth=truth, classes=len(names), names=names)

@@ -21,7 +21,7 @@ from timm_dseq.images import UnreadableImage
 from .decoded import Batch, Crops, Item, collate
 from .framing import Draws, Framing
 from .loading import loaded
-from .opening import one_line, open_rows
+from .opening import of_the_hub, one_line, open_rows
 from .order import Draw, sample_seed
 from .settings import Data
 from .unreadable import none_readable
@@ -125,12 +125,18 @@ class Reader:
     def _values(self, rows: Iterator[dict[str, Any]]) -> list[Any]:
         """The encoded images of the next block; fewer, or none, at the end of an epoch."""
         try:
-            return [row[self.image] for row in islice(rows, BLOCK)]
+            return [self._held(row[self.image]) for row in islice(rows, BLOCK)]
         except Exception as error:  # readers of files and network clients raise almost anything
             raise UserError(
                 f"{shard_in(error) or self.data.path} cannot be read ({one_line(error)}): bring it whole, or take it "
                 "out of the data set."
             ) from error
+
+    def _held(self, value: Any) -> Any:
+        """An encoded image; of a data set of others no file of this machine that it may name instead."""
+        if of_the_hub(self.data.path) and isinstance(value, dict) and not value["bytes"]:
+            return None
+        return value
 
 
 class EncodedCrops(Dataset):
