@@ -428,7 +428,7 @@ def test_an_empty_argument_is_one_line(run, command):
 @pytest.mark.parametrize(
     ("fault", "message"),
     [
-        ("truncated", "cannot be read"),
+        ("truncated", "is truncated or corrupt"),
         ("arguments", "unexpected keyword argument 'foo'"),
         ("nan", "holds numbers that are not finite, in "),
         ("missing", "is no folder"),

@@ -1,5 +1,6 @@
 """Every kind of name opens the same weights, and what names no model is refused in one line."""
 
+import io
 import json
 import os
 import shutil
@@ -39,6 +40,55 @@ def test_a_repository_of_the_hub(exported, roles, hub):
     assert name == "org/name"
     with pytest.raises(UserError, match="no such repository"):
         load_backbone("hf-hub:org/other")
+
+
+def files_of(folder, **model_args):
+    """The files of a folder ready for the Hub, its description changed."""
+    files = {path.name: path.read_bytes() for path in folder.iterdir()}
+    config = json.loads(files["config.json"])
+    config["model_args"].update(model_args)
+    return {**files, "config.json": json.dumps(config).encode()}
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        ({"depth": 10**9}, "depth=1000000000: give a whole number from 1 to 1000"),
+        ({"img_size": [160_000, 160_000]}, r"img_size=\[160000, 160000\]: give a whole number"),
+        ({"img_size": 16_000}, r"config.json describes 19[\d,]+ weights, and model.safetensors has 2[\d,]+ bytes only"),
+        ({"mlp_ratio": 1e6}, "config.json describes .* weights, and model.safetensors has"),
+        ({"reg_tokens": 10**12}, "reg_tokens=1000000000000: give a whole number"),
+    ],
+)
+def test_a_model_far_larger_than_its_weights_is_refused_before_memory_is_taken(exported, hub, tmp_path, args, says):
+    files = files_of(exported, **args)
+    hub.add_repo("org/name", files)
+    (tmp_path / "folder").mkdir()
+    for name, content in files.items():
+        (tmp_path / "folder" / name).write_bytes(content)
+    for name in ("hf-hub:org/name", str(tmp_path / "folder")):
+        with pytest.raises(UserError, match=says):
+            load_backbone(name)
+
+
+def test_of_a_repository_only_safetensors_are_read(exported, hub):
+    files = files_of(exported)
+    weights = load_file(exported / "model.safetensors")
+    file = io.BytesIO()
+    torch.save(weights, file)
+    del files["model.safetensors"]
+    hub.add_repo("org/pickled", {**files, "pytorch_model.bin": file.getvalue()})
+    with pytest.raises(UserError, match=r"model\.safetensors of org/pickled: the repository has no such file"):
+        load_backbone("hf-hub:org/pickled")
+    assert not any("pytorch_model.bin" in path for _, path in hub.requests)
+    assert load_backbone("hf-hub:org/pickled", random=True)
+
+
+def test_other_architectures_of_a_repository_load_as_before(hub, tmp_path):
+    model = timm.create_model("test_resnet", num_classes=7)
+    timm.models.save_for_hf(model, tmp_path, model_config={"num_classes": 7}, safe_serialization=True)
+    hub.add_repo("org/resnet", {path.name: path.read_bytes() for path in tmp_path.iterdir()})
+    same(load_backbone("hf-hub:org/resnet", num_classes=7)[0], model.state_dict())
 
 
 def test_a_run_gives_the_target_encoder_of_its_newest_whole_checkpoint(training_run, roles):
@@ -147,7 +197,7 @@ def test_a_damaged_export_is_told_in_one_line(exported, tmp_path):
     assert load_backbone(str(folder))[1] == "run/export"
     weights = (folder / "model.safetensors").read_bytes()
     (folder / "model.safetensors").write_bytes(weights[:100000])
-    with pytest.raises(UserError, match=r"the weights of .*export cannot be read .*copy or export them again"):
+    with pytest.raises(UserError, match=r"export/model\.safetensors"):
         load_backbone(str(folder))
     (folder / "config.json").write_text("{")
     with pytest.raises(UserError, match=r"config\.json is no config of timm"):

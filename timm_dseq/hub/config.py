@@ -4,9 +4,13 @@ import json
 from pathlib import Path
 from typing import Any
 
+import timm
+import torch
+
 from ..errors import UserError
-from .model_args import misfit
+from .model_args import making, misfit
 from .stock import StockModel
+from .weights import check_safetensors
 
 _LONGEST = 2**20  # bytes
 _TYPES = {"architecture": str, "model_args": dict, "pretrained_cfg": dict, "num_classes": int, "global_pool": str}
@@ -40,6 +44,23 @@ def read_stock(path: Path) -> tuple[dict[str, Any], StockModel]:
     except (ValueError, KeyError, TypeError) as error:
         reason = f"{type(error).__name__}: {error}"
         raise UserError(f"{path} is no config of timm ({reason}): convert the weights anew.") from error
+
+
+def check_described(path: Path, weights: Path, name: str) -> None:
+    """Refuse a config.json of a model far larger than the weights beside it, before memory is taken for it."""
+    config = read_config(path)
+    check_safetensors(weights)
+    architecture, args = config["architecture"], config.get("model_args", {})
+    if not timm.is_model(architecture):
+        return  # timm says so
+    with making(f"model {name}"), torch.device("meta"):
+        model = timm.create_model(architecture, **{"num_classes": config.get("num_classes", 1000), **args})
+    parameters, stored = sum(weight.numel() for weight in model.parameters()), weights.stat().st_size
+    if parameters > stored:  # each takes a byte at least
+        raise UserError(
+            f"{name}: config.json describes {parameters:,} weights, and {weights.name} has {stored:,} bytes only: "
+            "they do not belong together, bring both anew."
+        )
 
 
 def _check_types(config: Any) -> None:

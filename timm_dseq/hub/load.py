@@ -12,6 +12,7 @@ from typing import Any
 
 import timm
 import torch
+from huggingface_hub.utils import validate_repo_id
 from safetensors import SafetensorError
 from timm.data import resolve_model_data_config
 from torch import nn
@@ -19,8 +20,8 @@ from torch import nn
 from ..dseq_jepa import ARCHITECTURES, namespace
 from ..errors import UserError, similar
 from . import checkpoints
-from .config import read_config
-from .download import hub_access
+from .config import check_described, read_config
+from .download import clear_hub_errors, download, hub_access, split_revision
 from .model_args import making
 from .stock import detect
 from .store.lookup import command_for, in_store
@@ -54,6 +55,8 @@ def load_backbone(
         model, shown = _from_path(path.resolve(), img_size, bool(random), args)
     else:
         _check_known(name, random)
+        if name.startswith(_REPOSITORY):
+            _bring(name.partition(":")[2], bool(random))
         model, shown = _create(name, img_size, not random, args), name.partition(":")[2] or name
         if name in ARCHITECTURES and not random:  # whose weights they are
             shown = f"{name}.{model.pretrained_cfg['tag']}"
@@ -90,6 +93,19 @@ def data_config(model: nn.Module) -> dict[str, Any]:
     config = {k: tuple(v) if isinstance(v, list) else v for k, v in resolve_model_data_config(model).items()}
     size = getattr(getattr(model, "patch_embed", None), "img_size", None)
     return {**config, "input_size": (config["input_size"][0], *size)} if size else config
+
+
+def _bring(repo: str, random: bool) -> None:
+    """Into the cache, where timm finds them: a repository's config.json and its weights, which are looked at first.
+
+    timm would build whatever size a config names, and read pickles where there are no safetensors.
+    """
+    with clear_hub_errors(f"hf-hub:{repo}"):
+        validate_repo_id(split_revision(repo)[0])
+    config = Path(download(repo, _CONFIG))
+    read_config(config)
+    if not random:
+        check_described(config, Path(download(repo, checkpoints.MODEL)), repo)
 
 
 def _check_known(name: str, random: bool | None) -> None:
@@ -150,6 +166,8 @@ def _from_path(path: Path, img_size: int | None, random: bool, args: dict[str, A
         weights = path / checkpoints.MODEL
         if os.path.lexists(weights) and not weights.is_file():
             raise UserError(f"{weights} is no file: export or copy the weights again.")
+        if not random and weights.is_file():
+            check_described(path / _CONFIG, weights, str(path))
         return _create(f"{_FOLDER}{path}", img_size, not random, args), _folder_name(path)
     if path.is_file():
         return _detected(path, _file_name(path), img_size, random, args)

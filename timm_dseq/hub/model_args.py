@@ -11,6 +11,7 @@ _ELSEWHERE = ("name", "model_name", "img_size", "num_classes", "random", "seed")
 _NOT_THE_MODELS = ("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir")
 # Whole numbers from 1 on. Beyond these, making the model takes all memory, or never ends.
 _MOST = {"depth": 1000, "num_heads": 1000, "embed_dim": 65_536, "patch_size": 16_384, "in_chans": 1000}
+_MOST |= {"img_size": 65_536, "reg_tokens": 65_536}
 
 
 def check_args(args: dict[str, Any], setting: str) -> None:
@@ -31,7 +32,7 @@ def misfit(args: dict[str, Any]) -> str | None:
         value = args.get(name)
         numbers = value if isinstance(value, (list, tuple)) else [value]
         sizes = all(type(number) is int and 1 <= number <= most for number in numbers)
-        if value is not None and (not sizes or (name == "patch_size" and len(numbers) > 2)):
+        if value is not None and (not sizes or (name in ("patch_size", "img_size") and len(numbers) > 2)):
             return f"{name}={value!r:.80}: give a whole number from 1 to {most}"
     return None
 
