@@ -203,7 +203,7 @@ def check(config: Tuning) -> None:
     low, high = config.augment.crop_scale
     if not 0 < low <= high:
         raise UserError(f"augment.crop_scale={low}, {high}: give the least share of the area first, above 0.")
-    if config.optim.warmup_epochs != Optim.warmup_epochs:  # which `fitted` adapts
+    if config.optim.warmup_epochs != Optim.warmup_epochs:  # `fitted` shortens the default
         check_warmup(config.optim)
     if not config.seeds or len(set(config.seeds)) < len(config.seeds):
         raise UserError(f"seeds={config.seeds}: give one or more, each once.")
