@@ -12,7 +12,7 @@ from typing import Any
 
 from accelerate import Accelerator
 from common.data.digests import data_digest
-from common.dense.run import DenseRun
+from common.dense.run import dense_run
 from common.detecting.annotated import Annotated
 from common.detecting.evaluation import as_coco, evaluate
 from common.detecting.export import describe, load_detector, save
@@ -28,7 +28,7 @@ from common.system.signals import STOPPED, Stop
 
 from timm_dseq import UserError
 
-FREE = ("data.test", "data.test_images", "evaluate")  # settings that may differ when a run is resumed
+FREE = ("data.images", "data.test", "data.test_images", "evaluate")  # settings that may differ when a run is resumed
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -52,7 +52,7 @@ def train(config: Detecting, text: str, accelerator: Accelerator) -> int:
     if accelerator.is_main_process:
         print(f"{annotated.said()}\n{test.said()}", flush=True)
     task = DetectionTask(config, annotated, test, accelerator)
-    training = DenseRun(task, config, text, accelerator, FREE)
+    training = dense_run(task, config, text, accelerator, FREE)
     if config.dry_run:
         training.dry_run()
         return 0

@@ -18,7 +18,7 @@ from accelerate import Accelerator
 from common.data.digests import data_digest, digests_of, duplicates, weights_digest
 from common.dense.backbone import check as check_vit
 from common.dense.report import log_charts
-from common.dense.run import DenseRun
+from common.dense.run import dense_run
 from common.run import results
 from common.run.export import public_name
 from common.run.lock import locked
@@ -62,13 +62,13 @@ def train(config: Segmenting, text: str, accelerator: Accelerator) -> int:
     test = Test(data.test, data.classes, config.img_size, config.stride, config.workers, accelerator)
     crops = Crops(data.train, data.classes, config.augment, config.img_size, description.mean, config.seed)
     title = f"{config.head} on {description.backbone}, {config.data.path}"
-    dense = DenseRun(Segmentation(title, segmenter, crops, test), config, text, accelerator, FREE)
+    training = dense_run(Segmentation(title, segmenter, crops, test), config, text, accelerator, FREE)
     if config.dry_run:
-        dense.dry_run()
+        training.dry_run()
         return 0
     shared = count_duplicates(config, data, accelerator)  # slow: it comes after all quick checks
-    stopped = dense.train(Stop())
-    if not dense.finished:
+    stopped = training.train(Stop())
+    if not training.finished:
         return STOPPED if stopped else 0
     scores = test.scores(segmenter, shown=True)
     accelerator.end_training()

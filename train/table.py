@@ -85,8 +85,12 @@ def _title(record: dict[str, Any]) -> str:
 
 
 def _lines(records: list[dict[str, Any]]) -> list[str]:
-    rows = [_row(record) for record in records] + _paper(records[0])
-    columns = ("model", "size", "features", results.metric(records[0]), "95 % interval", "seeds", "choice")
+    columns = ["model", "size", "features", results.metric(records[0]), "95 % interval", "seeds", "choice"]
+    rows = [_row(record) for record in records]
+    if any("gain" in record for record in records):
+        gains = ["gain of the crop", *map(results.shown_gain, records)]
+        columns, *rows = [[*row[:5], gain, *row[5:]] for row, gain in zip([columns, *rows], gains, strict=True)]
+    rows += [[*row, *[""] * (len(columns) - len(row))] for row in _paper(records[0])]
     return [_line(columns), _line(["---"] * len(columns)), *map(_line, rows)]
 
 

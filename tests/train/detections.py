@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from .runs import environments, launch, said_of
+from .runs import environments, finished, launch, said_of, words
 
 TINY = {
     "model": "dseq_jepa_vit_ti16",
@@ -27,8 +27,7 @@ TINY = {
 def options(output: Path, **settings) -> list[str]:
     """Arguments of a tiny run; `data__path` stands for data.path, None for the default."""
     own = {"output_dir": output, "results": output.parent / "results.jsonl"}
-    chosen = {**TINY, **own, **{name.replace("__", "."): value for name, value in settings.items()}}
-    return [f"--{name}={value}" for name, value in chosen.items() if value is not None]
+    return words({**TINY, **own}, settings)
 
 
 def start(output: Path, environment: dict[str, str] | None = None, **settings):
@@ -38,14 +37,11 @@ def start(output: Path, environment: dict[str, str] | None = None, **settings):
 def train(output: Path, **settings) -> tuple[int, str]:
     """A run from its start to its end: its exit code and all it said."""
     said_of(output).unlink(missing_ok=True)
-    process = start(output, **settings)
-    process.join(1800)
-    return process.exitcode, said_of(output).read_text()
+    (code,), said = finished([start(output, **settings)], output, 1800)
+    return code, said
 
 
 def train_together(output: Path, port: int, processes: int = 2, **settings) -> tuple[list[int], str]:
     """A run of several processes, as torchrun starts them."""
     runs = [start(output, environment, **settings) for environment in environments(port, processes)]
-    for run in runs:
-        run.join(1800)
-    return [run.exitcode for run in runs], said_of(output).read_text()
+    return finished(runs, output, 1800)

@@ -6,7 +6,7 @@ import json
 import shutil
 from pathlib import Path
 
-from .runs import environments, launch, said_of
+from .runs import environments, finished, launch, words
 
 TINY = {
     "model": "vit_tiny_patch16_224",
@@ -23,8 +23,7 @@ TINY = {
 def options(folder: Path, data: Path | str, **settings) -> list[str]:
     """Arguments of a tiny probe; `heads__epochs` stands for heads.epochs, None for the default."""
     places = {"output_dir": folder / "heads", "cache.folder": folder / "features", "results": folder / "results.jsonl"}
-    chosen = {**TINY, **places, "data.path": data, **{k.replace("__", "."): v for k, v in settings.items()}}
-    return [f"--{name}={value}" for name, value in chosen.items() if value is not None]
+    return words({**TINY, **places, "data.path": data}, settings)
 
 
 def probe(folder: Path, data: Path | str, **settings) -> tuple[int, str]:
@@ -45,9 +44,7 @@ def start(folder: Path, data: Path, environment: dict[str, str] | None = None, *
 def probe_together(folder: Path, data: Path, port: int, processes: int = 2, **settings) -> tuple[list[int], str]:
     """A probe of several processes, as torchrun starts them."""
     running = [start(folder, data, environment, **settings) for environment in environments(port, processes)]
-    for process in running:
-        process.join(300)
-    return [process.exitcode for process in running], said_of(folder).read_text()
+    return finished(running, folder)
 
 
 def results_of(folder: Path) -> list[dict]:

@@ -5,8 +5,12 @@ import importlib
 import json
 import multiprocessing
 import os
+import random
+import time
+from collections.abc import Callable
 from pathlib import Path
 
+import torch
 from safetensors.torch import load_file
 
 CLOCKS = ("seconds", "images_per_second", "mfu", "memory_mib")
@@ -36,8 +40,14 @@ FORKS.set_forkserver_preload(["tests.train.runs", "pretrain", "finetune", "detec
 
 def options(output: Path, **settings) -> list[str]:
     """Arguments of a tiny run; `model__name` stands for model.name."""
-    chosen = {**TINY, **{name.replace("__", "."): value for name, value in settings.items()}}
-    return [f"--{name}={value}" for name, value in {**chosen, "output_dir": output}.items()]
+    return words({**TINY, "output_dir": output}, settings)
+
+
+def words(usual: dict, settings: dict) -> list[str]:
+    """Arguments of a program: the usual ones but where a setting is another; `optim__lr` stands for optim.lr, None for
+    the program's default."""
+    chosen = {**usual, **{name.replace("__", "."): value for name, value in settings.items()}}
+    return [f"--{name}={value}" for name, value in chosen.items() if value is not None]
 
 
 def child(script: str, arguments: list[str], said: Path, environment: dict[str, str]) -> None:
@@ -73,17 +83,44 @@ def train(output: Path, **settings) -> tuple[int, str]:
     """A run from its start to its end: its exit code and all it said."""
     output.parent.mkdir(parents=True, exist_ok=True)
     said_of(output).unlink(missing_ok=True)
-    process = start(output, **settings)
-    process.join(300)
-    return process.exitcode, said_of(output).read_text()
+    (code,), said = finished([start(output, **settings)], output)
+    return code, said
 
 
 def train_together(output: Path, port: int, processes: int = 2, **settings) -> tuple[list[int], str]:
     """A run of several processes, as accelerate or torchrun starts them."""
-    runs = [start(output, environment, **settings) for environment in environments(port, processes)]
-    for run in runs:
-        run.join(300)
-    return [run.exitcode for run in runs], said_of(output).read_text()
+    return finished([start(output, place, **settings) for place in environments(port, processes)], output)
+
+
+def finished(processes: list[multiprocessing.Process], output: Path, seconds: float = 300) -> tuple[list[int], str]:
+    """The exit codes of a run's processes, which may take so long, and all they said."""
+    for process in processes:
+        process.join(seconds)
+    return [process.exitcode for process in processes], said_of(output).read_text()
+
+
+def killed_until_it_ends(
+    begin: Callable[[], multiprocessing.Process], draw: random.Random, least: float, most: float
+) -> int:
+    """Start a run again and again, each time killed after some seconds, until one ends; how many were killed."""
+    kills = 0
+    while True:
+        process = begin()
+        process.join(draw.uniform(least, most))
+        if process.exitcode is not None:
+            assert process.exitcode == 0
+            return kills
+        process.kill()
+        process.join()
+        kills += 1
+
+
+def wait_for_steps(process: multiprocessing.Process, output: Path, steps: int) -> None:
+    """Until the run's log has so many lines."""
+    log = output / "log.jsonl"
+    while not log.exists() or len(log.read_text().splitlines()) < steps:
+        assert process.is_alive(), process.exitcode
+        time.sleep(0.01)
 
 
 def environments(port: int, processes: int) -> list[dict[str, str]]:
@@ -120,3 +157,21 @@ def tensors_of(output: Path) -> dict:
         for file in ("model", "optimizer")
         for name, tensor in load_file(newest / f"{file}.safetensors").items()
     }
+
+
+def assert_same_run(output: Path, other: Path) -> None:
+    """Two runs have the same log, and the same bits in their newest checkpoints."""
+    for ours, theirs in zip(log_of(output), log_of(other), strict=True):
+        assert ours == theirs, (ours, theirs)
+    assert_same_tensors(tensors_of(output), tensors_of(other))
+
+
+def assert_same_export(output: Path, other: Path) -> None:
+    """Two runs have exported the same bits."""
+    assert_same_tensors(*(load_file(run / "export" / "model.safetensors") for run in (output, other)))
+
+
+def assert_same_tensors(ours: dict, theirs: dict) -> None:
+    assert ours.keys() == theirs.keys(), ours.keys() ^ theirs.keys()
+    differing = [name for name in ours if not torch.equal(ours[name], theirs[name])]
+    assert not differing, differing

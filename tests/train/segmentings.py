@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from .runs import environments, launch, said_of
+from .runs import environments, finished, launch, said_of, words
 
 COLOURS = {3: (230, 40, 40), 7: (40, 200, 60), 200: (60, 60, 230)}  # id in masks → colour of its pixels
 TINY = {
@@ -48,8 +48,7 @@ def patches(folder: Path, train: int = 8, test: int = 4, side: int = 40) -> Path
 def options(output: Path, data: Path, **settings) -> list[str]:
     """Arguments of a tiny run; `optim__lr` stands for optim.lr, None for the default."""
     own = {"data.path": data, "output_dir": output, "results": output.parent / "results.jsonl"}
-    chosen = {**TINY, **own, **{name.replace("__", "."): value for name, value in settings.items()}}
-    return [f"--{name}={value}" for name, value in chosen.items() if value is not None]
+    return words({**TINY, **own}, settings)
 
 
 def start(output: Path, data: Path, environment: dict[str, str] | None = None, **settings):
@@ -61,6 +60,4 @@ def segment(output: Path, data: Path, processes: int = 1, port: int = 0, **setti
     said_of(output).unlink(missing_ok=True)
     places = environments(port, processes) if processes > 1 else [{}]
     runs = [start(output, data, place, **settings) for place in places]
-    for run in runs:
-        run.join(300)
-    return [run.exitcode for run in runs], said_of(output).read_text()
+    return finished(runs, output)

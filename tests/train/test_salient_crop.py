@@ -24,12 +24,7 @@ from timm_dseq.hub.load import data_config, load_backbone
 
 from ..tiny import encoder, islands
 from .probes import TINY, probe, probe_together, results_of
-from .tunings import colours, tune
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return colours(tmp_path_factory.mktemp("data") / "colours")
+from .tunings import tune
 
 
 @settings(max_examples=60, deadline=None)

@@ -7,7 +7,7 @@ from pathlib import Path
 import datasets
 from PIL import Image
 
-from .runs import environments, launch, said_of
+from .runs import environments, finished, launch, said_of, words
 
 NAMES = ["red", "green", "blue"]
 TINY = {
@@ -44,8 +44,7 @@ def colours(folder: Path, train: int = 64, test: int = 24, shuffled: bool = Fals
 def options(output: Path, data: Path, **settings) -> list[str]:
     """Arguments of a tiny run; `optim__ema` stands for optim.ema, None for the default."""
     own = {"data.path": data, "output_dir": output, "results": output.parent / "results.jsonl"}
-    chosen = {**TINY, **own, **{name.replace("__", "."): value for name, value in settings.items()}}
-    return [f"--{name}={value}" for name, value in chosen.items() if value is not None]
+    return words({**TINY, **own}, settings)
 
 
 def start(output: Path, data: Path, environment: dict[str, str] | None = None, **settings):
@@ -55,14 +54,11 @@ def start(output: Path, data: Path, environment: dict[str, str] | None = None, *
 def tune(output: Path, data: Path, **settings) -> tuple[int, str]:
     """A run from its start to its end: its exit code and all it said."""
     said_of(output).unlink(missing_ok=True)
-    process = start(output, data, **settings)
-    process.join(300)
-    return process.exitcode, said_of(output).read_text()
+    (code,), said = finished([start(output, data, **settings)], output)
+    return code, said
 
 
 def tune_together(output: Path, data: Path, port: int, processes: int = 2, **settings) -> tuple[list[int], str]:
     """A run of several processes, as torchrun starts them."""
     runs = [start(output, data, environment, **settings) for environment in environments(port, processes)]
-    for run in runs:
-        run.join(300)
-    return [run.exitcode for run in runs], said_of(output).read_text()
+    return finished(runs, output)

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 import torch
 from common.data.order import sample_seed, seeded
 from common.dense.backbone import load_dense
-from common.dense.run import DenseRun
-from common.dense.settings import Optim, check
+from common.dense.run import dense_run
+from common.dense.settings import Optim
 from common.run.lock import locked
 from common.run.resume import Checkpoint
 from common.system import launch
@@ -64,7 +64,7 @@ class Brightness:
     def errors(self, model, images):
         return (model(images).float() - F.avg_pool2d(images.mean(1, keepdim=True), 16)).square().mean((1, 2, 3))
 
-    def loss(self, model, batch, seeds):
+    def loss(self, model, batch, seeds, first):
         assert len(seeds) == len(batch)
         squares = self.errors(model, batch).sum()
         return squares, {"squares": squares, "nothing": squares * 0}
@@ -84,11 +84,10 @@ def main(arguments):
     parser = Parser(prog="brightness")
     parser.add_class_arguments(Settings)
     config, text = parser.settings(Settings, arguments)
-    check(config)
     interruptible()
     accelerator = launch.accelerator(mixed_precision="bf16" if config.system.precision == "bf16" else "no")
     with locked(config.output_dir, accelerator, wanted=not config.dry_run):
-        run = DenseRun(Brightness(config, accelerator), config, text, accelerator)
+        run = dense_run(Brightness(config, accelerator), config, text, accelerator)
         if config.dry_run:
             run.dry_run()
             return 0

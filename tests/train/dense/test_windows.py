@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 from common.dense.windows import attend_in_windows, join, split
-from common.drop_path import PerSampleDropPath
+from common.supervised.drop_path import PerSampleDropPath
 from timm.models.vision_transformer import Block, ParallelScalingBlock
 from torch import nn
 

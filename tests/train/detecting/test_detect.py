@@ -9,12 +9,11 @@ import torch
 from common.detecting.export import detect as search
 from common.detecting.export import load_detector
 from PIL import Image
-from safetensors.torch import load_file
 
 from timm_dseq import UserError
 
 from ..detections import options, start, train, train_together
-from ..runs import log_of, tensors_of
+from ..runs import assert_same_export, assert_same_run, killed_until_it_ends, log_of, tensors_of
 from .annotations import coco_folder, parquet_folder
 
 pytestmark = pytest.mark.xdist_group("detections")
@@ -102,27 +101,11 @@ def test_a_damaged_export_is_one_line(damage, whole, tmp_path):
     assert "\n" not in str(error.value)
 
 
-def assert_same_run(output, other):
-    ours, theirs = tensors_of(output), tensors_of(other)
-    assert ours.keys() == theirs.keys()
-    assert not [name for name in ours if not torch.equal(ours[name], theirs[name])]
-    assert log_of(output) == log_of(other)
-    ours, theirs = (load_file(run / "export" / "model.safetensors") for run in (output, other))
-    assert not [name for name in theirs if not torch.equal(ours[name], theirs[name])]
-
-
 def test_a_killed_run_ends_bit_for_bit_like_the_whole_one(whole, tmp_path):
-    kills, draw, output = 0, random.Random(1), tmp_path / "run"
-    while True:
-        process = start(output, eval_every=4)
-        process.join(draw.uniform(0.4, 1.0) * whole[2])
-        if process.exitcode is not None:
-            break
-        process.kill()
-        process.join()
-        kills += 1
-    assert process.exitcode == 0 and kills
+    output = tmp_path / "run"
+    assert killed_until_it_ends(lambda: start(output, eval_every=4), random.Random(1), 0.4 * whole[2], whole[2])
     assert_same_run(output, whole[0])
+    assert_same_export(output, whole[0])
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from common.data.opening import SUFFIXES
 from common.discovering.settings import Objects
 from common.discovering.truth import open_truths, read_mask
 from PIL import Image
@@ -52,6 +53,14 @@ def test_a_column_and_a_folder_of_masks_are_read_alike(tmp_path):
     assert len(by_column) == len(by_folder) == 3
     for (_, _, one), (_, _, other) in zip(by_column, by_folder, strict=True):
         assert np.array_equal(one.labels, other.labels) and one.size == other.size == SIZE
+
+
+def test_photos_of_all_formats_that_are_images_elsewhere_are_paired_with_their_masks(tmp_path):
+    images, masks, _ = squares(len(SUFFIXES))
+    photos, truths = as_folders(tmp_path, images, masks)
+    for number, suffix in enumerate(SUFFIXES):
+        (photos / f"{number}.jpg").rename(photos / f"{number}{suffix}")
+    assert len(open_truths(Objects(str(photos), mask=str(truths)), 0)) == len(SUFFIXES)
 
 
 def test_images_without_an_object_are_left_out_and_counted(tmp_path):

@@ -1,20 +1,21 @@
 """Nothing waits: how often a step's numbers cross back from the device, and what the host does for each image."""
 
 import pytest
-import timm
 import torch
 from accelerate import Accelerator
+from common.labels.labelled import open_labelled
 from common.pretraining import schedule
 from common.pretraining.model import build
 from common.pretraining.precision import Precision
 from common.pretraining.settings import parse
 from common.pretraining.training import Training
 from common.tuning import settings as tuning
-from common.tuning.training import ClassifierTraining
+from common.tuning.run import seed_run
 
 from ...far import Event, FarDevice
 from ...tiny import lines_run
 from ..runs import options
+from ..tunings import colours
 from ..tunings import options as finetuning
 
 
@@ -89,21 +90,22 @@ def test_the_host_does_no_more_for_more_images(objective, tmp_path):
 
 
 def test_a_step_of_fine_tuning_waits_for_no_copy(tmp_path, monkeypatch):
-    config, _ = tuning.parse(finetuning(tmp_path, tmp_path / "data", optim__drop_path=0.1))
+    data = colours(tmp_path / "data")
+    config, text = tuning.parse(finetuning(tmp_path / "run", data, args='{"depth": 2}', optim__drop_path=0.1))
     accelerator = Accelerator(cpu=True)
-    model = timm.create_model("dseq_jepa_vit_ti16", img_size=32, depth=2, num_classes=3, drop_path_rate=0.1)
-    training = ClassifierTraining(model, config, 3, accelerator)
+    task, run = seed_run(config, text, open_labelled(config.data), accelerator)
+    training, model = run.training, task.model
 
     def labelled(images=8):
         samples = torch.stack([torch.zeros(images, dtype=torch.long), torch.arange(images)], 1)
-        return iter([(torch.randn(images, 3, 32, 32), torch.arange(images) % 3, samples)])
+        return iter([(samples, [torch.randn(images, 3, 32, 32), torch.arange(images) % 3])])
 
     training.step(labelled(), 1, 0.01)
     device = FarDevice()
     monkeypatch.setattr(accelerator.state, "device", torch.device("cuda"))
     monkeypatch.setattr(training.optimizer, "step", lambda: None)
     device.put(*model.parameters(), *model.buffers())
-    ((images, labels, samples),) = labelled()
+    ((samples, inputs),) = labelled()
     with device:
-        training.step(iter([(images.pin_memory(), labels.pin_memory(), samples)]), 2, 0.01)
+        training.step(iter([(samples, [each.pin_memory() for each in inputs])]), 2, 0.01)
     assert not device.crossings and not device.waits, device.waits

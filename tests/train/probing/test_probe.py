@@ -27,11 +27,6 @@ DATA = Path(__file__).parents[4] / "shared" / "data"
 PROTOCOLS = ("knn", "logistic", "dseq", "ijepa", "dinov2", "attentive", "dseq-cached", "ijepa-cached", "dinov2-cached")
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return colours(tmp_path_factory.mktemp("data") / "colours")
-
-
 def noisy(folder, labels, test_labels, same=0):
     """Parquet files of pictures of noise; the first `same` test images are training images."""
     folder.mkdir(exist_ok=True)

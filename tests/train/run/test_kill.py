@@ -8,9 +8,8 @@ import time
 
 import psutil
 import pytest
-import torch
 
-from ..runs import log_of, start, tensors_of, train
+from ..runs import assert_same_run, killed_until_it_ends, log_of, start, train, wait_for_steps
 
 
 @pytest.fixture(scope="module")
@@ -24,26 +23,10 @@ def whole(tmp_path_factory):
     return output, time.monotonic() - begun
 
 
-def assert_same_run(output, other):
-    assert log_of(output) == log_of(other)
-    ours, theirs = tensors_of(output), tensors_of(other)
-    assert ours.keys() == theirs.keys()
-    assert not [name for name in ours if not torch.equal(ours[name], theirs[name])]
-
-
 def kill_at_random(whole, tmp_path, seed):
     reference, seconds = whole
     output, draw = tmp_path / "run", random.Random(seed)
-    kills = 0
-    while True:
-        process = start(output)
-        process.join(draw.uniform(0.1, 1.0) * seconds)
-        if process.exitcode is not None:
-            break
-        process.kill()
-        process.join()
-        kills += 1
-    assert process.exitcode == 0
+    kills = killed_until_it_ends(lambda: start(output), draw, 0.1 * seconds, seconds)
     assert_same_run(output, reference)
     return kills
 
@@ -75,8 +58,7 @@ def test_a_signal_ends_behind_a_step_saves_and_exits_with_75(whole, tmp_path, nu
     and torchrun hands on to its processes what they have got already."""
     output = tmp_path / "run"
     process = start(output, data__workers=1)
-    while not (output / "log.jsonl").exists() or len((output / "log.jsonl").read_text().splitlines()) < 4:
-        time.sleep(0.01)
+    wait_for_steps(process, output, 4)
     (worker,) = psutil.Process(process.pid).children()
     worker.send_signal(number)
     time.sleep(0.3)  # a worker that died of it is noticed by now

@@ -63,6 +63,33 @@ def test_records_of_several_metrics_have_tables_of_their_own_beside_the_papers(t
     assert results.line({**RECORD, **figures[0]}).startswith("mask-rcnn      dseq         41.25 box AP  epochs 25")
 
 
+def test_a_result_of_the_salient_crop_shows_what_it_gains(tmp_path):
+    path = tmp_path / "results.jsonl"
+    known = {**RECORD, "data": "imagenet", "protocol": "knn"}
+    plain = {"accuracy": 51.3, "std": None, "interval": [50.0, 53.0], "each": [51.3]}
+    closer = {"accuracy": 52.5, "std": None, "interval": [51.0, 54.0], "each": [52.5]}
+    closer |= {"settings": {"epochs": 25, "salient crop": "border"}, "gain": {"points": 1.2, "interval": [-0.25, 2.3]}}
+    results.append(path, [{**known, **plain}, {**known, **closer}, {**known, **plain, "protocol": "logistic"}])
+    knn, logistic = table.tables(results.read([path])).split("### ")[1:]
+    row = "| vit_x (5.0 M) | 1024 | dseq |"
+    assert "| top-1 % | 95 % interval | gain of the crop | seeds |" in knn
+    assert f"{row} 52.50 | 51.00–54.00 | +1.20 [-0.25, +2.30] | 1 | epochs 25, salient crop border |" in knn
+    assert f"{row} 51.30 | 50.00–53.00 |  | 1 | epochs 25 |" in knn
+    assert f"{row} 51.30 | 50.00–53.00 | 1 | epochs 25 |" in logistic and "gain" not in logistic
+
+
+def test_a_gain_stands_beside_the_papers_rows_and_one_that_is_none_is_no_result(tmp_path):
+    path = tmp_path / "results.jsonl"
+    plain = {"accuracy": 71.5, "std": None, "interval": [70.0, 73.0], "each": [71.5], "protocol": "finetune-mae"}
+    record = {**RECORD, **plain, "data": "imagenet", "gain": {"points": -0.5, "interval": [-1, 0]}}
+    results.append(path, [record])
+    lines = [line for line in table.tables(results.read([path])).splitlines() if line.startswith("|")]
+    assert len({line.count("|") for line in lines}) == 1 and any("(paper)" in line for line in lines)
+    results.append(path, [{**record, "gain": 0.5}])
+    with pytest.raises(UserError, match="line 2, is no result"):
+        results.read([path])
+
+
 def test_a_record_whose_metric_has_no_value_is_no_result(tmp_path):
     path = tmp_path / "results.jsonl"
     results.append(

@@ -1,7 +1,6 @@
 """Segmentation runs: killed ones and dealt ones end alike, what they leave is tested again, mistakes are one line."""
 
 import json
-import time
 from types import SimpleNamespace
 
 import pytest
@@ -11,7 +10,7 @@ from common.segmenting.export import load
 from common.segmenting.settings import parse
 from safetensors.torch import load_file, save_file
 
-from ..runs import log_of, tensors_of
+from ..runs import assert_same_export, assert_same_run, log_of, tensors_of, wait_for_steps
 from ..segmentings import options, patches, segment, start
 
 pytestmark = pytest.mark.xdist_group("segmentings")
@@ -42,16 +41,6 @@ def linear(data, tmp_path_factory):
 def records(output):
     lines = (output.parent / "results.jsonl").read_text().splitlines()
     return [{k: v for k, v in json.loads(line).items() if k not in ("time", "versions")} for line in lines]
-
-
-def assert_same_run(output, other):
-    assert log_of(output) == log_of(other)
-    for ours, theirs in (
-        (tensors_of(output), tensors_of(other)),
-        (load_file(output / "export" / "model.safetensors"), load_file(other / "export" / "model.safetensors")),
-    ):
-        assert ours.keys() == theirs.keys()
-        assert not [name for name in ours if not torch.equal(ours[name], theirs[name])]
 
 
 def test_a_run_learns_and_leaves_its_result_and_its_report(whole):
@@ -99,14 +88,13 @@ def test_killed_runs_end_bit_for_bit_like_the_whole_one(whole, data, tmp_path):
     output = tmp_path / "run"
     for lines in (8, 23):
         process = start(output, data, eval_every=15)
-        while not (output / "log.jsonl").exists() or len((output / "log.jsonl").read_text().splitlines()) < lines:
-            assert process.is_alive()
-            time.sleep(0.01)
+        wait_for_steps(process, output, lines)
         process.kill()
         process.join()
     codes, said = segment(output, data, eval_every=15)
     assert codes == [0] and "going on after step" in said, said
     assert_same_run(output, whole.output)
+    assert_same_export(output, whole.output)
     assert records(output) == records(whole.output)
 
 

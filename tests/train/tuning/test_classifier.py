@@ -22,14 +22,9 @@ from timm_dseq.hub.verify import verify
 
 from ..run.test_export import leaks
 from ..runs import tensors_of
-from ..tunings import NAMES, colours, tune
+from ..tunings import NAMES, tune
 
 pytestmark = pytest.mark.xdist_group("tunings")
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return colours(tmp_path_factory.mktemp("data") / "colours")
 
 
 @pytest.fixture(scope="module")

@@ -3,20 +3,15 @@
 import json
 import random
 import time
+from functools import partial
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
-from ..runs import log_of, tensors_of
+from ..runs import assert_same_export, assert_same_run, killed_until_it_ends, log_of, tensors_of, wait_for_steps
 from ..tunings import colours, start, tune, tune_together
 
 pytestmark = pytest.mark.xdist_group("tunings")
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return colours(tmp_path_factory.mktemp("data") / "colours")
 
 
 @pytest.fixture(scope="module")
@@ -28,16 +23,6 @@ def whole(data, tmp_path_factory):
     code, said = tune(output, data, optim__ema=0.9)
     assert code == 0, said
     return output, time.monotonic() - begun
-
-
-def assert_same_run(output, other, seed=0):
-    output, other = output / f"seed-{seed}", other / f"seed-{seed}"
-    assert log_of(output) == log_of(other)
-    ours, theirs = tensors_of(output), tensors_of(other)
-    assert ours.keys() == theirs.keys()
-    assert not [name for name in ours if not torch.equal(ours[name], theirs[name])]
-    ours, theirs = (load_file(run.parent / "export" / "model.safetensors") for run in (output, other))
-    assert not [name for name in theirs if not torch.equal(ours[name], theirs[name])]
 
 
 def test_the_run_is_the_size_the_kills_need_and_it_learns(whole):
@@ -64,32 +49,25 @@ def test_killed_runs_end_bit_for_bit_like_the_whole_one(whole, data, tmp_path):
     kills = 0
     for seed in range(2):
         output, draw = tmp_path / f"run{seed}", random.Random(seed)
-        while True:
-            process = start(output, data, optim__ema=0.9)
-            process.join(draw.uniform(0.2, 1.0) * whole[1])
-            if process.exitcode is not None:
-                break
-            process.kill()
-            process.join()
-            kills += 1
-        assert process.exitcode == 0
-        assert_same_run(output, whole[0])
+        begin = partial(start, output, data, optim__ema=0.9)
+        kills += killed_until_it_ends(begin, draw, 0.2 * whole[1], whole[1])
+        assert_same_run(output / "seed-0", whole[0] / "seed-0")
+        assert_same_export(output, whole[0])
     assert kills
 
 
 def test_a_signal_ends_behind_a_step_saves_and_exits_with_75(whole, data, tmp_path):
     output = tmp_path / "run"
     process = start(output, data, optim__ema=0.9)
-    log = output / "seed-0" / "log.jsonl"
-    while not log.exists() or len(log.read_text().splitlines()) < 4:
-        time.sleep(0.01)
+    wait_for_steps(process, output / "seed-0", 4)
     process.terminate()
     process.join(60)
     assert process.exitcode == 75
     code, said = tune(output, data, optim__ema=0.9)
     assert code == 0, said
     assert "going on after step" in said
-    assert_same_run(output, whole[0])
+    assert_same_run(output / "seed-0", whole[0] / "seed-0")
+    assert_same_export(output, whole[0])
 
 
 WAYS = {

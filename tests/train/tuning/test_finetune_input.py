@@ -19,11 +19,6 @@ pytestmark = pytest.mark.xdist_group("tunings")
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return colours(tmp_path_factory.mktemp("data") / "colours")
-
-
-@pytest.fixture(scope="module")
 def convolutions(data, tmp_path_factory):
     """A fine-tuned ConvNet, in bf16."""
     output = tmp_path_factory.mktemp("convolutions") / "run"

@@ -71,6 +71,11 @@ class DenseBackbone(nn.Module):
         return patches.mT.unflatten(2, grid)
 
 
+def backbone_of(model: nn.Module) -> DenseBackbone:
+    """The dense backbone that is a part of the model."""
+    return next(module for module in model.modules() if isinstance(module, DenseBackbone))
+
+
 def load_dense(
     name: str, taps: Sequence[float], *, random: bool = False, seed: int = 0, args: dict[str, Any], **options: Any
 ) -> tuple[DenseBackbone, str]:

@@ -1,22 +1,12 @@
-"""The settings of a dense training run that all tasks share, and the learning rate that they give."""
+"""The settings of optimisation that all dense tasks share, and the learning rate that they give."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import ClassVar, Literal
 
-from timm_dseq import UserError
-
-from ..run.resume import Checkpoint
 from ..run.schedules import linear, warmup_cosine
-from ..system.computing import System
 from ..system.numbers import BelowOne, Count, NotNegative, Positive, Share
-
-# Settings that may differ when a run is resumed: none of them changes what is computed.
-FREE = (
-    *("data.path", "data.images", "workers", "optim.accumulation", "optim.max_skipped", "system.checkpointing"),
-    *("checkpoint.", "output_dir", "results", "resume", "eval_every", "max_steps", "dry_run"),
-)
 
 
 @dataclass
@@ -55,40 +45,15 @@ class Optim:
     clip: Positive | None = 1.0
     max_skipped: Count = 20
 
+    peak: ClassVar[str] = "optim.lr"
 
-class Settings(Protocol):
-    """What a run needs of the settings of a task, which are a dataclass of values and dataclasses."""
-
-    optim: Optim
-    system: System
-    checkpoint: Checkpoint
-    output_dir: str
-    resume: str
-    seed: int
-    workers: int
-    eval_every: int
-    max_steps: int | None
-    dry_run: bool
-
-
-def learning_rate(optim: Optim, samples: int, epoch: int, total: int) -> float:
-    """After `samples` of `total` samples. epoch: samples in one."""
-    warmup = optim.warmup_epochs * epoch
-    if optim.schedule == "cosine":
-        return warmup_cosine(samples, total, warmup, 0.0, optim.lr, optim.lr_end)
-    if samples < warmup:
-        return linear(samples / warmup, 0.0, optim.lr)
-    if optim.schedule == "linear":
-        return linear((samples - warmup) / (total - warmup), optim.lr, optim.lr_end)
-    return optim.lr * 0.1 ** sum(samples >= share * total for share in optim.drops)
-
-
-def check(config: Settings) -> None:
-    """One line for settings that contradict each other, which their types cannot say."""
-    if config.optim.warmup_epochs >= config.optim.epochs:
-        raise UserError(
-            f"optim.warmup_epochs={config.optim.warmup_epochs:g} leaves nothing of optim.epochs="
-            f"{config.optim.epochs:g}: give less."
-        )
-    if config.max_steps is not None and config.dry_run:
-        raise UserError("dry_run has steps of its own: leave max_steps out.")
+    def learning_rate(self, samples: int, epoch: int, total: int) -> float:
+        """After `samples` of `total` samples. epoch: samples in one."""
+        warmup = self.warmup_epochs * epoch
+        if self.schedule == "cosine":
+            return warmup_cosine(samples, total, warmup, 0.0, self.lr, self.lr_end)
+        if samples < warmup:
+            return linear(samples / warmup, 0.0, self.lr)
+        if self.schedule == "linear":
+            return linear((samples - warmup) / (total - warmup), self.lr, self.lr_end)
+        return self.lr * 0.1 ** sum(samples >= share * total for share in self.drops)

@@ -13,7 +13,7 @@ from timm_dseq.hub.model_args import check_args
 
 from ..boxes import Convention
 from ..dense.settings import Optim
-from ..dense.settings import check as check_run
+from ..run.length import check_max_steps, check_warmup
 from ..run.resume import Checkpoint
 from ..system import machine
 from ..system.command_line import Parser, Plain, flagged
@@ -136,7 +136,8 @@ def parse(arguments: Sequence[str] | None = None) -> tuple[Detecting, str]:
 def check(config: Detecting) -> None:
     """One line for settings that contradict each other, which their types cannot say."""
     check_args(config.args, "args")
-    check_run(config)
+    check_warmup(config.optim)
+    check_max_steps(config.max_steps, config.dry_run)
     if (config.model is None) == (config.evaluate is None):
         raise UserError("name the backbone to train with --model, or a run to evaluate with --evaluate.")
     low, high = config.detector.scale

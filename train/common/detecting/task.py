@@ -62,7 +62,10 @@ class DetectionTask:
         self.title = f"{self.model.name}, {kind} pyramid: {self.backbone} on {config.data.path}"
         self.found: list[Detection] = []
 
-    def loss(self, model: nn.Module, batch: Any, seeds: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    def loss(
+        self, model: nn.Module, batch: Any, seeds: torch.Tensor, _first: int
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """The sum of the detector's losses, (), and each of them."""
         parts = model(*batch, seeds)
         return sum(parts.values()), parts
 

@@ -18,7 +18,7 @@ from timm_dseq import UserError
 from timm_dseq.images import UnreadableImage, as_unreadable, open_image
 
 from ..boxes import Convention, Evidence, corners, settle
-from ..data.opening import opening, test_split
+from ..data.opening import SUFFIXES, opening, test_split
 from ..data.settings import Data
 from ..data.source import Source, open_source
 from ..data.unreadable import batches_of_all
@@ -29,7 +29,6 @@ from .settings import Objects
 UNKNOWN = -1
 BOXES = ("boxes", "bbox", "bboxes", "objects")  # columns
 _HALF = 127  # greyer than this is object, where masks do not number them
-_SUFFIXES = (".png", ".bmp", ".jpg", ".jpeg", ".tif", ".tiff", ".webp", ".gif")
 
 
 @dataclass(frozen=True)
@@ -202,7 +201,7 @@ def _paired(images: Path, masks: Path) -> list[dict[str, Any]]:
     """Rows {"image", "mask"} of the files in two folders that have the same names up to the ending."""
 
     def files(folder: Path) -> dict[str, Path]:
-        return {file.stem: file for file in sorted(folder.iterdir()) if file.suffix.lower() in _SUFFIXES}
+        return {file.stem: file for file in sorted(folder.iterdir()) if file.suffix.lower() in SUFFIXES}
 
     photos, truths = files(images), files(masks)
     for name in sorted(photos.keys() ^ truths.keys())[:1]:

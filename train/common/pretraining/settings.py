@@ -15,6 +15,7 @@ from timm_dseq import UserError
 from timm_dseq.hub.model_args import check_args
 
 from ..data.settings import Data
+from ..run.length import check_max_steps
 from ..run.resume import Checkpoint
 from ..system import machine
 from ..system.command_line import Parser, Plain, flagged
@@ -263,5 +264,4 @@ def check(config: Config) -> None:
         raise UserError("hub.push_to needs hub.license, which the model card states: apache-2.0 or another.")
     if config.data.streaming and config.data.resident is True:
         raise UserError("data.resident=true decodes numbered images once: leave it or data.streaming out.")
-    if config.max_steps is not None and config.dry_run:
-        raise UserError("dry_run has steps of its own: leave max_steps out.")
+    check_max_steps(config.max_steps, config.dry_run)

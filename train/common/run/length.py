@@ -18,6 +18,27 @@ class Optim(Protocol):
     accumulation: int
 
 
+class Warming(Protocol):
+    """The settings of a schedule that begins with a warm-up."""
+
+    epochs: float
+    warmup_epochs: float
+
+
+def check_warmup(optim: Warming) -> None:
+    """One line for a warm-up that takes the whole run."""
+    if optim.warmup_epochs >= optim.epochs:
+        raise UserError(
+            f"optim.warmup_epochs={optim.warmup_epochs:g} leaves nothing of optim.epochs={optim.epochs:g}: give less."
+        )
+
+
+def check_max_steps(max_steps: int | None, dry_run: bool) -> None:
+    """One line for a dry run that is told where to end."""
+    if max_steps is not None and dry_run:
+        raise UserError("dry_run has steps of its own: leave max_steps out.")
+
+
 @dataclass(frozen=True)
 class Length:
     """A number of steps of `batch` images each; `micro_batch` is what one process computes in one round."""

@@ -139,7 +139,7 @@ def _is_result(record: Any) -> bool:
         line(record)
         train, test = record["train"], record["test"]
         texts = [record[name] for name in ("data", "label", "protocol", "model", "weights", "view")] + [metric(record)]
-        texts += [train["split"], test["split"], train["subset"] or ""]
+        texts += [train["split"], test["split"], train["subset"] or "", shown_gain(record)]
         numbers = [train["images"], test["images"], record["classes"], record["parameters"], value(record)]
         numbers += [*record["img_size"], *record["seeds"], shared(record)]
     except (KeyError, TypeError, ValueError, AttributeError):
@@ -167,6 +167,14 @@ def shared(record: dict[str, Any]) -> int:
 def shown_interval(record: dict[str, Any], between: str) -> str:
     """The two ends of a record's interval; nothing where it has none."""
     return between.join(f"{end:.2f}" for end in record["interval"] or ())
+
+
+def shown_gain(record: dict[str, Any]) -> str:
+    """The points that the salient crop gained over the same without it, and their interval; nothing where none was."""
+    if "gain" not in record:
+        return ""
+    low, high = record["gain"]["interval"]
+    return f"{record['gain']['points']:+.2f} [{low:+.2f}, {high:+.2f}]"
 
 
 def chosen(record: dict[str, Any]) -> str:

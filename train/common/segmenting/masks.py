@@ -1,4 +1,4 @@
-"""The one place where masks are read: encoded, or open in Pillow → ids (H, W). A palette's index is the id."""
+"""The one place where masks of classes are read: encoded, or open in Pillow → ids (H, W). Of a palette, its indices."""
 
 from typing import Any
 

@@ -11,8 +11,9 @@ from typing import Literal
 from timm_dseq import UserError
 from timm_dseq.hub.model_args import check_args
 
-from ..dense import settings as dense
+from ..dense.settings import Optim
 from ..labels.settings import shortened
+from ..run.length import check_max_steps, check_warmup
 from ..run.resume import Checkpoint
 from ..system import machine
 from ..system.command_line import Parser, Plain, flagged
@@ -102,7 +103,7 @@ class Segmenting:
     random: bool = False
     args: dict[str, Plain] = field(default_factory=dict)
     augment: Augment = field(default_factory=Augment)
-    optim: dense.Optim = field(default_factory=dense.Optim)
+    optim: Optim = field(default_factory=Optim)
     system: System = field(default_factory=System)
     checkpoint: Checkpoint = field(default_factory=lambda: Checkpoint(every=1000))
     output_dir: str = "runs/segment"
@@ -181,7 +182,8 @@ def with_settings_of_run(arguments: Sequence[str]) -> list[str]:
 def check(config: Segmenting) -> None:
     """One line for settings that contradict each other, which their types cannot say."""
     check_args(config.args, "args")
-    dense.check(config)
+    check_warmup(config.optim)
+    check_max_steps(config.max_steps, config.dry_run)
     low, high = config.augment.scale
     if low > high:
         raise UserError(f"augment.scale={low:g}, {high:g}: give the lesser factor first.")

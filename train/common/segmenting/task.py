@@ -58,7 +58,7 @@ class Test:
 
 
 class Segmentation:
-    """What a `DenseRun` needs of a task."""
+    """What a dense run needs of its task."""
 
     def __init__(self, title: str, model: Segmenter, images: Crops, test: Test) -> None:
         self.title, self.model, self.images, self.test = title, model, images, test
@@ -70,7 +70,7 @@ class Segmentation:
         return torch.stack(images), torch.stack(numbers)
 
     def loss(
-        self, model: torch.nn.Module, batch: tuple[torch.Tensor, torch.Tensor], seeds: torch.Tensor
+        self, model: torch.nn.Module, batch: tuple[torch.Tensor, torch.Tensor], _seeds: torch.Tensor, _first: int
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """The cross entropy summed over the images, (), auxiliary heads by their weights. Nothing in it is random."""
         images, numbers = batch

@@ -68,16 +68,19 @@ def _posterize(image: Image.Image, bits: int, **_) -> Image.Image:
 
 
 class AugmentedImages(Dataset):
-    """`images[epoch, index]`: the augmented image (3, S, S), its label, and (epoch, index) as a tensor (2,)."""
+    """`images[epoch, index]`: the augmented image (3, S, S), and its label."""
 
     def __init__(self, source: Source, transform: Callable, seed: int) -> None:
         self.source, self.transform, self.seed = source, transform, seed
 
-    def __getitem__(self, sample: tuple[int, int]) -> tuple[torch.Tensor, int, torch.Tensor]:
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, sample: tuple[int, int]) -> tuple[torch.Tensor, int]:
         _, index = sample
         picture = self.source.picture(index)
         with all_seeded(sample_seed(self.seed, *sample)):
-            return self.transform(picture), int(self.source.truth[index]), torch.tensor(sample)
+            return self.transform(picture), int(self.source.truth[index])
 
 
 class Mixer:

@@ -5,24 +5,23 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import ClassVar, Literal
 
 from timm_dseq import UserError
 from timm_dseq.hub.model_args import check_args
 
 from ..labels.settings import Labels, shortened
+from ..run.length import check_max_steps, check_warmup
 from ..run.resume import Checkpoint
+from ..run.schedules import warmup_cosine
 from ..salient_crop import QueryName
+from ..supervised import settings as supervised
 from ..system import machine
 from ..system.command_line import Parser, Plain, flagged
 from ..system.computing import System
 from ..system.numbers import BelowOne, Count, CountOrNone, NotNegative, Positive, Seed, Share, Side, Workers
 
-# Settings that may differ when a run is resumed: none of them changes what is computed.
-FREE = (
-    *("data.path", "workers", "optim.accumulation", "optim.max_skipped", "system.checkpointing"),
-    *("checkpoint.", "output_dir", "results", "resume", "eval_every", "max_steps", "dry_run", "salient_crop"),
-)
+FREE = (*supervised.FREE, "salient_crop")  # settings that may differ when a run is resumed
 
 
 @dataclass
@@ -82,6 +81,13 @@ class Optim:
     ema: Share | None = None
     max_skipped: Count = 20
 
+    peak: ClassVar[str] = "optim.base_lr"
+
+    def learning_rate(self, samples: int, epoch: int, total: int) -> float:
+        """The head's, after `samples` of `total` samples. epoch: samples in one."""
+        peak = self.base_lr * self.batch_size / 256
+        return warmup_cosine(samples, total, self.warmup_epochs * epoch, 0.0, peak, self.lr_end)
+
 
 @dataclass
 class Tuning:
@@ -126,6 +132,11 @@ class Tuning:
     eval_every: CountOrNone = 0
     max_steps: Count | None = None
     dry_run: bool = False
+
+    @property
+    def seed(self) -> int:
+        """Of a run of one."""
+        return self.seeds[0]
 
 
 STEPS = 20  # of an epoch, at least, where a recipe's batch would leave fewer
@@ -192,12 +203,8 @@ def check(config: Tuning) -> None:
     low, high = config.augment.crop_scale
     if not 0 < low <= high:
         raise UserError(f"augment.crop_scale={low}, {high}: give the least share of the area first, above 0.")
-    if config.optim.warmup_epochs >= config.optim.epochs and config.optim.warmup_epochs != Optim.warmup_epochs:
-        raise UserError(
-            f"optim.warmup_epochs={config.optim.warmup_epochs} leaves nothing of optim.epochs={config.optim.epochs}: "
-            "give less."
-        )
+    if config.optim.warmup_epochs != Optim.warmup_epochs:  # `fitted` shortens the default
+        check_warmup(config.optim)
     if not config.seeds or len(set(config.seeds)) < len(config.seeds):
         raise UserError(f"seeds={config.seeds}: give one or more, each once.")
-    if config.max_steps is not None and config.dry_run:
-        raise UserError("dry_run has steps of its own: leave max_steps out.")
+    check_max_steps(config.max_steps, config.dry_run)

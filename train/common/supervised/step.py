@@ -1,4 +1,4 @@
-"""A dense model while it is trained: one optimiser step over all processes and rounds."""
+"""A model while it is trained: one optimiser step over all processes and rounds, and the moving average of weights."""
 
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
@@ -7,34 +7,43 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import send_to_device
-from timm.optim import param_groups_layer_decay
+from timm.utils import ModelEmaV3
 from torch import nn
 
 from timm_dseq.host import to_device
 
 from ..data.order import Draw, sample_seed
-from ..drop_path import PerSampleDropPath
 from ..run.update import update
-from .backbone import DenseBackbone
+from .drop_path import PerSampleDropPath
 from .log import Figures
-from .settings import Optim, Settings
+from .settings import Settings
 
-# What is called with the model (wrapped for several processes), a batch on the device, and its samples' seeds (B,):
-# the loss, summed over the images, (), and facts that are summed likewise.
-Loss = Callable[[nn.Module, Any, torch.Tensor], tuple[torch.Tensor, dict[str, torch.Tensor]]]
+# What is called with the model (wrapped for several processes), a batch on the device, its samples' seeds (B,), and the
+# number in the run of its first sample: the loss, summed over the images, (), and facts that are summed likewise.
+Loss = Callable[[nn.Module, Any, torch.Tensor, int], tuple[torch.Tensor, dict[str, torch.Tensor]]]
 Batch = tuple[torch.Tensor, Any]  # samples (B, 2) as (epoch, index), and what the task's collate makes of them
 
 
-class DenseTraining:
+class Training:
     """The model in training and its optimiser. `wrapped` is the model in DDP, to be called."""
 
-    def __init__(self, model: nn.Module, loss: Loss, config: Settings, accelerator: Accelerator) -> None:
-        self.config, self.accelerator, self.model, self.loss = config, accelerator, model, loss
-        backbone_of(model).checkpointing = config.system.checkpointing
+    def __init__(
+        self,
+        model: nn.Module,
+        groups: list[dict[str, Any]],
+        loss: Loss,
+        config: Settings,
+        accelerator: Accelerator,
+        ema: ModelEmaV3 | None = None,
+        saved: nn.Module | None = None,
+    ) -> None:
+        """groups: of parameters, with timm's "lr_scale". ema: a moving average of the model's weights, on the device.
+        saved: all weights that a checkpoint needs (default: the model's)."""
+        self.config, self.accelerator, self.model, self.loss, self.ema = config, accelerator, model, loss, ema
+        self.saved = model if saved is None else saved
         self.drop_path = PerSampleDropPath(model)
         self.wrapped = accelerator.prepare(model)
-        groups = layer_groups(model, config.optim)
-        self.optimizer = torch.optim.AdamW(groups, lr=config.optim.lr, betas=config.optim.betas, fused=True)
+        self.optimizer = torch.optim.AdamW(groups, betas=config.optim.betas, fused=True)
 
     def step(self, batches: Iterator[Batch], step: int, lr: float) -> Figures:
         """One optimiser step, number `step` of the run; the host does not wait for the device.
@@ -57,6 +66,8 @@ class DenseTraining:
             group["lr"] = lr * group["lr_scale"]
         clip = self.config.optim.clip
         figures.gradient_norm = update(self.model.parameters(), self.optimizer, batch / processes, clip)
+        if self.ema:
+            self.ema.update(self.model, step)
         return figures
 
     def _loss(self, samples: torch.Tensor, inputs: Any, first: int) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
@@ -66,35 +77,4 @@ class DenseTraining:
         self.drop_path.draw(seeds)
         torch.manual_seed(sample_seed(seed, first, Draw.DROPOUT))
         with self.accelerator.autocast():
-            return self.loss(self.wrapped, send_to_device(inputs, device, non_blocking=True), seeds)
-
-
-def backbone_of(model: nn.Module) -> DenseBackbone:
-    """The dense backbone that is a part of the model."""
-    return next(module for module in model.modules() if isinstance(module, DenseBackbone))
-
-
-def layer_groups(model: nn.Module, optim: Optim) -> list[dict[str, Any]]:
-    """timm's groups with layer decay: the layers of the ViT, then at full rate all that is built on it."""
-    layers = _Layers(backbone_of(model).vit, model)
-    not_decayed = {f"vit.{name}" for name in layers.vit.no_weight_decay()}
-    return param_groups_layer_decay(layers, optim.weight_decay, not_decayed, layer_decay=optim.layer_decay)
-
-
-class _Layers(nn.Module):
-    """A ViT and a model that it is part of, for timm: a parameter that is in both has the first name alone."""
-
-    def __init__(self, vit: nn.Module, model: nn.Module) -> None:
-        super().__init__()
-        self.vit, self.model = vit, model
-
-    def group_matcher(self, coarse: bool = False) -> Callable[[str], tuple[float, ...]]:
-        return self._layer
-
-    @staticmethod
-    def _layer(name: str) -> tuple[float, ...]:
-        """The place of a parameter's layer in the order of layers: the stem, each block, the rest."""
-        part, inner, number, *_ = [*name.split("."), "", ""]
-        if part == "vit" and inner == "blocks":
-            return 1.0, float(number)
-        return (0.0,) if part == "vit" and inner not in ("norm", "fc_norm") else (float("inf"),)
+            return self.loss(self.wrapped, send_to_device(inputs, device, non_blocking=True), seeds, first)

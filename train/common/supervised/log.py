@@ -1,4 +1,4 @@
-"""The log of a dense training run: what its lines hold."""
+"""The log of a supervised run: what its lines hold."""
 
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -24,7 +24,7 @@ class Figures:
             self.parts[name] = self.parts.get(name, 0.0) + value.detach()
 
 
-class DenseLog(StepLog):
+class SupervisedLog(StepLog):
     """A line's loss and parts are means over the images."""
 
     shown: ClassVar = {"lr": "lr {:.2e}"}
@@ -40,4 +40,4 @@ class DenseLog(StepLog):
         return {"loss": means[0], **dict(zip(names, means[1:], strict=True)), "lr": lr}
 
     def advice(self, step: Step) -> str:
-        return "lower optim.lr, set optim.clip"
+        return f"lower {self.config.optim.peak}, set optim.clip"

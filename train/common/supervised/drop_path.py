@@ -13,7 +13,7 @@ from torch import nn
 from timm_dseq.engine.random import uniform
 from timm_dseq.host import to_device
 
-from .data.order import RandomStream
+from ..data.order import RandomStream
 
 
 class PerSampleDropPath:
