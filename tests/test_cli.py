@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -20,6 +21,8 @@ from timm_dseq.hub.stock import macs, registered
 from timm_dseq.hub.store.sources import SOURCES
 
 from . import layouts
+
+ROOT = Path(__file__).parents[1]
 
 NAME = "dseq_jepa_vit_ti16.in1k"
 
@@ -456,3 +459,27 @@ def test_explain_names_a_broken_folder(run, complete, tmp_path, fault, message):
 def test_explain_refuses_an_output_that_is_no_picture_before_it_loads_anything(run, tmp_path, output):
     code, _, err = run("explain", tmp_path / "nowhere.png", "--model", "nothing", "-o", tmp_path / output)
     assert code == 1 and "names no picture that can be written" in err and err.count("\n") == 1, err
+
+
+def test_ctrl_c_while_torch_is_loaded_is_one_line(tmp_path):
+    """And a program that imports the package keeps its own answer to it."""
+    (tmp_path / "torch").mkdir()
+    (tmp_path / "torch" / "__init__.py").write_text("import time; print('loading', flush=True); time.sleep(60)")
+    command = tmp_path / "timm-dseq"
+    command.write_text("import sys\nfrom timm_dseq.cli import main\nsys.exit(main())\n")
+    other = tmp_path / "other.py"
+    other.write_text(command.read_text())
+    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT}"}
+    for program, code in ((command, 130), (other, -signal.SIGINT)):
+        process = subprocess.Popen(
+            [sys.executable, program, "models"],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        assert process.stdout.readline() == "loading\n"
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=30)
+        assert process.returncode == code, said
+        assert program is other or said == "timm-dseq: stopped before it began\n"

@@ -22,8 +22,9 @@ LIBRARY = {
     "dseq_jepa": {"errors", "positions", "hub"},
     "explain": {"errors", "engine"},
     "prune": {"arguments", "errors", "engine"},
-    "cli": {"", "errors", "dseq_jepa", "hub", "explain", "images"},
-    "": {"errors", "dseq_jepa", "engine", "prune"},
+    "cli": {"", "errors", "dseq_jepa", "hub", "explain", "images", "interrupted"},
+    "interrupted": set(),
+    "": {"errors", "dseq_jepa", "engine", "interrupted", "prune"},
 }
 RECIPES = {  # all of them may import timm_dseq; the scripts in train/ may import all of them
     "system": set(),

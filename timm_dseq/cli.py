@@ -15,12 +15,14 @@ from functools import partial
 from . import __version__
 from .errors import UserError, one_line
 from .hub.load import NAMES, load_backbone
+from .interrupted import ready
 
 EXPLAINED = "dseq_jepa_vit_ti16"  # its weights are part of this package
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns its exit code. A command returns its result, and one line if a check failed."""
+    ready()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a terminal that knows few letters shows the others as "?"
             stream.reconfigure(errors="replace")
@@ -108,9 +110,7 @@ def _parser() -> argparse.ArgumentParser:
     sub = command("explain", _explain, _show_explain, "draw where a model looks, its ranked regions and their sequence")
     sub.add_argument("image", metavar="IMAGE")
     sub.add_argument("--model", default=EXPLAINED, metavar="NAME", help=f"{NAMES} (default: {EXPLAINED})")
-    sub.add_argument(
-        "--query", default="border", help="how patches are scored; cls_param is the paper's (default: border)"
-    )
+    sub.add_argument("--query", default="border", help="scores patches; cls_param is the paper's (default: border)")
     sub.add_argument("-o", "--output", "--out", metavar="PNG", help="default: IMAGE's name, with .explained.png")
     return parser
 
