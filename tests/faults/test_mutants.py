@@ -1,5 +1,6 @@
 """Each door's check is left out in a copy of the code, and a test that guards it fails."""
 
+import json
 import os
 import shlex
 import shutil
@@ -164,37 +165,56 @@ def copy(tmp_path_factory):
     return folder
 
 
-def run(copy, *words):
-    """Exit code and words of Python in the copy."""
+# Pytest in forks of a process that has imported what takes seconds, and nothing of the copy.
+WARM = """
+import json, os, sys
+import accelerate, datasets, jsonargparse, pytest, timm, torch
+for line in sys.stdin:
+    said, words = json.loads(line)
+    if not (child := os.fork()):
+        file = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.dup2(file, 1), os.dup2(file, 2)
+        os._exit(pytest.main(words))
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
+
+
+@pytest.fixture(scope="module")
+def outcome(copy):
+    """A function: words of pytest's command line → exit code and words of pytest in the copy."""
     environment = {**os.environ, "PYTHONPATH": str(copy), "PYTHONDONTWRITEBYTECODE": "1"}
-    done = subprocess.run([sys.executable, *words], cwd=copy, env=environment, capture_output=True, text=True)
-    return done.returncode, done.stdout + done.stderr
-
-
-def outcome(copy, words):
-    """Exit code and words of pytest in the copy."""
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     options = ["-n", "0", "-q", "-x", "-p", "no:cacheprovider", "--timeout", "20"]
-    return run(copy, "-m", "pytest", *options, *shlex.split(words))
+    said = copy / "said.txt"
+    with subprocess.Popen([sys.executable, "-c", WARM], cwd=copy, env=environment, **pipes) as warm:
+
+        def outcome(words):
+            print(json.dumps([str(said), [*options, *shlex.split(words)]]), file=warm.stdin, flush=True)
+            return int(warm.stdout.readline()), said.read_text()
+
+        yield outcome
+        warm.stdin.close()
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("left_out", MUTANTS)
-def test_a_check_that_is_left_out_is_missed(left_out, copy):
+def test_a_check_that_is_left_out_is_missed(left_out, copy, outcome):
     file, code, instead, words = MUTANTS[left_out]
     text = (copy / file).read_text()
     assert text.count(code) == 1, f"{file} has {text.count(code)} of {code}"
     (copy / file).write_text(text.replace(code, instead))
     try:
-        exit_code, said = outcome(copy, words)
+        exit_code, said = outcome(words)
     finally:
         (copy / file).write_text(text)
     assert exit_code == 1 and " failed" in said, said
 
 
 @pytest.mark.slow
-def test_nothing_left_out_is_fine(copy):
+def test_nothing_left_out_is_fine(copy, outcome):
     """The control case, and the copy is what is tested."""
-    code, said = outcome(copy, "tests/train/run/test_results.py tests/train/run/test_room.py")
+    where = copy / "tests" / "test_where.py"
+    where.write_text("import timm_dseq\n\ndef test_where():\n    assert not timm_dseq.__file__\n")
+    code, said = outcome("tests/train/run/test_results.py tests/train/run/test_room.py")
     assert code == 0 and " passed" in said, said
-    code, said = run(copy, "-c", "import timm_dseq; print(timm_dseq.__file__)")
-    assert said.strip() == str(copy / "timm_dseq" / "__init__.py")
+    assert str(copy / "timm_dseq" / "__init__.py") in outcome("tests/test_where.py")[1]
