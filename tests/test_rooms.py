@@ -22,9 +22,11 @@ LIBRARY = {
     "dseq_jepa": {"errors", "positions", "hub"},
     "explain": {"errors", "engine"},
     "prune": {"arguments", "errors", "engine"},
-    "cli": {"", "errors", "dseq_jepa", "hub", "explain", "images", "interrupted"},
-    "interrupted": set(),
-    "": {"errors", "dseq_jepa", "engine", "interrupted", "prune"},
+    "cli": {"", "errors", "dseq_jepa", "hub", "early", "explain", "images", "recipes"},
+    "recipes": set(),
+    "early": {"recipes"},
+    "__main__": {"cli"},
+    "": {"errors", "dseq_jepa", "early", "engine", "prune"},
 }
 RECIPES = {  # all of them may import timm_dseq; the scripts in train/ may import all of them
     "system": set(),

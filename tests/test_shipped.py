@@ -106,6 +106,11 @@ def test_the_wheel_holds_them_and_works_alone(tmp_path):
         for name in NAMES
         for kind in ("safetensors", "md")
     )
+    inside = zipfile.ZipFile(wheel).namelist()
+    recipes = {
+        str(path.relative_to(ROOT)) for kind in ("py", "yaml", "json", "md") for path in ROOT.glob(f"train/**/*.{kind}")
+    }
+    assert recipes == {name.removeprefix("timm_dseq/") for name in inside if name.startswith("timm_dseq/train/")}
     installed = tmp_path / "installed"
     subprocess.run([*pip, "install", "--no-deps", "-q", "--target", installed, wheel], check=True, timeout=300)
     for name in NAMES:

@@ -1,6 +1,6 @@
 """DSeq-JEPA for timm and the Hugging Face Hub. Importing this package registers the `dseq_jepa_vit_*` backbones."""
 
-from . import interrupted  # noqa: F401  # before torch is loaded
+from . import early  # noqa: F401  # before torch is loaded
 from .dseq_jepa import DSeqVisionTransformer
 from .engine.jepa import DSeqJEPA
 from .engine.plans import Plan, plan_blocks, plan_regions

@@ -1,4 +1,4 @@
-"""The `timm-dseq` command: models, get, convert, verify, push, explain.
+"""The `timm-dseq` command: models, get, convert, verify, push, explain, and doors to the recipes.
 
 Exit codes: 0 done, 1 a mistake or a failed check, which stderr names in one line, 2 a misspelt command, 130 Ctrl-C.
 """
@@ -13,9 +13,10 @@ from collections.abc import Sequence
 from functools import partial
 
 from . import __version__
+from .early import ready
 from .errors import UserError, one_line
 from .hub.load import NAMES, load_backbone
-from .interrupted import ready
+from .recipes import RECIPES, enter
 
 EXPLAINED = "dseq_jepa_vit_ti16"  # its weights are part of this package
 
@@ -26,9 +27,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a terminal that knows few letters shows the others as "?"
             stream.reconfigure(errors="replace")
-    if not (sys.argv[1:] if arguments is None else arguments):
+    words = sys.argv[1:] if arguments is None else [*arguments]
+    if not words:
         _parser().print_help()
         return 0
+    if words[0] in RECIPES:
+        raise SystemExit(enter(words[0], words[1:]))
     options = _parser().parse_args(arguments)
     try:
         _check_words(options)
@@ -112,6 +116,8 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--model", default=EXPLAINED, metavar="NAME", help=f"{NAMES} (default: {EXPLAINED})")
     sub.add_argument("--query", default="border", help="scores patches; cls_param is the paper's (default: border)")
     sub.add_argument("-o", "--output", "--out", metavar="PNG", help="default: IMAGE's name, with .explained.png")
+    for name, help in RECIPES.items():
+        commands.add_parser(name, help=help)
     return parser
 
 

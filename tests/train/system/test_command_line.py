@@ -111,3 +111,20 @@ def test_a_letter_that_cannot_be_printed_is_shown_as_what_it_is(capsys):
     assert capsys.readouterr().err == (
         "pretrain.py: data.path='a\\nb' holds letters that cannot be printed: write it anew\n"
     )
+
+
+def test_settings_are_found_with_dashes_and_by_short_names(tmp_path):
+    own = tmp_path / "own.yaml"
+    own.write_text("seed: 3")
+    words = ["--max-steps=3", "--watch.probe-every", "5", "--model=test_vit", "--init", "a-b", "--data", "c-d"]
+    config, _ = pretraining.parse([f"--config={own}", *words])
+    assert (config.seed, config.max_steps, config.watch.probe_every) == (3, 3, 5)
+    assert (config.model.name, config.model.init, config.data.path) == ("test_vit", "a-b", "c-d")
+
+
+def test_files_of_this_project_are_named_in_short_and_others_come_first(tmp_path, monkeypatch):
+    config, _ = pretraining.parse(["--config=speedrun", "--config=presets/paper"])
+    assert config.model.min_area == 0.15 and config.model.img_size == 128
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "speedrun").write_text("seed: 3")
+    assert pretraining.parse(["--config", "speedrun"])[0].seed == 3

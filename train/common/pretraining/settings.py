@@ -5,6 +5,7 @@ Without a file of settings, configs/demo.yaml is taken, which a laptop runs in m
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -34,6 +35,8 @@ ADDED = {
     **{"model.temperature": 0.2, "data.hue": 0.0, "data.gray": 0.0, "data.solarize": 0.0},
 }
 AUTOMATIC = ("system.precision", "data.resident")  # `auto` is resolved when a run begins, and stays
+_LONG = {"--data": "--data.path", "--model": "--model.name", "--init": "--model.init"}
+_SHORT = re.compile(rf"^({'|'.join(_LONG)})(?==|$)")
 DEMO = Path(__file__).parents[2] / "configs" / "demo.yaml"
 
 
@@ -234,8 +237,9 @@ def parser() -> Parser:
 
 
 def parse(arguments: Sequence[str] | None = None) -> tuple[Config, str]:
-    """The settings of a command line, and the same as YAML."""
+    """The settings of a command line, and the same as YAML. --data, --model and --init are short for what they mean."""
     arguments = flagged(sys.argv[1:] if arguments is None else arguments)
+    arguments = [_SHORT.sub(lambda word: _LONG[word[0]], word) for word in arguments]
     if not any(a.split("=")[0] == "--config" for a in arguments):
         arguments = [f"--config={DEMO}", *arguments]
     config, text = parser().settings(Config, arguments)

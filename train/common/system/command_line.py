@@ -9,7 +9,7 @@ import math
 import re
 import sys
 import types
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal, NoReturn, TypeVar, Union, get_args, get_origin
 
@@ -24,6 +24,7 @@ Settings = TypeVar("Settings")
 Plain = bool | int | float | str | list[bool | int | float | str] | None
 
 _LONGEST = 2**20  # bytes of a file of settings
+_CONFIGS = Path(__file__).parents[2] / "configs"
 
 _UNKNOWN = re.compile(
     "unrecognized arguments: --([\\w.-]+)|Group '(.+?)' does not accept option '(.+?)'|Option '(.+?)' is not accepted"
@@ -64,7 +65,7 @@ class Parser(ArgumentParser):
 
     def settings(self, kind: type[Settings], arguments: Sequence[str]) -> tuple[Settings, str]:
         """The settings of a command line, and the same as YAML."""
-        namespace = self.parse_args(self._with_files(arguments))
+        namespace = self.parse_args(self._with_files(map(_underscored, arguments)))
         for section in self._sections():
             if not isinstance(namespace[section], Namespace):
                 self.error(f'Parser key "{section}": no section')
@@ -98,7 +99,7 @@ class Parser(ArgumentParser):
         complain(f"{self.prog}: {line}")
         sys.exit(2)
 
-    def _with_files(self, arguments: Sequence[str]) -> list[str]:
+    def _with_files(self, arguments: Iterable[str]) -> list[str]:
         """The command line without files of settings that are empty, which mean the defaults; others are checked."""
         words, kept = iter(arguments), []
         for word in words:
@@ -106,7 +107,7 @@ class Parser(ArgumentParser):
             if option != "--config":
                 kept.append(word)
                 continue
-            path = path if equals else next(words, "")
+            path = _own(path if equals else next(words, ""))
             if self._holds_settings(path):
                 kept.append(f"--config={path}")
         return kept
@@ -159,6 +160,18 @@ class Parser(ArgumentParser):
             return f"{name}: {reason}"
         given = _GIVEN.search(reason)
         return f"{name} takes {takes(kind)}" + (f", not {next(filter(None, given.groups()), '')}" if given else "")
+
+
+def _underscored(word: str) -> str:
+    """--max-steps=3 → --max_steps=3."""
+    option, equals, value = word.partition("=")
+    return option[:2] + option[2:].replace("-", "_") + equals + value if word.startswith("--") else word
+
+
+def _own(path: str) -> str:
+    """The path of a file of settings; `presets/recommended` and the like are this project's own."""
+    own = _CONFIGS / f"{path}.yaml"
+    return str(own) if own.is_file() and not Path(path).exists() else path
 
 
 def flagged(arguments: Sequence[str]) -> list[str]:
