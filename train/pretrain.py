@@ -13,7 +13,7 @@ from common.data.source import open_source
 from common.data.stream import images_in
 from common.pretraining import schedule
 from common.pretraining.batches import open_batches
-from common.pretraining.dry_run import dry_run
+from common.pretraining.dry_run import dry_run, length_in_minutes
 from common.pretraining.export import check_exportable, export
 from common.pretraining.log import PretrainingLog, available
 from common.pretraining.model import build
@@ -53,17 +53,20 @@ def train(config: Config, text: str, accelerator: Accelerator) -> int:
     progress = checkpoints.find()
     source = None if config.data.streaming else open_source(config.data)
     images = images_in(config.data) if source is None else len(source)
-    length = Length.of(config.optim, images, accelerator.num_processes)
-    last = length.last(config.max_steps)
+    length, in_minutes = Length.of(config.optim, images, accelerator.num_processes), None
     model = build(config)
     check_exportable(config, model.student)
     precision, why = choose_precision(config, model, progress, accelerator)
+    if config.minutes:
+        length, in_minutes = length_in_minutes(config, source, images, progress, precision, accelerator)
+    last = length.last(config.max_steps)
     training = Training(model, config, precision, accelerator)
     checkpoints.resume(model, training.optimizer, source.fingerprint() if source else f"a stream of {images}")
 
     screen = Screen(last, progress.step, accelerator.is_main_process)
     screen.say(headline(config, training, length, progress))
     screen.say(f"on {launch.described(accelerator)}, {why}; attention: {training.attention}")
+    screen.say(in_minutes)
     batches = open_batches(config, training.framing, source, length, progress, accelerator, screen)
     if config.dry_run:
         dry_run(training, batches, images, length, screen)

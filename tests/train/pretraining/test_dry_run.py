@@ -1,17 +1,24 @@
 """A dry run measures what a run will take: warmed up, at both ends, and at its largest."""
 
+import json
 import re
+import shutil
 from types import SimpleNamespace
 
 import pytest
 import torch
 from common.pretraining import dry_run as module
 from common.pretraining.dry_run import dry_run, equal_regions
+from common.pretraining.schedule import at
+from common.pretraining.settings import Config
 from common.run.length import TIMED, WARM, Length, duration
 
 from timm_dseq import plan_regions
 
-from ..runs import train
+from ..runs import assert_same_run, start, train, train_together, wait_for_steps
+
+# Of a run of 12 s, whatever optim.epochs says.
+MINUTES = {"minutes": 0.2, "optim.epochs": 600, "optim.warmup_epochs": 600, "watch.probe_every": 0}
 
 
 class Clock:
@@ -35,7 +42,7 @@ def dry_run_of(monkeypatch, with_regions):
         **{"momentum": 0.9, "momentum_end": 1.0, "regions": 0.0, "regions_end": 1.0},
     )
     training = SimpleNamespace(
-        config=SimpleNamespace(optim=optim),
+        config=SimpleNamespace(optim=optim, minutes=None),
         accelerator=SimpleNamespace(device=torch.device("cpu")),
         model=SimpleNamespace(region_options={"num_regions": 5}, with_regions=with_regions),
         step=clock.step,
@@ -88,3 +95,43 @@ def test_a_duration_is_told_in_the_unit_of_a_person():
         "1.7 h",
         "100.0 h",
     ]
+
+
+@pytest.mark.xdist_group("runs")
+def test_minutes_are_steps_that_are_chosen_once_and_a_killed_run_keeps_them(tmp_path):
+    process = start(tmp_path / "run", checkpoint__keep=1000, **MINUTES)
+    wait_for_steps(process, tmp_path / "run", 4)
+    process.kill()
+    process.join()
+    first = tmp_path / "run" / "checkpoints" / "step-00000003"
+    steps = json.loads((first / "state.json").read_text())["done"]["chosen"]["steps"]
+    assert steps > 4
+    shutil.copytree(tmp_path / "run", tmp_path / "copy")  # which nothing disturbs any more
+    process = start(tmp_path / "run", checkpoint__keep=1000, **MINUTES)
+    wait_for_steps(process, tmp_path / "run", min(9, steps))
+    process.kill()
+    process.join()
+    for name in ("run", "copy"):
+        code, said = train(tmp_path / name, checkpoint__keep=1000, **MINUTES)
+        assert code == 0 and f"0.2 minutes are {steps} steps, {8 * steps / 8192:.3g} epochs: as the run began" in said
+        assert json.loads((tmp_path / name / "log.jsonl").read_text().splitlines()[-1])["step"] == steps
+    assert_same_run(tmp_path / "run", tmp_path / "copy")
+    code, said = train(tmp_path / "run", **{**MINUTES, "minutes": 0.3})
+    assert code == 1 and "minutes was 0.2 in" in said and "and is 0.3 now" in said
+
+
+@pytest.mark.slow
+@pytest.mark.xdist_group("runs")
+def test_minutes_are_the_same_steps_for_all_processes(tmp_path):
+    codes, said = train_together(tmp_path / "run", 29517, **MINUTES)
+    assert codes == [0, 0], said
+    assert said.count("0.2 minutes are ") == 1
+
+
+def test_the_warm_up_of_some_minutes_is_a_tenth_of_them_at_most():
+    config = Config(minutes=3.0)
+    config.optim.warmup_epochs = 15
+    assert at(config, 100, 1000, 1000).lr == pytest.approx(config.optim.lr)
+    assert at(config, 50, 1000, 1000).lr == pytest.approx((config.optim.lr + config.optim.lr_start) / 2)
+    config.minutes = None
+    assert at(config, 100, 1000, 100_000).lr < config.optim.lr / 2

@@ -1,19 +1,34 @@
-"""What a run will take: time and memory of steps at both ends of its schedules, and of the largest plan."""
+"""What a run will take: time and memory of steps at both ends of its schedules, and of the largest plan.
+
+Or the other way round: how many steps a run may take that has some minutes.
+"""
 
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 
+import psutil
 import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 
 from timm_dseq import plan_regions
 from timm_dseq.engine.regions import Regions
 
+from ..data.source import Source
 from ..run.length import TIMED, WARM, Length, duration
+from ..run.resume import Progress
 from ..system.launch import wait
 from ..system.machine import memory
 from ..system.screen import Screen
 from . import schedule
+from .batches import open_batches
+from .model import build
+from .precision import Precision
+from .settings import Config
 from .training import Batch, Training
+
+_TO_TRAIN = 0.95  # of the time that is left; probes, checkpoints and the export take the rest
 
 
 def dry_run(training: Training, batches: Iterator[Batch], images: int, length: Length, screen: Screen) -> None:
@@ -36,6 +51,41 @@ def dry_run(training: Training, batches: Iterator[Batch], images: int, length: L
         )
     total = duration(length.steps * sum(spent) / len(spent))
     screen.say(f"dry run: {largest_plan}the whole run of {length.steps} steps would take about {total}")
+
+
+def length_in_minutes(
+    config: Config,
+    source: Source | None,
+    images: int,
+    progress: Progress,
+    precision: Precision,
+    accelerator: Accelerator,
+) -> tuple[Length, str]:
+    """As many steps as fit into config.minutes of wall time, and why. All processes have to call it.
+
+    They are chosen as the run begins, and kept in `progress.chosen`. A model of its own is trained to see how long a
+    step takes, so that the run's is untouched; first on images that are decoded, then as the run will get them.
+    """
+    length, why = Length.of(config.optim, images, accelerator.num_processes), "as the run began"
+    if "steps" not in progress.chosen:
+        for resident in dict.fromkeys([False, config.data.resident and source is not None and config.data.resident]):
+            trial = replace(config, data=replace(config.data, resident=resident), max_steps=None)
+            own = Progress(chosen=dict(progress.chosen))
+            training = Training(build(trial), trial, precision, accelerator)
+            silent = Screen(1, 0, shown=False)
+            batches = open_batches(trial, training.framing, source, length, own, accelerator, silent)
+            moments = [schedule.at(trial, samples, images, length.samples) for samples in (0, length.samples - 1)]
+            seconds = sum(measured(training, batches, now)[0] for now in moments) / len(moments)
+            left = 60 * config.minutes - (time.time() - psutil.Process().create_time())
+            answer = [(max(1, int(_TO_TRAIN * left / seconds)), f"{seconds:.3g} s a step")]
+            broadcast_object_list(answer)
+            length, why = replace(length, steps=answer[0][0]), answer[0][1]
+            del batches, training
+        if source is not None:
+            progress.chosen["resident"] = own.chosen["resident"]
+        progress.chosen["steps"] = length.steps
+    length = replace(length, steps=progress.chosen["steps"])
+    return length, f"{config.minutes:g} minutes are {length.steps} steps, {length.samples / images:.3g} epochs: {why}"
 
 
 def measured(training: Training, batches: Iterator[Batch], now: schedule.Now) -> tuple[float, float]:

@@ -104,7 +104,8 @@ def _training(config: Config, done: dict[str, Any]) -> str:
         + (f"; kept as squares of {side} px" if side else ""),
         "objective": _method(config) + (f", {regions}" if model.objective.startswith("dseq") else ""),
         "optimiser": f"AdamW, batch {optim.batch_size}",
-        "length": f"{done['step']:,} steps, {done['samples']:,} images seen, of a schedule of {optim.epochs:g} epochs",
+        "length": f"{done['step']:,} steps, {done['samples']:,} images seen, of a schedule of "
+        + (f"{chosen['steps']:,} steps, {config.minutes:g} minutes" if config.minutes else f"{optim.epochs:g} epochs"),
         "learning rate": f"{optim.lr_start:g} → {optim.lr:g} over {optim.warmup_epochs:g} epochs, cosine → "
         f"{optim.lr_end:g}",
         "weight decay": f"{optim.weight_decay:g} → {optim.weight_decay_end:g} cosine",

@@ -18,9 +18,11 @@ class Now:
 
 def at(config: Config, samples: int, epoch: int, total: int) -> Now:
     """The values after `samples` of `total` samples; epoch: samples in one."""
-    optim, done = config.optim, samples / total
+    optim, done, warm = config.optim, samples / total, config.optim.warmup_epochs * epoch
+    if config.minutes:  # nobody knew how many epochs they would be
+        warm = min(warm, total / 10)
     return Now(
-        lr=schedules.warmup_cosine(samples, total, optim.warmup_epochs * epoch, optim.lr_start, optim.lr, optim.lr_end),
+        lr=schedules.warmup_cosine(samples, total, warm, optim.lr_start, optim.lr, optim.lr_end),
         weight_decay=schedules.cosine(done, optim.weight_decay, optim.weight_decay_end),
         momentum=schedules.linear(done, optim.momentum, optim.momentum_end),
         regions=schedules.linear(done, optim.regions, optim.regions_end),

@@ -33,6 +33,7 @@ FREE = (
 ADDED = {
     **{"model.terms": {}, "model.views": 0, "model.views_factor": 1.0, "model.view_share": 0.25},
     **{"model.temperature": 0.2, "data.hue": 0.0, "data.gray": 0.0, "data.solarize": 0.0},
+    "minutes": None,
 }
 AUTOMATIC = ("system.precision", "data.resident")  # `auto` is resolved when a run begins, and stays
 _LONG = {"--data": "--data.path", "--model": "--model.name", "--init": "--model.init"}
@@ -198,6 +199,7 @@ class Config:
         output_dir: folder of the run: log.jsonl, checkpoints/, pictures/, export/, report.html
         resume: auto (from the newest complete checkpoint), never, or the path of a checkpoint
         seed: of everything random
+        minutes: how long the run takes on this machine, instead of optim.epochs: some steps are timed before the first
         max_steps: stop after so many steps; the schedules stay those of the whole run
         dry_run: build everything, run some steps of both ends of the run, print memory, speed and time, write nothing
     """
@@ -212,6 +214,7 @@ class Config:
     output_dir: str = "runs/dseq_jepa"
     resume: str = "auto"
     seed: Seed = 0
+    minutes: Positive | None = None
     max_steps: Count | None = None
     dry_run: bool = False
 
