@@ -72,7 +72,8 @@ def convert(
         if word and not re.fullmatch(r"[\w.+-]*\w", word):
             raise UserError(f"{word!r} is no {what}: write letters, digits, dots, dashes and underscores.")
     name = f"{architecture}.{tag}"
-    card, license = _card(checkpoint.kind, name, stock, license)
+    taken = _taken(checkpoint, encoder)
+    card, license = _card(checkpoint.kind, name, stock, license, taken)
     files = {
         "config.json": cards.config_text(_with_preprocessing(stock.config(tag, license), theirs)).encode(),
         "README.md": card.encode(),
@@ -87,7 +88,7 @@ def convert(
         "kind": checkpoint.kind,
         "model": name,
         "stock": stock.architecture,
-        "encoder": encoder if checkpoint.target and checkpoint.student else "only",
+        "encoder": taken,
         "tensors": len(weights),
         "assumed_heads": assumed,
         "left_out": _left_out(checkpoint, encoder, with_pretraining_state),
@@ -154,17 +155,24 @@ def _resampled(weights: Weights, stock: StockModel, img_size: tuple[int, int]) -
     return {**weights, "pos_embed": positions}, new
 
 
-def _card(kind: str, name: str, stock: StockModel, license: str | None) -> tuple[str, str]:
+def _taken(checkpoint: Checkpoint, encoder: str) -> str:
+    """Which encoder is written: "target", "student", "lone student" where there is no target, or a ViT's "only" one."""
+    if checkpoint.kind == "timm":
+        return "only"
+    return "lone student" if encoder == "target" and not checkpoint.target else encoder
+
+
+def _card(kind: str, name: str, stock: StockModel, license: str | None, encoder: str) -> tuple[str, str]:
     """The card, and the licence for config.json."""
     tag = name.partition(".")[2]
     if stock.dseq_name and kind != "timm":
         if tag not in TAGS:
             raise UserError(f"{name}: the tags are {', '.join(TAGS)}: give one as --model {stock.dseq_name}.TAG.")
-        return cards.dseq_card(name, stock, license), license or cards.license_of(tag)
+        return cards.dseq_card(name, stock, license, encoder), license or cards.license_of(tag)
     if kind == "ijepa":
         if license not in (None, IJEPA_LICENSE):
             raise UserError(f"Meta's I-JEPA weights are under {IJEPA_LICENSE}, not {license}: leave --license out.")
-        return cards.ijepa_card(name, stock), IJEPA_LICENSE
+        return cards.ijepa_card(name, stock, encoder), IJEPA_LICENSE
     return cards.other_card(name, stock, license), license or "unknown"
 
 
