@@ -167,6 +167,11 @@ def test_what_a_drive_says_instead_of_the_file_is_one_line_with_the_way_round(
     assert message in said and drive_module.address("1folder") in said and "--file PATH" in said
 
 
+def test_a_drive_from_which_nothing_came_promises_no_going_on(drive, refused):
+    drive.fault = "closed"
+    assert "goes on from there" not in refused()
+
+
 def test_a_quota_page_does_not_cost_what_has_arrived(drive, bring, refused):
     drive.fault, drive.cuts = "cut", -1
     refused()
