@@ -142,6 +142,7 @@ def test_a_disk_that_gets_full_is_named_and_what_has_arrived_stays(
                 with pytest.raises(UserError, match=r"cannot be written \((No space left|.*)") as error:
                     get(name, say=lambda line: None)
             assert "\n" not in str(error.value) and not folders.stored(name)
+            assert f"timm-dseq get --remove {name} frees it" in str(error.value)
             arrived = list(folders.unfinished(name).glob("download*"))
             assert arrived and max(path.stat().st_size for path in arrived) > 2**22
             subprocess.run(["mount", "-o", "remount,size=200m", tmp_path / "assets"], check=True)
@@ -159,10 +160,11 @@ def test_a_store_that_may_only_be_read_is_read_and_named_where_it_would_be_writt
         get(OFFICIAL, say=lambda line: None)
         subprocess.run(["mount", "-o", "remount,ro", tmp_path / "assets"], check=True)
         drive.requests.clear()
+        assert not get(OFFICIAL, say=lambda line: None)["new"]
         assert timm.create_model(OFFICIAL, pretrained=True)(torch.zeros(1, 3, 224, 224)).shape == (1, 192)
         for name, file in ((META, None), (META, tmp_path / META_FILE)):
             (tmp_path / META_FILE).write_bytes(drive.files[META_FILE])
-            with pytest.raises(UserError, match=r"cannot be written \(Read-only file system\).*HF_HOME") as error:
+            with pytest.raises(UserError, match=r"cannot be written \(Read-only file system\): set HF_HOME") as error:
                 get(name, file, say=lambda line: None)
             assert "\n" not in str(error.value)
         assert not drive.requests

@@ -38,11 +38,13 @@ def get(name: str, file: Path | None = None, say: Say = print) -> dict[str, Any]
         raise UserError(f"{file} is no file: give the checkpoint that you downloaded.")
     if file is not None and not os.access(file, os.R_OK):
         raise UserError(f"{file} may not be read: check its rights.")
+    if here := _whole(name):  # as in a store of others that may only be read
+        return here
     with folders.locked(name, say):
+        if here := _whole(name):
+            return here
         if folder := folders.stored(name):
-            if not (fault := folders.damage(folder, thorough=True)):
-                return {**folders.record(folder), "name": name, "folder": str(folder), "new": False}
-            say(f"{name} is damaged in the store, so it is brought anew: {fault}")
+            say(f"{name} is damaged in the store, so it is brought anew: {folders.damage(folder, thorough=True)}")
         say(f"{name}\n  from {file or source.link}\n  licence: {source.license}")
         with folders.writing(name):
             work = folders.prepared(name)
@@ -50,6 +52,14 @@ def get(name: str, file: Path | None = None, say: Say = print) -> dict[str, Any]
             folder = folders.publish(work / "folder", name)
             shutil.rmtree(work)
     return {**record, "name": name, "folder": str(folder), "new": True}
+
+
+def _whole(name: str) -> dict[str, Any] | None:
+    """The record of weights that are in the store and undamaged."""
+    folder = folders.stored(name)
+    if not folder or folders.damage(folder, thorough=True):
+        return None
+    return {**folders.record(folder), "name": name, "folder": str(folder), "new": False}
 
 
 def listing() -> list[dict[str, Any]]:
