@@ -38,10 +38,12 @@ def get(name: str, file: Path | None = None, say: Say = print) -> dict[str, Any]
         raise UserError(f"{file} is no file: give the checkpoint that you downloaded.")
     if file is not None and not os.access(file, os.R_OK):
         raise UserError(f"{file} may not be read: check its rights.")
-    if here := _whole(name):  # as in a store of others that may only be read
-        return here
+    if (here := _whole(name)) and not os.path.lexists(folders.unfinished(name)):
+        return here  # without a lock: a store of others may only be read
     with folders.locked(name, say):
         if here := _whole(name):
+            with folders.writing(name):
+                folders.delete(folders.unfinished(name))  # a kill has left it
             return here
         if folder := folders.stored(name):
             say(f"{name} is damaged in the store, so it is brought anew: {folders.damage(folder, thorough=True)}")
