@@ -208,6 +208,8 @@ def test_weights_that_do_not_fit_are_named(tmp_path, roles, changes, message, mo
     [
         ({"img_size": (0, 0)}, "--img-size 0 0 is no image size"),
         ({"img_size": (-16, 224)}, "--img-size -16 224 is no image size"),
+        ({"img_size": (16 * 10**18, 16)}, "--img-size 16000000000000000000 16 is no image size"),
+        ({"img_size": (10**5, 10**5)}, "two numbers from 1, of at most 134,217,728 pixels together"),
         ({"model": "resnet50"}, "resnet50 .*no plain ViT"),
         ({"model": "swin_tiny_patch4_window7_224"}, "swin_tiny_patch4_window7_224 .*no plain ViT"),
         ({"model": "vit_small_patch16_224"}, r"\(1, 1, 192\) in the checkpoint and \(1, 1, 384\) in .*: check --model"),

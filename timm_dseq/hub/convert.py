@@ -4,6 +4,7 @@ Sources: our training checkpoints, Meta's I-JEPA, the authors' DSeq-JEPA, any pl
 timm architecture, so it loads with and without this package.
 """
 
+import math
 import os
 import re
 import tempfile
@@ -22,6 +23,7 @@ from .stock import IJEPA, StockModel, at_size_of, check_fit, class_count, descri
 from .weights import Checkpoint, Weights, check_types, parse, read, save_tensors
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_PIXELS = 2**27  # of an image for which positions are resampled: at 1280 numbers for each patch of 14, 3.5 GB
 _DEFAULT_TAGS = {"dseq_jepa": "in1k", "dseq_official": "in1k_official", "ijepa": "ijepa", "timm": "converted"}
 
 
@@ -51,8 +53,11 @@ def convert(
     theirs, known = _config_beside(file) if model is None else ({}, None)
     checkpoint = parse(read(file))
     weights = checkpoint.encoder(encoder)
-    if img_size is not None and not all(map(is_size, img_size)):
-        raise UserError(f"--img-size {' '.join(map(str, img_size))} is no image size: give two numbers from 1.")
+    if img_size is not None and not (all(map(is_size, img_size)) and math.prod(img_size) <= _PIXELS):
+        raise UserError(
+            f"--img-size {' '.join(map(str, img_size))} is no image size: give two numbers from 1, of at most "
+            f"{_PIXELS:,} pixels together."
+        )
     assumed = None
     if model is None:
         stock = _of_run(file) or known
