@@ -141,7 +141,7 @@ def test_a_name_on_the_drive_reaches_no_terminal_raw(drive, store, unverified, c
     assert "\x1b" not in capsys.readouterr().out + said and r"\x1b[2J" in said
 
 
-def test_going_on_is_promised_only_where_it_can_be(drive, refused, monkeypatch):
+def test_going_on_is_promised_only_where_it_can_be(drive, refused):
     drive.__exit__()
     for name in (OFFICIAL, META):
         said = refused(name)
