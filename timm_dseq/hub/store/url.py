@@ -54,7 +54,8 @@ def _download(address: str, arrival: Arrival, stop: threading.Event, by_hand: st
     # If the file has changed since, If-Range makes the server send all of it.
     headers = {"Range": f"bytes={done}-", "If-Range": version} if done and version else {}
     request = urllib.request.Request(address, headers={**headers, "Accept-Encoding": "identity"})
-    with urllib.request.build_opener(_Redirects).open(request, timeout=SECONDS) as answer:
+    ask = urllib.request.build_opener(_Redirects).open
+    with ask(request, timeout=SECONDS) as answer:
         _check_kind(address, answer, by_hand)
         etag = answer.headers.get("ETag")  # a weak one does not stand for the bytes
         version_now = etag if etag and not etag.startswith("W/") else answer.headers.get("Last-Modified")
