@@ -8,6 +8,7 @@ The pages are written after those that gdown reads; that Google's are like them 
 """
 
 import contextlib
+import gzip
 import hashlib
 import html
 import re
@@ -27,12 +28,14 @@ class DriveServer:
     fault: "quota" or "login" (a page instead of the file), "again" (confirmations without end), "gone" (404), "error"
     (503), "cut" (half of the bytes, then the connection closes; once, or always with cuts = -1), "no range" (Range is
     not heard), "flip" (a byte altered), "drip" (a byte now and then), "slow" (all of it, in two seconds), "closed"
-    (the folder is not public).
+    (the folder is not public), "endless" (zeros, without a length), "packed" (with gzip), "unasked" (the second half
+    alone). Of the web server alone: "portal" (a page instead of anything), "moved", "loop" and "ftp" (it is elsewhere).
     """
 
     def __init__(self) -> None:
         self.files: dict[str, bytes] = {}
         self.large, self.fault, self.cuts = False, None, 1
+        self.version: str | None = None  # by which the web server calls every file, else one of its bytes
         self.pause = 0.0  # seconds before each twentieth part of a file
         self.requests: list[tuple[str, str | None]] = []  # path, Range
         handler = type("Handler", (_Handler,), {"drive": self})
@@ -91,8 +94,13 @@ class _Handler(BaseHTTPRequestHandler):
         fault = self.drive.fault
         if parts.path == "/embeddedfolderview":
             return self._folder()
-        if parts.path.startswith("/plain/"):
-            name = unquote(parts.path.removeprefix("/plain/"))
+        if parts.path.startswith(("/plain/", "/other/")):
+            name = unquote(parts.path[7:])
+            if fault == "portal":
+                return self._page("<html><title>Welcome to our network</title></html>")
+            if fault in ("loop", "ftp") or (fault == "moved" and parts.path.startswith("/plain/")):
+                places = {"loop": self.path, "ftp": "ftp://127.0.0.1/x", "moved": f"/other/{quote(name)}?key=secret"}
+                return self._page("elsewhere", 302, places[fault])
             if fault in ("gone", "error") or name not in self.drive.files:
                 return self._page("no", 503 if fault == "error" else 404)
             return self._file(name, attached=False)
@@ -126,9 +134,11 @@ class _Handler(BaseHTTPRequestHandler):
         )
         self._page(f"<html><head><title>weights</title></head><body>{entries}</body></html>")
 
-    def _page(self, text: str, status: int = 200) -> None:
+    def _page(self, text: str, status: int = 200, location: str | None = None) -> None:
         body = text.encode()
         self.send_response(status)
+        if location:
+            self.send_header("Location", location)
         self.send_header("Content-Type", "text/html; charset=utf-8")
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
@@ -136,7 +146,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _file(self, name: str, attached: bool) -> None:
         content, fault = self.drive.files[name], self.drive.fault
-        version = f'"{hashlib.sha256(content).hexdigest()[:16]}"'
+        version = self.drive.version or f'"{hashlib.sha256(content).hexdigest()[:16]}"'
         asked = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range") or "")
         start = int(asked[1]) if asked else 0
         if fault == "no range" or self.headers.get("If-Range", version) != version:
@@ -146,6 +156,10 @@ class _Handler(BaseHTTPRequestHandler):
         if fault == "flip":
             middle = len(content) // 2
             content = content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
+        if fault == "packed":
+            content = gzip.compress(content, 1)
+        if fault == "unasked":
+            start = len(content) // 2
         part = content[start:]
         self.close_connection = True
         self.send_response(206 if start else 200)
@@ -155,8 +169,16 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
         self.send_header("ETag", version)
         self.send_header("Content-Type", "application/octet-stream")
-        self.send_header("Content-Length", str(len(part)))
+        if fault == "packed":
+            self.send_header("Content-Encoding", "gzip")
+        if fault != "endless":
+            self.send_header("Content-Length", str(len(part)))
         self.end_headers()
+        if fault == "endless":
+            with contextlib.suppress(OSError):
+                while self.drive.fault == fault:
+                    self.wfile.write(bytes(2**20))
+            return None
         if fault == "cut" and self.drive.cuts:
             self.drive.cuts -= 1
             part = part[: len(part) // 2]

@@ -73,6 +73,13 @@ def test_widths_heads_and_input_are_the_papers(name):
     assert model.num_classes == 0 and model.has_class_token and model.no_embed_class
 
 
+@pytest.mark.parametrize(("ours", "theirs"), META.items())
+def test_metas_weights_are_prepared_for_as_timm_does(ours, theirs):
+    ours, theirs = timm.get_pretrained_cfg(ours), timm.get_pretrained_cfg(theirs)
+    words = ("input_size", "interpolation", "crop_pct", "crop_mode", "mean", "std", "license")
+    assert [getattr(ours, word) for word in words] == [getattr(theirs, word) for word in words]
+
+
 def test_the_feature_is_the_mean_of_the_normed_patch_tokens():
     model = shallow("dseq_jepa_vit_ti16.in1k")
     image = image_for(model, 2)

@@ -41,6 +41,12 @@ def gap(ours: torch.Tensor, theirs: torch.Tensor) -> float:
 
 
 @each
+def test_what_was_trained_here_names_no_other_paper_or_origin(name):
+    cfg = timm.get_pretrained_cfg(name)
+    assert (cfg.origin_url, cfg.paper_name, cfg.paper_ids) == (None, None, None)
+
+
+@each
 def test_the_file_is_small_whole_and_finite(name):
     file = WEIGHTS / f"{name}.safetensors"
     assert file.stat().st_size <= 12 * 2**20

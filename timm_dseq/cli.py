@@ -10,7 +10,7 @@ import os
 import shlex
 import sys
 from collections.abc import Sequence
-from functools import partial
+from contextlib import suppress
 
 from . import __version__
 from .early import ready
@@ -44,7 +44,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:
         failure = one_line(error)
         if options.json:
-            print(json.dumps({"error": failure}))
+            with suppress(UserError):
+                _print(json.dumps({"error": failure}))
     if failure:
         print(f"timm-dseq {options.command}: {failure}", file=sys.stderr)
     return 1 if failure else 0
@@ -56,6 +57,8 @@ def _print(text: str) -> None:
     except OSError as error:
         # Python would try once more at its end
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if isinstance(error, BrokenPipeError):  # who reads has read enough, as `head`
+            raise SystemExit(141) from error
         raise UserError(f"The output cannot be written ({error.strerror}).") from error
 
 
@@ -189,27 +192,24 @@ def _get(options: argparse.Namespace) -> tuple[dict | list, str | None]:
 
     from .hub.store.get import get, listing, remove
 
-    if options.list or not options.name:
+    if options.list and (options.name or options.remove or options.file):
+        raise UserError("--list shows all: give it alone.")
+    if options.remove and options.file:
+        raise UserError("--remove takes no --file: give NAME.TAG alone.")
+    if not options.name and (options.remove or options.file):
+        raise UserError("no NAME.TAG is given: timm-dseq get --list shows the names.")
+    if not options.name:
         return listing(), None
-    say = (lambda line: None) if options.json else partial(print, flush=True)
+    say = (lambda line: None) if options.json else _print
     if options.remove:
         return remove(options.name, say), None
     return get(options.name, Path(options.file) if options.file else None, say), None
 
 
 def _show_get(result: dict | list) -> str:
-    from .hub.store.folders import size_text
+    from .hub.store.shown import shown
 
-    if isinstance(result, list):
-        lines = "{name}: {state}\n  from {link}\n  licence: {license}"
-        return "\n".join(lines.format(**row, state=row["folder"] or "not here") for row in result)
-    if "freed" in result:
-        return f"{result['name']}: removed, {size_text(result['freed'])} freed"
-    return (
-        f"{result['name']} is {'now' if result['new'] else 'already'} in the store: {result['folder']}\n"
-        f'load it: import timm_dseq, timm; timm.create_model("{result["name"]}", pretrained=True)\n'
-        f'without this package: timm.create_model("local-dir:{result["folder"]}", pretrained=True)'
-    )
+    return shown(result)
 
 
 def _convert(options: argparse.Namespace) -> tuple[dict, str | None]:

@@ -113,6 +113,7 @@ META = {
     "dseq_jepa_vit_h16_448.in1k_ijepa_meta": "vit_huge_patch16_gap_448.in1k_ijepa",
 }
 META_TAG = "in1k_ijepa_meta"
+_CROPS = dict(zip(META, (0.9, 1.0), strict=True))  # as timm crops for the same weights
 IJEPA_LICENSE = "cc-by-nc-4.0"  # of Meta's release, which only Meta can change
 _IJEPA = {
     "license": IJEPA_LICENSE,
@@ -121,9 +122,10 @@ _IJEPA = {
     "paper_ids": "arXiv:2301.08243",
 }
 
+_OURS = {"origin_url": None, "paper_name": None, "paper_ids": None}  # trained here, and not by the paper's objective
 # Weights that are part of this package: model.tag → what differs from `_cfg`. A card stands beside each file.
 SHIPPED = {
-    "dseq_jepa_vit_ti16.photos65k": {"size": 128, "license": "other"},
+    "dseq_jepa_vit_ti16.photos65k": {"size": 128, "license": "other", **_OURS},
 }
 WEIGHTS = Path(__file__).parent / "weights"
 
@@ -138,7 +140,7 @@ default_cfgs = generate_default_cfgs(
         for architecture in ARCHITECTURES
         for tag, settings in TAGS.items()
     }
-    | {name: _cfg(name, _size(name.partition(".")[0]), **_IJEPA) for name in META}
+    | {name: _cfg(name, _size(name.partition(".")[0]), crop_pct=_CROPS[name], **_IJEPA) for name in META}
 )
 
 

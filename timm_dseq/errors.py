@@ -20,7 +20,12 @@ class UserError(RuntimeError):
     """
 
     def __init__(self, message: str) -> None:
-        super().__init__("".join(x if x.isprintable() else repr(x)[1:-1] for x in message))
+        super().__init__(printable(message))
+
+
+def printable(text: str) -> str:
+    """A text whose letters that cannot be printed, or end a line, are shown as in Python."""
+    return "".join(x if x.isprintable() else repr(x)[1:-1] for x in text)
 
 
 def similar(name: str, known: Iterable[str]) -> str:

@@ -80,7 +80,7 @@ MUTANTS = {
     ),
     "patience with a server": (
         DOWNLOAD,
-        "if now is not None and now - before < LEAST * patience",
+        "if now is not None and 0 <= now - before < LEAST * patience",
         "if False",
         f"{DOWNLOADS} -k drips",
     ),

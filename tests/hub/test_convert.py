@@ -43,7 +43,14 @@ def test_each_kind_becomes_a_folder_that_holds_its_target_encoder(tmp_path, save
     assert rest.keys() == {f"student.{key}" for key in student} | {f"predictor.{key}" for key in predictor}
     assert torch.equal(rest["student.norm.weight"], student["norm.weight"])
 
+    cards = [(tmp_path / "out" / "README.md").read_text()]
     student_only = convert(source, tmp_path / "student", encoder="student")
+    cards.append((tmp_path / "student" / "README.md").read_text())
+    lone = convert(save(tmp_path / f"lone{suffix}", {}, student, predictor), tmp_path / "lone")
+    cards.append((tmp_path / "lone" / "README.md").read_text())
+    assert [result["encoder"], student_only["encoder"], lone["encoder"]] == ["target", "student", "lone student"]
+    said = ["the target encoder (the moving average)", "not the target encoder", "its checkpoint held no target"]
+    assert [[words in card for words in said] for card in cards] == torch.eye(3).bool().tolist()
     assert "target" in student_only["left_out"] and "predictor" in student_only["left_out"]
     assert torch.equal(load_file(tmp_path / "student" / "model.safetensors")["norm.weight"], student["norm.weight"])
 
@@ -201,6 +208,8 @@ def test_weights_that_do_not_fit_are_named(tmp_path, roles, changes, message, mo
     [
         ({"img_size": (0, 0)}, "--img-size 0 0 is no image size"),
         ({"img_size": (-16, 224)}, "--img-size -16 224 is no image size"),
+        ({"img_size": (16 * 10**18, 16)}, "--img-size 16000000000000000000 16 is no image size"),
+        ({"img_size": (10**5, 10**5)}, "two numbers from 1, of at most 134,217,728 pixels together"),
         ({"model": "resnet50"}, "resnet50 .*no plain ViT"),
         ({"model": "swin_tiny_patch4_window7_224"}, "swin_tiny_patch4_window7_224 .*no plain ViT"),
         ({"model": "vit_small_patch16_224"}, r"\(1, 1, 192\) in the checkpoint and \(1, 1, 384\) in .*: check --model"),

@@ -202,6 +202,22 @@ def test_a_server_that_drips_is_given_up_and_one_that_is_slow_is_not(published, 
     assert load() and time.monotonic() - begun > 1
 
 
+@pytest.mark.parametrize(
+    ("endpoint", "proxies", "counted"),
+    [("https://huggingface.co", {}, False), ("http://127.0.0.1:1", {}, True)]
+    + [
+        ("https://huggingface.co", {"https": f"http://{host}:3128"}, host == "localhost")
+        for host in ("localhost", "far")
+    ],
+)
+def test_what_a_machine_sends_itself_counts_only_if_the_hub_is_reached_so(monkeypatch, endpoint, proxies, counted):
+    lines = ["head", "head", "    lo: 1000 1 0", "  eth0: 20 1 0"]
+    monkeypatch.setattr(download.Path, "read_text", lambda path, encoding: "\n".join(lines))
+    monkeypatch.setattr(download.constants, "ENDPOINT", endpoint)
+    monkeypatch.setattr(download.urllib.request, "getproxies", lambda: proxies)
+    assert download._received() == (1020 if counted else 20)
+
+
 def test_a_server_that_never_ends_is_given_up(published, load, monkeypatch):
     monkeypatch.setattr(download, "LOOK", 0.2)
     published.fault = "endless"

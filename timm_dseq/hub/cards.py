@@ -50,6 +50,12 @@ _DSEQ_IDEA = (
     "region's latents from the regions before it."
 )
 _IJEPA_IDEA = "I-JEPA predicts the latents of random blocks from one context block."
+_ENCODERS = {  # which was taken of a checkpoint, as hub.convert says it
+    "target": "This is the target encoder (the moving average)",
+    "student": "This is the student encoder (the one that the gradients trained), not the target encoder",
+    "lone student": "This is the student encoder (the one that the gradients trained): its checkpoint held no target "
+    "encoder (the moving average)",
+}
 
 
 def blanks(card: str) -> list[str]:
@@ -67,10 +73,12 @@ def license_of(tag: str) -> str:
     return TAGS[tag].get("license", "apache-2.0") if tag in TAGS else "unknown"
 
 
-def dseq_card(model_tag: str, stock: StockModel | None = None, license: str | None = None) -> str:
+def dseq_card(
+    model_tag: str, stock: StockModel | None = None, license: str | None = None, encoder: str = "target"
+) -> str:
     """The card of one of our model.tags, at its registered image size or that of `stock`.
 
-    license: of the weights, as the Hub writes it, if not the tag's default.
+    license: of the weights, as the Hub writes it, if not the tag's default. encoder: which of the checkpoint it is.
     """
     architecture, _, tag = model_tag.partition(".")
     stock = stock or registered(model_tag)
@@ -85,8 +93,7 @@ def dseq_card(model_tag: str, stock: StockModel | None = None, license: str | No
         method_tag="i-jepa" if tag == "in1k_ijepa" else "dseq-jepa",
         metadata=metadata,
         introduction=f"A self-supervised Vision Transformer of {_DSEQ_PAPER}: {_METHODS[tag]}. "
-        f"{_IJEPA_IDEA if tag == 'in1k_ijepa' else _DSEQ_IDEA} This is the target encoder (the moving average), "
-        "without a head.",
+        f"{_IJEPA_IDEA if tag == 'in1k_ijepa' else _DSEQ_IDEA} {_ENCODERS[encoder]}, without a head.",
         with_package=_WITH_PACKAGE.format(name=model_tag, width=ARCHITECTURES[architecture]["embed_dim"]),
         training=_training(architecture, tag),
         results=_results(architecture, tag),
@@ -105,8 +112,7 @@ def run_card(
         method_tag="i-jepa" if method == "I-JEPA" else "dseq-jepa",
         metadata={"license": license or _LICENSE_BLANK},
         introduction=f"A self-supervised Vision Transformer, pretrained with {method} by the recipe of timm_dseq. "
-        f"{_IJEPA_IDEA if method == 'I-JEPA' else _DSEQ_IDEA} This is the target encoder (the moving average), without "
-        "a head.",
+        f"{_IJEPA_IDEA if method == 'I-JEPA' else _DSEQ_IDEA} {_ENCODERS['target']}, without a head.",
         with_package="",
         training=training,
         results=results,
@@ -115,10 +121,11 @@ def run_card(
     )
 
 
-def ijepa_card(name: str, stock: StockModel) -> str:
+def ijepa_card(name: str, stock: StockModel, encoder: str = "target", crop_pct: float | None = None) -> str:
     """The card of Meta's I-JEPA weights, converted: a stock architecture and Meta's licence.
 
-    Of the tag META_TAG it is known what they were trained on, and this package has a name for them.
+    Of the tag META_TAG it is known what they were trained on, and this package has a name for them. encoder: which of
+    the checkpoint it is. crop_pct: in timm's words, if not that of our models.
     """
     data, with_package = "[TO BE STATED: the data set of this checkpoint, IN1k or IN22k]", ""
     if name.endswith(f".{META_TAG}"):
@@ -131,7 +138,8 @@ def ijepa_card(name: str, stock: StockModel) -> str:
         method_tag="i-jepa",
         metadata={"license": IJEPA_LICENSE},
         introduction="A self-supervised Vision Transformer of [I-JEPA](https://arxiv.org/abs/2301.08243) (Assran et "
-        "al., CVPR 2023), converted from Meta's release. The encoder has no class token.",
+        f"al., CVPR 2023), converted from Meta's release. {_ENCODERS[encoder]}; it has no class token.",
+        crop_pct=crop_pct,
         with_package=with_package,
         training=f"Pretrained by Meta with I-JEPA, on {data}; see the paper for the recipe.",
         results=f"| task | these weights |\n|---|---|\n| ImageNet-1k, linear | {_measure('linear probe')} |",
@@ -171,12 +179,20 @@ _OFFICIAL_LICENCE = """The authors' code is under the MIT licence; for the weigh
 [TO BE STATED: the licence, or the authors' permission, under which this copy is published]"""
 
 
-def _fill(name: str, stock: StockModel, *, method_tag: str, metadata: dict[str, str], **sections: str) -> str:
+def _fill(
+    name: str,
+    stock: StockModel,
+    *,
+    method_tag: str,
+    metadata: dict[str, str],
+    crop_pct: float | None = None,
+    **sections: str,
+) -> str:
     """The template, filled in. metadata: the licence, as the Hub's front matter wants it."""
     model, config = stock.blueprint, stock.config("", "")
     height, width = stock.img_size
     grid = model.patch_embed.grid_size
-    resize = int(min(height, width) / config["pretrained_cfg"]["crop_pct"])
+    resize = int(min(height, width) / (crop_pct or config["pretrained_cfg"]["crop_pct"]))
     template = Template((files(__package__) / "card.md").read_text(encoding="utf-8"))
     front_matter = ModelCardData(
         library_name="timm",

@@ -4,6 +4,7 @@ Sources: our training checkpoints, Meta's I-JEPA, the authors' DSeq-JEPA, any pl
 timm architecture, so it loads with and without this package.
 """
 
+import math
 import os
 import re
 import tempfile
@@ -22,6 +23,7 @@ from .stock import IJEPA, StockModel, at_size_of, check_fit, class_count, descri
 from .weights import Checkpoint, Weights, check_types, parse, read, save_tensors
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_PIXELS = 2**27  # of an image for which positions are resampled: at 1280 numbers for each patch of 14, 3.5 GB
 _DEFAULT_TAGS = {"dseq_jepa": "in1k", "dseq_official": "in1k_official", "ijepa": "ijepa", "timm": "converted"}
 
 
@@ -51,8 +53,11 @@ def convert(
     theirs, known = _config_beside(file) if model is None else ({}, None)
     checkpoint = parse(read(file))
     weights = checkpoint.encoder(encoder)
-    if img_size is not None and not all(map(is_size, img_size)):
-        raise UserError(f"--img-size {' '.join(map(str, img_size))} is no image size: give two numbers from 1.")
+    if img_size is not None and not (all(map(is_size, img_size)) and math.prod(img_size) <= _PIXELS):
+        raise UserError(
+            f"--img-size {' '.join(map(str, img_size))} is no image size: give two numbers from 1, of at most "
+            f"{_PIXELS:,} pixels together."
+        )
     assumed = None
     if model is None:
         stock = _of_run(file) or known
@@ -72,7 +77,8 @@ def convert(
         if word and not re.fullmatch(r"[\w.+-]*\w", word):
             raise UserError(f"{word!r} is no {what}: write letters, digits, dots, dashes and underscores.")
     name = f"{architecture}.{tag}"
-    card, license = _card(checkpoint.kind, name, stock, license)
+    taken = _taken(checkpoint, encoder)
+    card, license = _card(checkpoint.kind, name, stock, license, taken)
     files = {
         "config.json": cards.config_text(_with_preprocessing(stock.config(tag, license), theirs)).encode(),
         "README.md": card.encode(),
@@ -87,7 +93,7 @@ def convert(
         "kind": checkpoint.kind,
         "model": name,
         "stock": stock.architecture,
-        "encoder": encoder if checkpoint.target and checkpoint.student else "only",
+        "encoder": taken,
         "tensors": len(weights),
         "assumed_heads": assumed,
         "left_out": _left_out(checkpoint, encoder, with_pretraining_state),
@@ -154,17 +160,24 @@ def _resampled(weights: Weights, stock: StockModel, img_size: tuple[int, int]) -
     return {**weights, "pos_embed": positions}, new
 
 
-def _card(kind: str, name: str, stock: StockModel, license: str | None) -> tuple[str, str]:
+def _taken(checkpoint: Checkpoint, encoder: str) -> str:
+    """Which encoder is written: "target", "student", "lone student" where there is no target, or a ViT's "only" one."""
+    if checkpoint.kind == "timm":
+        return "only"
+    return "lone student" if encoder == "target" and not checkpoint.target else encoder
+
+
+def _card(kind: str, name: str, stock: StockModel, license: str | None, encoder: str) -> tuple[str, str]:
     """The card, and the licence for config.json."""
     tag = name.partition(".")[2]
     if stock.dseq_name and kind != "timm":
         if tag not in TAGS:
             raise UserError(f"{name}: the tags are {', '.join(TAGS)}: give one as --model {stock.dseq_name}.TAG.")
-        return cards.dseq_card(name, stock, license), license or cards.license_of(tag)
+        return cards.dseq_card(name, stock, license, encoder), license or cards.license_of(tag)
     if kind == "ijepa":
         if license not in (None, IJEPA_LICENSE):
             raise UserError(f"Meta's I-JEPA weights are under {IJEPA_LICENSE}, not {license}: leave --license out.")
-        return cards.ijepa_card(name, stock), IJEPA_LICENSE
+        return cards.ijepa_card(name, stock, encoder), IJEPA_LICENSE
     return cards.other_card(name, stock, license), license or "unknown"
 
 

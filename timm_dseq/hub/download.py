@@ -3,15 +3,18 @@
 import errno
 import queue
 import re
+import socket
 import threading
 import time
 import urllib.error
+import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cached_property, partial
 from os import PathLike
 from pathlib import Path
 from typing import TypeVar
+from urllib.parse import urlsplit
 
 import huggingface_hub
 from huggingface_hub import constants, file_download
@@ -202,13 +205,15 @@ def snapshot(repo: str, cache_dir: str | PathLike | None = None) -> str:
 def patiently(
     work: Callable[[], Result],
     what: str,
-    mend: str = "check the network, HF_ENDPOINT and proxies, then try again",
+    mend: str | Callable[[], str] = "check the network, HF_ENDPOINT and proxies, then try again",
     excess: Callable[[], bool] | None = None,
     computing: bool = False,
+    received: Callable[[], int | None] | None = None,
 ) -> Result:
     """What `work` returns, if it ends, or goes on to receive something.
 
     computing: it also computes, or waits at a lock for another process that does: that is no silence, or a long one.
+    received: the bytes that have arrived of it so far; without it those that this machine has received.
 
     huggingface_hub bounds each read, and repeats what failed: a server that sends a byte now and then, or takes every
     connection and is silent, would hold it for many minutes. So it works in a thread, which is left to itself if no
@@ -224,7 +229,8 @@ def patiently(
 
     threading.Thread(target=run, daemon=True).start()
     patience = LONG if computing else PATIENCE
-    before, since, spent = _received(), time.monotonic(), time.process_time()
+    received = received or _received
+    before, since, spent = received(), time.monotonic(), time.process_time()
     while True:
         try:
             answer, error = answers.get(timeout=min(LOOK, patience))
@@ -234,27 +240,35 @@ def patiently(
             if time.monotonic() - since < patience:
                 continue
             busy = computing and time.process_time() - spent > BUSY * patience
-            now, since, spent = _received(), time.monotonic(), time.process_time()
-            if now is not None and now - before < LEAST * patience and not busy:
+            now, since, spent = received(), time.monotonic(), time.process_time()
+            # fewer than before: it has begun anew
+            if now is not None and 0 <= now - before < LEAST * patience and not busy:
                 break
             before = now
             continue
         if error is not None:
             raise error
         return answer
-    raise UserError(f"{what}: nothing more arrived for {patience} s: {mend}.")
+    raise UserError(f"{what}: nothing more arrived for {patience} s: {mend if isinstance(mend, str) else mend()}.")
 
 
 def _received() -> int | None:
-    """Bytes that this machine has received so far; None on systems that do not tell.
+    """Bytes that this machine has received so far, from itself only if the Hub is here; None where no system tells.
 
     The files do not tell: both ways in which huggingface_hub downloads write them in pieces of many megabytes.
     """
     try:
         lines = Path("/proc/net/dev").read_text(encoding="utf-8").splitlines()[2:]
-        return sum(int(line.partition(":")[2].split()[0]) for line in lines)
+        counts = {name.strip(): int(numbers.split()[0]) for name, _, numbers in (line.partition(":") for line in lines)}
+        return sum(counts.values()) - (0 if _through_loopback() else counts.get("lo", 0))
     except (OSError, ValueError, IndexError):
         return None
+
+
+def _through_loopback() -> bool:
+    """Whether the Hub, or a proxy on the way to it, is on this machine."""
+    hosts = {urlsplit(address).hostname for address in (constants.ENDPOINT, *urllib.request.getproxies().values())}
+    return any(host in ("localhost", "::1", socket.gethostname()) or (host or "").startswith("127.") for host in hosts)
 
 
 def _check_file(path: Path, what: str) -> None:

@@ -3,6 +3,7 @@ store is whole and the right thing, or nothing does and one line says why."""
 
 import hashlib
 import io
+import json
 import pickle
 import sys
 import time
@@ -61,6 +62,12 @@ def test_the_licence_is_said_once_on_the_screen_in_the_record_and_in_the_card(dr
     card = (store / name / "README.md").read_text()
     assert {OFFICIAL: "for the weights no licence is stated", META: "license: cc-by-nc-4.0"}[name] in card
     assert (META in card) == (name == META) and "IN1k or IN22k" not in card
+
+
+def test_what_is_stored_of_meta_is_cropped_as_its_name_says(bring):
+    folder = bring(META)
+    assert json.loads((folder / "config.json").read_text())["pretrained_cfg"]["crop_pct"] == 0.9
+    assert "resized to 248 " in (folder / "README.md").read_text()
 
 
 @each
@@ -165,6 +172,11 @@ def test_what_a_drive_says_instead_of_the_file_is_one_line_with_the_way_round(
     drive.fault = fault
     said = refused()
     assert message in said and drive_module.address("1folder") in said and "--file PATH" in said
+
+
+def test_a_drive_from_which_nothing_came_promises_no_going_on(drive, refused):
+    drive.fault = "closed"
+    assert "goes on from there" not in refused()
 
 
 def test_a_quota_page_does_not_cost_what_has_arrived(drive, bring, refused):

@@ -119,9 +119,13 @@ def test_what_the_caller_names_comes_before_the_store(in_store, without_ours, ex
     ("name", "command"),
     [
         ("dseq_jepa_vit_b16", "timm-dseq get dseq_jepa_vit_b16.in1k_official"),
-        ("dseq_jepa_vit_b16.in1k", "timm-dseq get dseq_jepa_vit_b16.in1k_official"),
-        ("dseq_jepa_vit_h14.in1k_ijepa_meta", "timm-dseq get dseq_jepa_vit_h14.in1k_ijepa_meta"),
-        ("dseq_jepa_vit_s16", "timm-dseq get --list"),
+        (
+            "dseq_jepa_vit_b16.in1k",
+            r"timm-dseq get dseq_jepa_vit_b16.in1k_official \(it loads as dseq_jepa_vit_b16.in1k_official\), ",
+        ),
+        ("dseq_jepa_vit_h14.in1k_ijepa_meta", "timm-dseq get dseq_jepa_vit_h14.in1k_ijepa_meta, "),
+        ("dseq_jepa_vit_s16", "are here: convert a checkpoint"),  # nothing can be brought
+        ("dseq_jepa_vit_ti16.in1k", "are here: take dseq_jepa_vit_ti16.photos65k, which is in this package, "),
     ],
 )
 def test_where_there_is_nothing_the_line_names_the_command_and_nobody_is_asked(store, nobody, name, command):
@@ -134,7 +138,7 @@ def test_weights_that_were_damaged_in_the_store_are_named_with_the_mend(in_store
     in_store(OFFICIAL)
     with open(weights_of(OFFICIAL), "r+b") as file:
         file.truncate(10**6)
-    with pytest.raises(UserError, match=f"truncated or corrupt .*timm-dseq get --remove {OFFICIAL}"):
+    with pytest.raises(UserError, match=f"truncated or corrupt .*timm-dseq get {OFFICIAL} brings it anew"):
         timm.create_model(OFFICIAL, pretrained=True)
 
 

@@ -1,11 +1,13 @@
 """The store holds weights whole or not at all: two that ask at once, kills, disks that are full or only readable."""
 
+import itertools
 import os
 import signal
 import subprocess
 import sys
 import time
 from collections import namedtuple
+from functools import partial
 
 import pytest
 import timm
@@ -13,7 +15,7 @@ import torch
 
 from timm_dseq import UserError
 from timm_dseq.hub.store import folders
-from timm_dseq.hub.store.get import get
+from timm_dseq.hub.store.get import get, remove
 
 from ...conftest import ROOT
 from .test_get import bytes_of, each, holds
@@ -107,6 +109,46 @@ def test_a_kill_at_any_later_moment_leaves_nothing_half(drive, store, process, b
     timm.create_model(META, pretrained=True)
 
 
+def killed_before(change: int, work) -> bool:
+    """Do it in a process that is killed before its n-th change of a file in the store; False if it makes fewer."""
+    child = os.fork()
+    if not child:
+        changes = itertools.count(1)
+
+        def look(event, arguments):
+            writes = event == "open" and isinstance(arguments[2], int) and arguments[2] & (os.O_WRONLY | os.O_RDWR)
+            writes = writes or event in ("os.rename", "os.remove", "os.rmdir", "os.mkdir")
+            if writes and next(changes) == change:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        sys.addaudithook(look)
+        try:
+            work()
+        finally:
+            os._exit(0)
+    return os.waitpid(child, 0)[1] == signal.SIGKILL
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("start", ["empty", "damaged", "whole"])
+def test_after_a_kill_before_any_change_of_the_store_the_same_command_goes_on(drive, store, bring, tmp_path, start):
+    """Brought from nothing, brought anew, and removed."""
+    (tmp_path / META_FILE).write_bytes(drive.files[META_FILE])
+    for change in itertools.count(1):
+        folders.remove(META)
+        if start != "empty":
+            bring(META, tmp_path / META_FILE)
+        if start == "damaged":
+            (store / META / "model.safetensors").unlink()
+        work = partial(remove, META) if start == "whole" else partial(get, META, tmp_path / META_FILE)
+        if not killed_before(change, partial(work, say=lambda line: None)):
+            break
+        if folders.stored(META) and not folders.damage(store / META, thorough=True):
+            timm.create_model(META, pretrained=True)
+        assert holds(bring(META, tmp_path / META_FILE), drive.files[META_FILE]) and only(store) == [META]
+    assert change > 4
+
+
 Usage = namedtuple("Usage", "total used free")
 
 
@@ -142,6 +184,7 @@ def test_a_disk_that_gets_full_is_named_and_what_has_arrived_stays(
                 with pytest.raises(UserError, match=r"cannot be written \((No space left|.*)") as error:
                     get(name, say=lambda line: None)
             assert "\n" not in str(error.value) and not folders.stored(name)
+            assert f"timm-dseq get --remove {name} frees it" in str(error.value)
             arrived = list(folders.unfinished(name).glob("download*"))
             assert arrived and max(path.stat().st_size for path in arrived) > 2**22
             subprocess.run(["mount", "-o", "remount,size=200m", tmp_path / "assets"], check=True)
@@ -159,10 +202,11 @@ def test_a_store_that_may_only_be_read_is_read_and_named_where_it_would_be_writt
         get(OFFICIAL, say=lambda line: None)
         subprocess.run(["mount", "-o", "remount,ro", tmp_path / "assets"], check=True)
         drive.requests.clear()
+        assert not get(OFFICIAL, say=lambda line: None)["new"]
         assert timm.create_model(OFFICIAL, pretrained=True)(torch.zeros(1, 3, 224, 224)).shape == (1, 192)
         for name, file in ((META, None), (META, tmp_path / META_FILE)):
             (tmp_path / META_FILE).write_bytes(drive.files[META_FILE])
-            with pytest.raises(UserError, match=r"cannot be written \(Read-only file system\).*HF_HOME") as error:
+            with pytest.raises(UserError, match=r"cannot be written \(Read-only file system\): set HF_HOME") as error:
                 get(name, file, say=lambda line: None)
             assert "\n" not in str(error.value)
         assert not drive.requests

@@ -25,7 +25,7 @@ def register(meta_address: str) -> None:
     sources.SOURCES[OFFICIAL] = dataclasses.replace(official, fetch=fetch, link=drive.address(FOLDER))
     sources.SOURCES[META] = sources.Source(partial(url.fetch, meta_address), meta_address, "ijepa", IJEPA_LICENSE)
     cfg = timm.get_pretrained_cfg("dseq_jepa_vit_ti16.in1k")
-    _registry._model_pretrained_cfgs[META] = dataclasses.replace(cfg, tag=META_TAG, license=IJEPA_LICENSE)
+    _registry._model_pretrained_cfgs[META] = dataclasses.replace(cfg, tag=META_TAG, license=IJEPA_LICENSE, crop_pct=0.9)
     _registry._model_with_tags["dseq_jepa_vit_ti16"].append(META)
 
 

@@ -2,14 +2,15 @@
 
 download         all of it
 download….part   what there is so far
-download.json    what it is: {"of": its address or identity, "total": bytes, "version": as the server calls it}
+download.json    what it is: {"of": its address or identity, "total": bytes, "version": as the server calls it,
+                 "from": where it lay}
 """
 
 import json
 import re
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,15 @@ from .folders import check_room, writing
 
 class BrokenOff(UserError):
     """The connection ended before the file did: another try goes on from there."""
+
+
+class Changed(Exception):
+    """The server goes on with another file than that of which there is a part."""
+
+
+# Without an announced length so many times the encoder's bytes are taken: a checkpoint holds at most the student, the
+# target, a predictor, and two moments for each number that is trained. Meta's largest, ViT-g, are four encoders or so.
+ENCODERS = 10
 
 
 class Arrival:
@@ -40,7 +50,15 @@ class Arrival:
     @property
     def done(self) -> int:
         """Bytes that have arrived."""
-        return self.part.stat().st_size if self.part else 0
+        try:
+            return self.part.stat().st_size if self.part else 0
+        except FileNotFoundError:  # just now it was renamed
+            return 0
+
+    def mend(self, by_hand: str) -> str:
+        """What to do after a failure: another try, which goes on only where there is something to go on with."""
+        goes_on = ", it goes on from there" if self.done and self.begun().get("version") else ""
+        return f"give the same command again{goes_on}; or {by_hand}"
 
     def begun(self) -> dict[str, Any]:
         """What a download.json says; nothing, where it is not there or torn."""
@@ -59,12 +77,35 @@ class Arrival:
             self.part.rename(self.file)
         return self.file.is_file()
 
-    def begin(self, of: str, total: int | None, version: str | None = None) -> None:
-        """The server has said what it sends: check the room for the rest of it, note it, show a bar."""
+    def or_anew(self, download: Callable[[], None]) -> None:
+        """Download the rest of it; all of it, where the server has another file by now."""
+        try:
+            download()
+        except Changed:
+            self.discard()
+            download()
+
+    def begin(self, of: str, total: int | None, version: str | None = None, where: str = "") -> None:
+        """The server has said what it sends: check the room for the rest of it, note it, show a bar.
+
+        version: by which it can be gone on with. where: it lay, for the record.
+        """
         check_room((total or 0) - self.done + self.more, self.name)
-        self.note.write_text(json.dumps({"of": of, "total": total, "version": version}), encoding="utf-8")
+        note = {"of": of, "total": total, "version": version, "from": where}
+        self.note.write_text(json.dumps(note), encoding="utf-8")
         self.close()
         self.bar = tqdm(total=total, initial=self.done, desc=self.name, unit="B", unit_scale=True, disable=None)
+
+    def check_length(self, done: int, total: int | None) -> None:
+        """Refuse more bytes than were announced, or than any checkpoint of such an encoder takes."""
+        most = ENCODERS * self.more if total is None else total
+        if done > most:
+            self.discard()
+            why = "no checkpoint of it is so large" if total is None else "no more were announced"
+            raise UserError(
+                f"{self.name}: more than {most:,} bytes arrived, and {why}, so they were removed: try again later, or "
+                "give the checkpoint as --file PATH."
+            )
 
     def show(self, done: int) -> None:
         """Show that so many bytes are there."""
@@ -97,8 +138,19 @@ class Arrival:
             )
 
 
+def instead(file: Path) -> str | None:
+    """What a file is that is plainly no checkpoint, but something else that servers send; None if it may be one."""
+    with file.open("rb") as opened:
+        head = opened.read(512).lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    if not head:
+        return "an empty file (0 bytes)" if not file.stat().st_size else None
+    if head.startswith((b"<!doctype html", b"<html", b"<head")):
+        return "a web page (text/html)"
+    return "a gzip archive" if head.startswith(b"\x1f\x8b") else None
+
+
 @contextmanager
-def arriving(what: str, mend: str) -> Iterator[None]:
+def arriving(arrival: Arrival, what: str, by_hand: str) -> Iterator[None]:
     """What a download stumbles over, as one line: the disk is named, anything else is the connection's."""
     try:
         yield
@@ -106,10 +158,10 @@ def arriving(what: str, mend: str) -> Iterator[None]:
         raise
     except Exception as error:  # of requests, urllib, http, and of a library that reads foreign pages
         if isinstance(error, OSError) and error.errno and (error.errno in FULL or error.filename):
-            with writing():
+            with writing(arrival.name):
                 raise
         reason = first_sentence(str(error) or type(error).__name__)
-        raise BrokenOff(f"{what} did not arrive whole ({reason}): {mend}.") from error
+        raise BrokenOff(f"{what} did not arrive whole ({reason}): {arrival.mend(by_hand)}.") from error
 
 
 def first_sentence(text: str) -> str:

@@ -2,42 +2,34 @@
 
 import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from types import ModuleType
 from typing import Any
 
-from ...errors import UserError
+from ...errors import UserError, printable
 from ..download import patiently
-from .arrival import Arrival, arriving, first_sentence
+from .arrival import Arrival, Changed, arriving, first_sentence
 
 SECONDS = 30  # in which the drive has to send something
-PAGES = 90  # seconds in which its pages (consent, confirmation) have to end in the file
+PAGES = 50  # seconds in which its pages (consent, confirmation) have to end in the file
 _CHECKPOINTS = (".pth", ".pt", ".tar", ".ckpt", ".bin", ".safetensors")
 _OPTIONS = {"quiet": True, "use_cookies": False, "timeout": SECONDS}
-
-
-class _Changed(Exception):
-    """Another file than that of which there is a part."""
 
 
 def fetch(folder: str, words: tuple[str, ...], arrival: Arrival) -> str:
     """Fetch the checkpoint of a folder; returns where it lay. words: patterns to choose by if there are several."""
     link = address(folder)
     by_hand = f"download the checkpoint in a browser, from {link}, and give it as --file PATH"
-    mend = f"give the same command again, it goes on from there; or {by_hand}"
+    mend = partial(arrival.mend, by_hand)
     gdown = _gdown(by_hand)
-    with arriving(link, mend), _refusals(gdown, by_hand):
+    with arriving(arrival, link, by_hand), _refusals(gdown, by_hand):
         listing = partial(gdown.download_folder, id=folder, skip_download=True, **_OPTIONS)
-        file = choose(patiently(listing, link, mend), words, by_hand)
-        source = f"{link} ({file.path})"
+        file = choose(patiently(listing, link, mend, received=lambda: arrival.done), words, by_hand)
+        source = f"{link} ({printable(file.path)})"
         if not arrival.resume(file.id):
-            try:
-                _download(gdown, file.id, arrival, source, mend)
-            except _Changed:
-                arrival.discard()
-                _download(gdown, file.id, arrival, source, mend)
+            arrival.or_anew(partial(_download, gdown, file.id, arrival, source, mend))
     return source
 
 
@@ -83,8 +75,8 @@ def _refusals(gdown: ModuleType, by_hand: str) -> Iterator[None]:
         raise UserError(f"the drive sends pages and no file: try again later, or {by_hand}.") from error
 
 
-def _download(gdown: ModuleType, id: str, arrival: Arrival, source: str, mend: str) -> None:
-    """Download a file, or the rest of it; gdown keeps what there is in download….part."""
+def _download(gdown: ModuleType, id: str, arrival: Arrival, source: str, mend: Callable[[], str]) -> None:
+    """Download a file, or the rest of it; gdown keeps what there is in download….part, in pieces of half a MiB."""
     before, total_before = arrival.done, arrival.begun().get("total")
     stop = threading.Event()
     hurry = threading.Timer(PAGES, stop.set)
@@ -93,15 +85,16 @@ def _download(gdown: ModuleType, id: str, arrival: Arrival, source: str, mend: s
         if not hurry.finished.is_set():
             hurry.cancel()
             if before and total != total_before:  # gdown compares within one call only
-                raise _Changed
-            arrival.begin(id, total)
+                raise Changed
+            arrival.begin(id, total, version=id)
+        arrival.check_length(done, total)  # of a body that gdown unpacks it does not
         arrival.show(done)
 
     hurry.start()
     try:
         output = str(arrival.file)
         work = partial(gdown.download, id=id, output=output, resume=True, progress=progress, cancel=stop, **_OPTIONS)
-        patiently(work, source, mend)
+        patiently(work, source, mend, received=lambda: arrival.done)
     except gdown.FileURLRetrievalError:
         raise
     except gdown.DownloadError:

@@ -1,6 +1,7 @@
 """model.tag → its weights in the local store: downloaded or given as a file, converted, verified, recorded."""
 
 import json
+import os
 import shutil
 import time
 from collections.abc import Callable
@@ -8,8 +9,10 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
+import timm
+
 from ...dseq_jepa import META_TAG
-from ...errors import UserError, similar
+from ...errors import FULL, UserError, printable, similar
 from .. import cards
 from ..config import read_stock
 from ..convert import NotWritten, convert
@@ -17,7 +20,7 @@ from ..stock import registered
 from ..verify import verify
 from ..weights import sha256
 from . import folders
-from .arrival import Arrival, BrokenOff
+from .arrival import Arrival, BrokenOff, instead
 from .sources import SOURCES, Source
 
 TRIES = 5  # at a download that breaks off, as long as each brings something
@@ -33,16 +36,32 @@ def get(name: str, file: Path | None = None, say: Say = print) -> dict[str, Any]
     source = _known(name)
     if file is not None and not file.is_file():
         raise UserError(f"{file} is no file: give the checkpoint that you downloaded.")
+    if file is not None and not os.access(file, os.R_OK):
+        raise UserError(f"{file} may not be read: check its rights.")
+    if (here := _whole(name)) and not os.path.lexists(folders.unfinished(name)):
+        return here  # without a lock: a store of others may only be read
     with folders.locked(name, say):
+        if here := _whole(name):
+            with folders.writing(name):
+                folders.delete(folders.unfinished(name))  # a kill has left it
+            return here
         if folder := folders.stored(name):
-            return {"name": name, "folder": str(folder), "new": False, **folders.record(folder)}
+            say(f"{name} is damaged in the store, so it is brought anew: {folders.damage(folder, thorough=True)}")
         say(f"{name}\n  from {file or source.link}\n  licence: {source.license}")
-        with folders.writing():
-            work = _prepared(name)
+        with folders.writing(name):
+            work = folders.prepared(name)
             record = _brought(name, source, file, work, say)
             folder = folders.publish(work / "folder", name)
             shutil.rmtree(work)
-    return {"name": name, "folder": str(folder), "new": True, **record}
+    return {**record, "name": name, "folder": str(folder), "new": True}
+
+
+def _whole(name: str) -> dict[str, Any] | None:
+    """The record of weights that are in the store and undamaged."""
+    folder = folders.stored(name)
+    if not folder or folders.damage(folder, thorough=True):
+        return None
+    return {**folders.record(folder), "name": name, "folder": str(folder), "new": False}
 
 
 def listing() -> list[dict[str, Any]]:
@@ -58,9 +77,12 @@ def listing() -> list[dict[str, Any]]:
 def remove(name: str, say: Say = print) -> dict[str, Any]:
     """Remove the weights of a model.tag from the store, and what has arrived of them."""
     _known(name)
-    with folders.locked(name, say), folders.writing():
-        if not folders.stored(name) and not folders.unfinished(name).exists():
+    with folders.locked(name, say), folders.writing(name):
+        entry = folders.store() / name
+        if not any(map(os.path.lexists, (entry, folders.unfinished(name)))):
             raise UserError(f"{name} is not in the store: timm-dseq get --list shows what is.")
+        if entry.is_symlink():
+            say(f"{name} is a link: what it leads to, {os.readlink(entry)}, stays.")
         return {"name": name, "freed": folders.remove(name)}
 
 
@@ -69,16 +91,6 @@ def _known(name: str) -> Source:
         hint = similar(name, SOURCES)
         raise UserError(f"{name} is nothing that can be brought{hint}: timm-dseq get --list shows what can.")
     return SOURCES[name]
-
-
-def _prepared(name: str) -> Path:
-    """The folder to work in, with nothing in it but a download to go on with."""
-    work = folders.unfinished(name)
-    work.mkdir(exist_ok=True)
-    for path in work.iterdir():
-        if not path.name.startswith("download"):
-            shutil.rmtree(path)
-    return work
 
 
 def _brought(name: str, source: Source, file: Path | None, work: Path, say: Say) -> dict[str, Any]:
@@ -91,7 +103,7 @@ def _brought(name: str, source: Source, file: Path | None, work: Path, say: Say)
         file = arrival.file
     else:
         folders.check_room(encoder, name)
-        where = f"the file {file.name}"
+        where = f"the file {printable(file.name)}"
     record = {
         "source": where,
         "size": file.stat().st_size,
@@ -102,8 +114,9 @@ def _brought(name: str, source: Source, file: Path | None, work: Path, say: Say)
     say(f"  {where}: {record['size']:,} bytes, SHA-256 {record['sha256']}")
     try:
         _convert(file, name, source, work / "folder", where)
-    except NotWritten:
-        raise
+    except NotWritten as error:
+        full = any(os.strerror(code) in str(error.__cause__) for code in FULL)
+        raise UserError(f"{str(error).rstrip('.')}{folders.held(name) if full else ''}.") from error
     except UserError:
         if file == arrival.file:
             arrival.discard()  # to keep it would be of no use
@@ -114,6 +127,8 @@ def _brought(name: str, source: Source, file: Path | None, work: Path, say: Say)
             f"{name}, converted, does not load as it should ({failed[0]}): mend that, then give the same command again."
         )
     say("\n".join(f"  verified, {check}: {result['seen']}" for check, result in checks.items()))
+    weights = work / "folder" / folders.WEIGHTS
+    record["weights"] = {"size": weights.stat().st_size, "sha256": sha256(weights)}
     (work / "folder" / folders.RECORD).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     return record
 
@@ -136,18 +151,23 @@ def _downloaded(source: Source, arrival: Arrival) -> str:
 def _convert(file: Path, name: str, source: Source, folder: Path, where: str) -> None:
     """Convert a checkpoint; refuse one that is of another kind, or holds another encoder."""
     mend = f"it should lie at {source.link}, give it as --file PATH"
+    if kind := instead(file):
+        found = f"the server sent {kind} instead of the file" if file.parent == folder.parent else f"it is {kind}"
+        raise UserError(f"{where} is not {name} ({found}): {mend}.")
     try:
-        kind = convert(file, folder)["kind"]
+        done = convert(file, folder)
     except NotWritten:
         raise
     except UserError as error:
         reason = str(error).replace(str(file), "it").rstrip(".")
         raise UserError(f"{where} is not {name} ({reason}): {mend}.") from error
     config, stock = read_stock(folder / "config.json")
-    if (kind, stock) != (source.kind, registered(name)):
+    if (done["kind"], stock) != (source.kind, registered(name)):
         found = f"{stock.dseq_name or stock.architecture} at {stock.img_size[0]}×{stock.img_size[1]}"
-        raise UserError(f"{where} is not {name}, but holds {found}, kind {kind}: {mend}.")
+        raise UserError(f"{where} is not {name}, but holds {found}, kind {done['kind']}: {mend}.")
     if name.endswith(f".{META_TAG}"):  # of which the file does not say on what it was trained
-        config["pretrained_cfg"]["tag"] = META_TAG
+        crop = timm.get_pretrained_cfg(name).crop_pct
+        config["pretrained_cfg"] |= {"tag": META_TAG, "crop_pct": crop}
+        card = cards.ijepa_card(f"{stock.architecture}.{META_TAG}", stock, done["encoder"], crop)
         (folder / "config.json").write_text(cards.config_text(config), encoding="utf-8")
-        (folder / "README.md").write_text(cards.ijepa_card(f"{stock.architecture}.{META_TAG}", stock), encoding="utf-8")
+        (folder / "README.md").write_text(card, encoding="utf-8")

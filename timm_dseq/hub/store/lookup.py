@@ -10,7 +10,7 @@ from typing import Any
 
 from timm.models import resolve_pretrained_cfg
 
-from ...dseq_jepa import default_cfgs, namespace
+from ...dseq_jepa import SHIPPED, default_cfgs, namespace
 from ...errors import UserError
 from ..weights import check_safetensors
 from .folders import stored, weights_of
@@ -66,10 +66,20 @@ def locate(
         return None
     namespace()  # a wrong one is the reason
     raise UserError(
-        f"No weights of {name} are here: bring some with {command_for(name)}, convert a checkpoint (timm-dseq convert "
+        f"No weights of {name} are here: {_others(name)}convert a checkpoint (timm-dseq convert "
         'CHECKPOINT --output DIR, then timm.create_model("local-dir:DIR", pretrained=True)), or set '
         f"TIMM_DSEQ_NAMESPACE to the organisation that has published them (timm-dseq push DIR ORGANISATION/{name})."
     )
+
+
+def _others(name: str) -> str:
+    """The beginning of what to do: other weights of the same model, under the name by which they load."""
+    architecture = name.partition(".")[0]
+    shipped = [f"take {other}, which is in this package, " for other in SHIPPED if other.startswith(f"{architecture}.")]
+    known = [other for other in SOURCES if other.startswith(f"{architecture}.")]
+    brought = name if name in SOURCES else known[0] if known else None
+    loads = f" (it loads as {brought})" if brought != name else ""
+    return "".join(shipped) + (f"bring some with timm-dseq get {brought}{loads}, " if brought else "")
 
 
 def command_for(name: str) -> str:
