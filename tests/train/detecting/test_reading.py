@@ -1,6 +1,7 @@
 """Annotations of every kind become the same objects, and what is wrong with them is one line."""
 
 import json
+import math
 
 import datasets
 import numpy as np
@@ -115,6 +116,15 @@ def every(**fields):
     return change
 
 
+def last_of_many(**fields):
+    def change(content):
+        one = content["annotations"][0]
+        content["annotations"] = [{**one, "id": number} for number in range(1, 4002)]
+        content["annotations"][-1] |= fields
+
+    return change
+
+
 def as_corners(content):
     for one in content["annotations"]:
         left, top, width, height = one["bbox"]
@@ -147,7 +157,39 @@ WRONG = {
         first(segmentation={"size": [64, 64], "counts": "0"}),
         "the segmentation of annotation 1 is of 64 × 64 pixels, and its image has 128 × 128",
     ),
-    "a mask that is none": (first(segmentation={"size": [128, 128], "counts": [5]}), "cannot be decoded"),
+    "a mask that is none": (
+        first(segmentation={"size": [128, 128], "counts": [5]}),
+        "the segmentation of annotation 1 has runs of 5 pixels in all, and its image has 16384",
+    ),
+    "an empty mask": (
+        first(segmentation={"size": [128, 128], "counts": ""}),
+        "annotation 1 has counts that are no run",
+    ),
+    "negative runs": (
+        first(segmentation={"size": [128, 128], "counts": [16385, -1]}),
+        "counts that are no run lengths",
+    ),
+    "runs with points": (first(segmentation={"size": [128, 128], "counts": [0.5, 16383.5]}), "are no run lengths"),
+    "the last of many masks": (
+        last_of_many(segmentation={"size": [128, 128], "counts": "PPPo"}),
+        "the segmentation of annotation 4001 has",
+    ),
+    "a polygon far away": (
+        first(segmentation=[[2e9, 1, 2, 2, 3, 9]]),
+        "annotation 1 has a polygon that leaves its image",
+    ),
+    "a polygon without end": (first(segmentation=[[10**400, 1, 2, 2, 3, 9]]), "a polygon that leaves its image of 128"),
+    "a polygon of no number": (first(segmentation=[[1, math.nan, 2, 2, 3, 9]]), "annotation 1 has a polygon"),
+    "a box without end": (first(bbox=[10**400, 1, 2, 3]), "annotation 1 has no bbox of four numbers: mend it"),
+    "an area without end": (first(area=10**400), "annotation 1 has the area 1000000.*, which is none: mend it"),
+    "an area that is no number": (first(area=math.nan), "annotation 1 has the area nan"),
+    "an area of text": (first(area="12"), "annotation 1 has the area 12, which is none"),
+    "a list as category": (first(category_id=[3]), r"no category_id, or a wrong one \(\[3\]\): {'id': 1,"),
+    "a crowd of text": (first(iscrowd="0"), "annotation 1 has iscrowd '0', which is neither 0 nor 1: mend it"),
+    "a size without end": (
+        lambda c: {**c, "images": [{**c["images"][0], "width": 10**400}, *c["images"][1:]]},
+        "image 100 has 10000.* × 128 pixels, none or too many",
+    ),
     "a line as polygon": (first(segmentation=[[1, 1, 2, 2]]), "annotation 1 has a polygon that is no list of at least"),
     "a size of nothing": (
         lambda c: {**c, "images": [{**c["images"][0], "width": 0}, *c["images"][1:]]},
@@ -249,4 +291,23 @@ def test_an_image_of_another_size_than_annotated_is_named(tmp_path, capsys):
     arguments = ["--model=dseq_jepa_vit_ti16", "--random=true", f"--data={folder}", "--workers=0", "--detector.size=64"]
     arguments += ["--optim.batch_size=8", f"--output_dir={tmp_path / 'run'}", f"--results={tmp_path / 'r.jsonl'}"]
     assert main(arguments) == 1
-    assert "003.png (row 3) is 100 × 128, and annotated as 128 × 128" in capsys.readouterr().err
+    assert "003.png (row 3) is 100 × 128, and instances_train.json says 128 × 128" in capsys.readouterr().err
+
+
+def test_a_file_that_is_listed_twice_is_said(tmp_path):
+    def change(content):
+        content["images"][3]["file_name"] = content["images"][0]["file_name"]
+
+    train, test = open_annotated(Annotations(path=str(coco_folder(tmp_path, change=change))))
+    assert "1 listed again with a file of another" in train.said()
+    assert "listed again" not in test.said()
+
+
+def test_an_image_of_one_pixel_has_a_box_of_one(tmp_path):
+    def change(content):
+        content["images"], content["annotations"] = content["images"][:1], content["annotations"][:1]
+        content["images"][0] |= {"width": 1, "height": 1}
+        content["annotations"][0] |= {"bbox": [0, 0, 1, 1], "area": 1, "segmentation": [[0, 0, 1, 0, 1, 1, 0, 1]]}
+
+    train, _ = open_annotated(Annotations(path=str(coco_folder(tmp_path, change=change))))
+    np.testing.assert_array_equal(train.objects[0].boxes, [[0, 0, 1, 1]])
