@@ -78,8 +78,8 @@ def train(config: Detecting, text: str, accelerator: Accelerator) -> int:
 def count_duplicates(config: Detecting, train: Annotated, test: Annotated, accelerator: Accelerator) -> int:
     """Test images that are also trained on, pixel for pixel. An image that cannot be used is named on the way."""
     folder = str(Path(config.output_dir) / "digests")
-    digests = (digests_of(one.source, config.workers, folder, accelerator, one.picture) for one in (train, test))
-    return duplicates(*digests)
+    tested, learnt = (digests_of(x.source, config.workers, folder, accelerator, x.picture) for x in (test, train))
+    return duplicates(learnt, tested)
 
 
 def records_of(config: Detecting, task: DetectionTask, figures: dict[str, float]) -> list[dict[str, Any]]:

@@ -283,6 +283,43 @@ def test_what_is_wrong_with_a_column_of_objects_is_one_line(tmp_path):
     refused("has no annotations")
 
 
+WRONG_ROWS = {
+    "no class": ({"category": [0, None]}, "train, row 1: an object has no class"),
+    "a class below": ({"category": [0, -1]}, "train, row 1: a class is not one of the 100,000 that there can be"),
+    "a class far above": ({"category": [0, 10**15]}, "train, row 1: a class is not one of the 100,000 that"),
+    "a class more": ({"category": [0, 1, 1]}, "train, row 1: boxes, classes and areas differ in number"),
+    "no box": ({"bbox": [None, [1, 2, 3, 4]]}, "train, row 1: .* or a box has not four numbers: mend it"),
+    "boxes of other lengths": ({"bbox": [[1, 2, 3], [1, 2, 3, 4, 5]]}, "train, row 1: .* not four numbers"),
+    "two boxes as one": ({"bbox": [[1, 2, 3, 4] * 2, [1, 2, 3, 4] * 2]}, "train, row 1: .* not four numbers"),
+    "no number": ({"bbox": [[1, 2, 3, math.nan], [1, 2, 3, 4]]}, "train, row 1: .* not four numbers"),
+    "far away": ({"bbox": [[1, 2, 1e300, 4], [1, 2, 3, 4]]}, "train, row 1: .* not four numbers"),
+    "an area below": ({"area": [-1, 4]}, "train, row 1: .* an area that is none"),
+    "an area of no number": ({"area": [math.nan, 4]}, "train, row 1: .* an area that is none"),
+}
+
+
+@pytest.mark.parametrize("entries", [False, True])
+@pytest.mark.parametrize("case", WRONG_ROWS)
+def test_an_object_that_is_none_is_one_line(case, entries, tmp_path):
+    """Columns of lists, and of entries."""
+    (damage, says), right = WRONG_ROWS[case], {"bbox": [[5, 5, 15, 20]] * 2, "category": [0, 1], "area": [300, None]}
+    image = {"bytes": b"", "path": None}
+    rows = [right, {**right, **damage}, right]
+    if entries:
+        if len({len(column) for column in rows[1].values()}) > 1:
+            pytest.skip("entries cannot differ in number")
+        rows = [[dict(zip(row, values, strict=True)) for values in zip(*row.values(), strict=True)] for row in rows]
+    column = {"bbox": datasets.List(datasets.List(datasets.Value("float64")))}
+    column |= {"category": datasets.List(datasets.Value("int64")), "area": datasets.List(datasets.Value("float64"))}
+    kind = datasets.List({name: one.feature for name, one in column.items()}) if entries else column
+    kinds = datasets.Features({"image": datasets.Image(), "objects": kind})
+    made = datasets.Dataset.from_dict({"image": [image] * 3, "objects": rows}, features=kinds)
+    made.to_parquet(tmp_path / "train.parquet")
+    with pytest.raises(UserError, match=says) as error:
+        open_annotated(Annotations(path=str(tmp_path), box_format="xywh", test="train"))
+    assert "\n" not in str(error.value)
+
+
 def test_an_image_of_another_size_than_annotated_is_named(tmp_path, capsys):
     from detect import main
 
@@ -292,6 +329,12 @@ def test_an_image_of_another_size_than_annotated_is_named(tmp_path, capsys):
     arguments += ["--optim.batch_size=8", f"--output_dir={tmp_path / 'run'}", f"--results={tmp_path / 'r.jsonl'}"]
     assert main(arguments) == 1
     assert "003.png (row 3) is 100 × 128, and instances_train.json says 128 × 128" in capsys.readouterr().err
+
+
+def test_objects_without_a_mask_among_others_are_counted(tmp_path):
+    folder = coco_folder(tmp_path, change=first(segmentation=None))
+    train, test = open_annotated(Annotations(path=str(folder)))
+    assert "boxes only, as 1 have no mask" in train.said() and "with masks" in test.said()
 
 
 def test_a_file_that_is_listed_twice_is_said(tmp_path):

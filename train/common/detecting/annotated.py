@@ -77,11 +77,12 @@ class Annotated:
         """What there is, and what is left out, in words."""
         every = sum(len(objects.labels) for objects in self.objects)
         crowds = sum(int(objects.crowd.sum()) for objects in self.objects)
+        bare = sum(mask is None for objects in self.objects for mask in objects.masks)
         lacking = len(self) - len(self.with_objects)
         empty = every - crowds - sum(int(objects.trainable.sum()) for objects in self.objects)
         words = [
             f"{len(self):,} images of {self.split}, {every:,} objects of {len(self.names)} classes",
-            "with masks" if self.has_masks else "boxes only",
+            "with masks" if self.has_masks else f"boxes only{f', as {bare:,} have no mask' * (bare < every)}",
         ]
         words += [f"{crowds:,} crowds, not trained on"] * bool(crowds)
         words += [f"{empty:,} boxes without an area, left out"] * bool(empty)

@@ -15,9 +15,9 @@ from ...data.source import Source
 from .. import masks
 from ..annotated import Annotated, Classes, Objects, Pair
 from ..settings import Annotations
+from .numbers import is_area, is_box
 
 LOOKED_AT = 2000  # masks whose boxes are compared with the annotated ones
-FAR = 1e9  # numbers of boxes and areas beyond it, or none at all (NaN), are damage
 
 _JSON = ("instances_{}.json", "annotations/instances_{}.json", "{}/_annotations.coco.json", "annotations/{}.json")
 _IMAGES = ("{}", "images/{}")
@@ -80,10 +80,6 @@ def _known(entry: dict[str, Any], name: str, path: Path) -> Any:
     return value
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and -FAR <= value <= FAR
-
-
 def _classes(path: Path, categories: list[dict[str, Any]]) -> Classes:
     ids, names = (tuple(_known(one, name, path) for one in categories) for name in ("id", "name"))
     if len(set(ids)) < len(ids):
@@ -121,7 +117,8 @@ def _files(folder: Path, deep: bool) -> Iterator[Path]:
 def _size(image: dict[str, Any], path: Path) -> Pair:
     size = (_known(image, "height", path), _known(image, "width", path))
     if min(size) < 1 or size[0] * size[1] > MOST_PIXELS:
-        raise UserError(f"{path}: image {image['id']} has {size[1]} × {size[0]} pixels, none or too many: mend it.")
+        shown = " × ".join(str(side)[:20] for side in size[::-1])
+        raise UserError(f"{path}: image {image['id']} has {shown} pixels, none or too many: mend it.")
     return size
 
 
@@ -134,9 +131,9 @@ def _checked(annotation: dict[str, Any], path: Path, images: set[int], categorie
         fault = f"is of image {image}, which is not in its images"
     elif category not in categories:
         fault = f"is of category {category}, which is not in its categories"
-    elif not isinstance(box, list) or len(box) != 4 or not all(map(_is_number, box)):
+    elif not is_box(box):
         fault = "has no bbox of four numbers: mend it"
-    elif area is not None and (not _is_number(area) or area < 0):
+    elif not is_area(area):
         fault = f"has the area {str(area)[:40]}, which is none: mend it, or leave it out for its box's"
     elif crowd not in (None, 0, 1):
         fault = f"has iscrowd {str(crowd)[:40]!r}, which is neither 0 nor 1: mend it"
