@@ -1,5 +1,6 @@
 """Annotations of every kind become the same objects, and what is wrong with them is one line."""
 
+import dataclasses
 import json
 import math
 
@@ -13,7 +14,7 @@ from common.detecting.settings import Annotations
 from PIL import Image
 
 from timm_dseq import UserError
-from timm_dseq.images import decode
+from timm_dseq.images import UnreadableImage, decode
 
 from .annotations import IDS, coco_folder, drawn, parquet_folder
 
@@ -233,6 +234,31 @@ def test_a_path_that_is_none_is_one_line(path, says, tmp_path):
     with pytest.raises(UserError, match=says) as error:
         open_annotated(Annotations(path=path.replace("{tmp}", str(tmp_path))))
     assert "\n" not in str(error.value)
+
+
+def test_a_split_of_one_json_file_is_none(tmp_path):
+    folder = coco_folder(tmp_path)
+    data = Annotations(path=str(folder / "instances_train.json"), images=str(folder / "train"), test="val")
+    with pytest.raises(UserError, match=r"data.test=val is no JSON file, and data.path is one: name that of the test"):
+        open_annotated(data)
+
+
+def test_a_damaged_image_of_a_table_is_named_with_its_split(tmp_path):
+    folder = parquet_folder(tmp_path / "x")
+    rows = datasets.Dataset.from_parquet(str(folder / "test.parquet")).cast_column(
+        "image", datasets.Image(decode=False)
+    )
+    rows = rows.map(
+        lambda row, at: {"image": {"bytes": row["image"]["bytes"][: 5000 if at == 2 else None], "path": None}},
+        with_indices=True,
+    )
+    rows.to_parquet(folder / "test.parquet")
+    with pytest.raises(UserError, match=r"x, test, row 2: .*truncated.*: mend or remove this image"):
+        open_annotated(Annotations(path=str(folder)))
+    train, _ = open_annotated(Annotations(path=str(folder), train="test", test="train", limit=2))
+    wrong = dataclasses.replace(train, sizes=[(9, 9)] * 2)
+    with pytest.raises(UnreadableImage, match=r"test, row 1 is 128 × 128, and .* says 9 × 9"):
+        wrong.picture(1)
 
 
 def test_a_file_that_is_no_json_is_one_line(tmp_path):

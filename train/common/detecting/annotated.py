@@ -62,8 +62,11 @@ class Annotated:
 
     def picture(self, index: int) -> Image.Image:
         """Upright 8-bit RGB, or UnreadableImage, also of a size that its annotations are not for."""
-        picture = self.source.picture(index)
-        self.check_size(index, (picture.height, picture.width))
+        try:
+            picture = self.source.picture(index)
+            self.check_size(index, (picture.height, picture.width))
+        except UnreadableImage as error:  # a row of a table does not say its split
+            raise UnreadableImage(f"{self.split}, {error}") from error
         return picture
 
     def check_size(self, index: int, size: Pair) -> None:

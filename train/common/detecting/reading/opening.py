@@ -53,6 +53,8 @@ def _open(data: Annotations, split: str, images: str | None, classes: Classes | 
     if not _is_coco(data):
         return open_objects(data, split, classes)
     named = split if classes else data.path
+    if not named.endswith(".json") and data.path.endswith(".json"):
+        raise UserError(f"data.test={named} is no JSON file, and data.path is one: name that of the test images.")
     if not named.endswith(".json"):
         found = layout(Path(data.path), split)
         if found is None:

@@ -57,7 +57,7 @@ def open_objects(data: Annotations, split: str, classes: Classes | None) -> Anno
     source = Source(path, rows, image, None, 0)
     convention = _convention(source, entries, where, data.box_format)
     shares = convention.endswith("-shares")
-    sizes = [_size(source, index) if shares else None for index in range(len(entries))]
+    sizes = [_size(source, index, where) if shares else None for index in range(len(entries))]
     objects = [_objects(*entry, convention, size) for entry, size in zip(entries, sizes, strict=True)]
     return Annotated(source, objects, names, tuple(range(len(names))), split, sizes, range(len(entries)))
 
@@ -69,12 +69,12 @@ def _objects(boxes: Array, labels: Array, areas: Array, convention: Convention, 
     return Objects(found, labels, crowd, np.where(np.isnan(areas), own, areas), [None] * len(labels))
 
 
-def _size(source: Source, index: int) -> Pair:
+def _size(source: Source, index: int, where: str) -> Pair:
     """(height, width) of an image; it is not decoded."""
     try:
         return source.read(index, measure)[1]
     except UnreadableImage as error:
-        raise UserError(f"{error}: mend or remove this image.") from error
+        raise UserError(f"{where}, {error}: mend or remove this image.") from error
 
 
 def _inner(kind: Any) -> Any:
@@ -122,5 +122,5 @@ def _convention(source: Source, entries: list, where: str, asked: Convention | N
     if not some:
         raise UserError(f"{where}, has no annotations: check data.path and the split.")
     boxes, areas = (np.concatenate([entries[index][part] for index in some]) for part in (0, 2))
-    sizes = np.array([_size(source, index) for index in some for _ in entries[index][0]], float)
+    sizes = np.array([_size(source, index, where) for index in some for _ in entries[index][0]], float)
     return settle(Evidence(boxes, sizes, areas, np.full_like(boxes, np.nan)), where, asked)
