@@ -128,17 +128,17 @@ def _checked(annotation: dict[str, Any], path: Path, images: set[int], categorie
     box, area, crowd = (annotation.get(name) for name in ("bbox", "area", "iscrowd"))
     fault = None
     if image not in images:
-        fault = f"is of image {image}, which is not in its images"
+        fault = f"is of image {str(image)[:40]}, which is not in its images"
     elif category not in categories:
-        fault = f"is of category {category}, which is not in its categories"
+        fault = f"is of category {str(category)[:40]}, which is not in its categories"
     elif not is_box(box):
         fault = "has no bbox of four numbers: mend it"
     elif not is_area(area):
         fault = f"has the area {str(area)[:40]}, which is none: mend it, or leave it out for its box's"
     elif crowd not in (None, 0, 1):
-        fault = f"has iscrowd {str(crowd)[:40]!r}, which is neither 0 nor 1: mend it"
+        fault = f"has iscrowd {repr(crowd)[:40]}, which is neither 0 nor 1: mend it"
     if fault:
-        raise UserError(f"{path}: annotation {annotation.get('id')} {fault}.")
+        raise UserError(f"{path}: annotation {str(annotation.get('id'))[:40]} {fault}.")
     return image
 
 
