@@ -27,6 +27,20 @@ def test_a_fault_is_one_line_that_names_the_file_of_its_traceback(tmp_path):
     assert "raise error" in file.read_text() and file.read_text().rstrip().endswith("nought")
 
 
+@pytest.mark.parametrize(
+    "said",
+    [
+        "[gloo/transport/tcp/pair.cc:561] Connection closed by peer [127.0.0.1]:19370. Check the logs. GLHF!",
+        "[gloo/transport/tcp/pair.cc:547] Read error [127.0.0.1]:1: Connection reset by peer",
+        "NCCL error: remote process exited or there was a network error, NCCL version 2.27",
+    ],
+)
+def test_a_process_that_lost_another_one_does_not_call_it_a_fault(said, tmp_path):
+    assert said_of(RuntimeError(said), tmp_path) == "another process of this run has ended: the lines before say why."
+    assert not [*tmp_path.iterdir()]
+    assert "a fault of ours" in said_of(RuntimeError("Connection closed by peer"), tmp_path)
+
+
 def test_without_a_folder_that_is_there_it_goes_where_temporary_files_go(tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     line = said_of(KeyError("x"), tmp_path / "nowhere")

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 DEBUG = "TIMM_DSEQ_DEBUG"  # set to anything, the traceback of a fault is printed, too
+GONE = ("closed by peer", "reset by peer", "remote process exited")  # of those that compute together
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # no room, or not for this user, or not for a file so large
 
 
@@ -48,6 +49,8 @@ def one_line(error: Exception, folder: str | os.PathLike | None = None) -> str:
     said = " ".join(str(error).split())
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "allocate memory" in said:
         return "the memory is not enough: take a smaller batch, image or model."
+    if any(word in said for word in ("gloo", "NCCL")) and any(word in said for word in GONE):
+        return "another process of this run has ended: the lines before say why."
     if isinstance(error, BrokenPipeError):
         return "what reads the output has gone."
     if isinstance(error, OSError) and error.strerror and (error.filename or error.errno in FULL):

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
-from common.data.digests import data_digest
+from common.data.digests import data_digest, digests_of, duplicates
 from common.dense.run import dense_run
 from common.detecting.annotated import Annotated
 from common.detecting.evaluation import as_coco, evaluate
@@ -56,21 +56,30 @@ def train(config: Detecting, text: str, accelerator: Accelerator) -> int:
     if config.dry_run:
         training.dry_run()
         return 0
+    output = Path(config.output_dir)
+    shared = count_duplicates(config, annotated, test, accelerator)  # slow: it comes after all quick checks
     stopped = training.train(Stop())
     if not training.finished:
         return STOPPED if stopped else 0
+    if accelerator.is_main_process:  # before the evaluation, which may fail
+        save(output / "export", task.model, describe(task.model, config.detector.pyramid, test.names, test.ids))
     figures = task.evaluate()
     accelerator.end_training()
     if accelerator.is_main_process:
-        output = Path(config.output_dir)
-        save(output / "export", task.model, describe(task.model, config.detector.pyramid, test.names, test.ids))
         (output / "detections.json").write_text(json.dumps(as_coco(test, task.found)), encoding="utf-8")
         report = write_report(output, test, task.found, figures)
-        records = records_of(config, task, figures)
+        records = [{**record, "duplicates": {"train_test": shared}} for record in records_of(config, task, figures)]
         results.append(config.results, records)
         print(*map(results.line, records), sep="\n")
         print(f"the detector: {output / 'export'}\nthe report: {report}", flush=True)
     return 0
+
+
+def count_duplicates(config: Detecting, train: Annotated, test: Annotated, accelerator: Accelerator) -> int:
+    """Test images that are also trained on, pixel for pixel. An image that cannot be used is named on the way."""
+    folder = str(Path(config.output_dir) / "digests")
+    tested, learnt = (digests_of(x.source, config.workers, folder, accelerator, x.picture) for x in (test, train))
+    return duplicates(learnt, tested)
 
 
 def records_of(config: Detecting, task: DetectionTask, figures: dict[str, float]) -> list[dict[str, Any]]:

@@ -50,8 +50,8 @@ def odd(evidence: Evidence, convention: Convention) -> float:
     wrong |= (gaps & ~np.isnan(evidence.around)).any(1)
     if convention.endswith("-shares"):
         wrong |= (evidence.boxes > 1.01).any(1)
-    else:  # sides of less than a pixel throughout are shares
-        wrong |= (evidence.boxes <= 1.01).all(1)
+    else:  # sides of less than a pixel throughout are shares, unless the image is a pixel
+        wrong |= (evidence.boxes <= 1.01).all(1) & (evidence.sizes > 1).any(1)
     return float(wrong.mean())
 
 

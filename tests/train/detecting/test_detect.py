@@ -47,6 +47,7 @@ def test_it_ends_in_records_for_boxes_and_masks(whole):
     assert (boxes["protocol"], boxes["data"]) == ("mask-rcnn", "scenes")
     assert boxes["train"] == {"split": "train", "images": 8, "subset": None} and boxes["classes"] == 6
     assert 0 <= boxes["value"] <= 100
+    assert boxes["duplicates"] == masks["duplicates"] == {"train_test": 0}
 
 
 def test_the_report_shows_curves_the_truth_and_the_settings(whole):
@@ -130,10 +131,12 @@ def test_how_a_batch_is_dealt_changes_nothing(way, whole, tmp_path, unused_port)
 
 def test_a_coco_folder_with_a_vitdet_pyramid_and_a_parquet_file_of_boxes_train(tmp_path):
     folder = coco_folder(tmp_path / "coco")
+    (folder / "val" / "001.png").write_bytes((folder / "train" / "005.png").read_bytes())  # seen in training, too
     short = {"optim__epochs": 1, "optim__warmup_epochs": 0}
     code, said = train(tmp_path / "a" / "run", data__path=folder, data__limit=None, detector__pyramid="vitdet", **short)
     assert code == 0, said
     assert "vitdet pyramid" in said and "mask AP" in said
+    assert json.loads((tmp_path / "a" / "results.jsonl").read_text().splitlines()[0])["duplicates"] == {"train_test": 1}
     config = json.loads((tmp_path / "a" / "run" / "export" / "config.json").read_text())
     assert config["ids"] == [1, 3, 4, 70, 71, 90]
     found = json.loads((tmp_path / "a" / "run" / "detections.json").read_text())
@@ -144,6 +147,42 @@ def test_a_coco_folder_with_a_vitdet_pyramid_and_a_parquet_file_of_boxes_train(t
     code, said = train(tmp_path / "b" / "run", data__path=parquet, data__box_format="xywh", **short)
     assert code == 0, said
     assert "Faster R-CNN" in said and "box AP" in said and "mask AP" not in said
+
+
+DAMAGES = {
+    "empty": ("UnidentifiedImageError", lambda file, content: file.write_bytes(b"")),
+    "cut": ("truncated", lambda file, content: file.write_bytes(content[: len(content) // 2])),
+    "of another size": (
+        "is 128 × 100, and instances_val.json says 128 × 128",
+        lambda file, content: Image.new("RGB", (128, 100)).save(file, "JPEG"),
+    ),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_test_image_that_cannot_be_used_is_named_before_the_first_step(damage, tmp_path, capsys):
+    from detect import main
+
+    folder, (says, hurt) = coco_folder(tmp_path / "coco"), DAMAGES[damage]
+    file = folder / "val" / "002.png"
+    Image.effect_noise((128, 128), 90).convert("RGB").save(file, "JPEG")
+    hurt(file, file.read_bytes())
+    assert main(options(tmp_path / "run", data__path=folder, data__limit=None)) == 1
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert "002.png (row 2)" in error and says in error and "mend or remove this image" in error
+    assert not (tmp_path / "run" / "log.jsonl").exists()
+
+
+def test_an_evaluation_that_fails_leaves_the_export(tmp_path, capsys, monkeypatch):
+    from detect import DetectionTask, main
+
+    def fails(self):
+        raise UserError("the disk has gone.")
+
+    monkeypatch.setattr(DetectionTask, "evaluate", fails)
+    assert main(options(tmp_path / "run", data__limit=4, optim__epochs=1, optim__warmup_epochs=0)) == 1
+    assert "the disk has gone" in capsys.readouterr().err
+    assert load_detector(tmp_path / "run")[1]["masks"]
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ import torch
 from common.dense.backbone import DenseBackbone, at_depth
 from common.dense.pyramid import EVERYWHERE, TAPS
 from common.detecting.model import Detector
+from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
 from ..dense.test_backbone import vit
 
@@ -75,12 +76,21 @@ def test_boxes_alone_need_no_masks():
 def test_images_of_any_size_are_searched_and_what_is_found_lies_in_them(args):
     model = detector(**args).eval()
     model.rcnn.roi_heads.score_thresh = 0.0
-    sizes = [(50, 90), (200, 30)]
+    sizes = [(50, 90), (200, 30), (3, 500), (700, 1), (1, 1)]  # some get thinner than a pixel
     found = model([torch.randint(0, 256, (3, *size), dtype=torch.uint8) for size in sizes])
     for one, (height, width) in zip(found, sizes, strict=True):
         assert len(one["boxes"]) and one["masks"].shape[1:] == (1, height, width)
         assert (one["boxes"] >= 0).all() and (one["boxes"] <= torch.tensor([width, height] * 2)).all()
         assert set(one["labels"].tolist()) <= {1, 2, 3}
+
+
+def test_images_are_resized_as_torchvision_does():
+    transform = GeneralizedRCNNTransform(64, 64, [0.5] * 3, [0.5] * 3, size_divisible=32)
+    for size in ((50, 90), (200, 30), (64, 64), (2, 100), (40, 1279), (1, 64), (3, 192)):
+        image = torch.rand(3, *size)
+        ours, theirs = detector().rcnn.transform([image])[0], transform([image])[0]
+        assert ours.image_sizes == theirs.image_sizes
+        torch.testing.assert_close(ours.tensors, theirs.tensors, rtol=0, atol=0)
 
 
 def test_bf16_gives_finite_losses():

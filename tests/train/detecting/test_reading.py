@@ -1,6 +1,8 @@
 """Annotations of every kind become the same objects, and what is wrong with them is one line."""
 
+import dataclasses
 import json
+import math
 
 import datasets
 import numpy as np
@@ -12,7 +14,7 @@ from common.detecting.settings import Annotations
 from PIL import Image
 
 from timm_dseq import UserError
-from timm_dseq.images import decode
+from timm_dseq.images import UnreadableImage, decode
 
 from .annotations import IDS, coco_folder, drawn, parquet_folder
 
@@ -115,6 +117,15 @@ def every(**fields):
     return change
 
 
+def last_of_many(**fields):
+    def change(content):
+        one = content["annotations"][0]
+        content["annotations"] = [{**one, "id": number} for number in range(1, 4002)]
+        content["annotations"][-1] |= fields
+
+    return change
+
+
 def as_corners(content):
     for one in content["annotations"]:
         left, top, width, height = one["bbox"]
@@ -147,7 +158,39 @@ WRONG = {
         first(segmentation={"size": [64, 64], "counts": "0"}),
         "the segmentation of annotation 1 is of 64 × 64 pixels, and its image has 128 × 128",
     ),
-    "a mask that is none": (first(segmentation={"size": [128, 128], "counts": [5]}), "cannot be decoded"),
+    "a mask that is none": (
+        first(segmentation={"size": [128, 128], "counts": [5]}),
+        "the segmentation of annotation 1 has runs of 5 pixels in all, and its image has 16384",
+    ),
+    "an empty mask": (
+        first(segmentation={"size": [128, 128], "counts": ""}),
+        "annotation 1 has counts that are no run",
+    ),
+    "negative runs": (
+        first(segmentation={"size": [128, 128], "counts": [16385, -1]}),
+        "counts that are no run lengths",
+    ),
+    "runs with points": (first(segmentation={"size": [128, 128], "counts": [0.5, 16383.5]}), "are no run lengths"),
+    "the last of many masks": (
+        last_of_many(segmentation={"size": [128, 128], "counts": "PPPo"}),
+        "the segmentation of annotation 4001 has",
+    ),
+    "a polygon far away": (
+        first(segmentation=[[2e9, 1, 2, 2, 3, 9]]),
+        "annotation 1 has a polygon that leaves its image",
+    ),
+    "a polygon without end": (first(segmentation=[[10**400, 1, 2, 2, 3, 9]]), "a polygon that leaves its image of 128"),
+    "a polygon of no number": (first(segmentation=[[1, math.nan, 2, 2, 3, 9]]), "annotation 1 has a polygon"),
+    "a box without end": (first(bbox=[10**400, 1, 2, 3]), "annotation 1 has no bbox of four numbers: mend it"),
+    "an area without end": (first(area=10**400), "annotation 1 has the area 1000000.*, which is none: mend it"),
+    "an area that is no number": (first(area=math.nan), "annotation 1 has the area nan"),
+    "an area of text": (first(area="12"), "annotation 1 has the area 12, which is none"),
+    "a list as category": (first(category_id=[3]), r"no category_id, or a wrong one \(\[3\]\): {'id': 1,"),
+    "a crowd of text": (first(iscrowd="0"), "annotation 1 has iscrowd '0', which is neither 0 nor 1: mend it"),
+    "a size without end": (
+        lambda c: {**c, "images": [{**c["images"][0], "width": 10**400}, *c["images"][1:]]},
+        "image 100 has 10000.* × 128 pixels, none or too many",
+    ),
     "a line as polygon": (first(segmentation=[[1, 1, 2, 2]]), "annotation 1 has a polygon that is no list of at least"),
     "a size of nothing": (
         lambda c: {**c, "images": [{**c["images"][0], "width": 0}, *c["images"][1:]]},
@@ -191,6 +234,31 @@ def test_a_path_that_is_none_is_one_line(path, says, tmp_path):
     with pytest.raises(UserError, match=says) as error:
         open_annotated(Annotations(path=path.replace("{tmp}", str(tmp_path))))
     assert "\n" not in str(error.value)
+
+
+def test_a_split_of_one_json_file_is_none(tmp_path):
+    folder = coco_folder(tmp_path)
+    data = Annotations(path=str(folder / "instances_train.json"), images=str(folder / "train"), test="val")
+    with pytest.raises(UserError, match=r"data.test=val is no JSON file, and data.path is one: name that of the test"):
+        open_annotated(data)
+
+
+def test_a_damaged_image_of_a_table_is_named_with_its_split(tmp_path):
+    folder = parquet_folder(tmp_path / "x")
+    rows = datasets.Dataset.from_parquet(str(folder / "test.parquet")).cast_column(
+        "image", datasets.Image(decode=False)
+    )
+    rows = rows.map(
+        lambda row, at: {"image": {"bytes": row["image"]["bytes"][: 5000 if at == 2 else None], "path": None}},
+        with_indices=True,
+    )
+    rows.to_parquet(folder / "test.parquet")
+    with pytest.raises(UserError, match=r"x, test, row 2: .*truncated.*: mend or remove this image"):
+        open_annotated(Annotations(path=str(folder)))
+    train, _ = open_annotated(Annotations(path=str(folder), train="test", test="train", limit=2))
+    wrong = dataclasses.replace(train, sizes=[(9, 9)] * 2)
+    with pytest.raises(UnreadableImage, match=r"test, row 1 is 128 × 128, and .* says 9 × 9"):
+        wrong.picture(1)
 
 
 def test_a_file_that_is_no_json_is_one_line(tmp_path):
@@ -241,6 +309,43 @@ def test_what_is_wrong_with_a_column_of_objects_is_one_line(tmp_path):
     refused("has no annotations")
 
 
+WRONG_ROWS = {
+    "no class": ({"category": [0, None]}, "train, row 1: an object has no class"),
+    "a class below": ({"category": [0, -1]}, "train, row 1: a class is not one of the 100,000 that there can be"),
+    "a class far above": ({"category": [0, 10**15]}, "train, row 1: a class is not one of the 100,000 that"),
+    "a class more": ({"category": [0, 1, 1]}, "train, row 1: boxes, classes and areas differ in number"),
+    "no box": ({"bbox": [None, [1, 2, 3, 4]]}, "train, row 1: .* or a box has not four numbers: mend it"),
+    "boxes of other lengths": ({"bbox": [[1, 2, 3], [1, 2, 3, 4, 5]]}, "train, row 1: .* not four numbers"),
+    "two boxes as one": ({"bbox": [[1, 2, 3, 4] * 2, [1, 2, 3, 4] * 2]}, "train, row 1: .* not four numbers"),
+    "no number": ({"bbox": [[1, 2, 3, math.nan], [1, 2, 3, 4]]}, "train, row 1: .* not four numbers"),
+    "far away": ({"bbox": [[1, 2, 1e300, 4], [1, 2, 3, 4]]}, "train, row 1: .* not four numbers"),
+    "an area below": ({"area": [-1, 4]}, "train, row 1: .* an area that is none"),
+    "an area of no number": ({"area": [math.nan, 4]}, "train, row 1: .* an area that is none"),
+}
+
+
+@pytest.mark.parametrize(
+    ("case", "entries"),
+    [(case, entries) for case in WRONG_ROWS for entries in (False, True) if (case, entries) != ("a class more", True)],
+)
+def test_an_object_that_is_none_is_one_line(case, entries, tmp_path):
+    """Columns of lists, and of entries."""
+    (damage, says), right = WRONG_ROWS[case], {"bbox": [[5, 5, 15, 20]] * 2, "category": [0, 1], "area": [300, None]}
+    image = {"bytes": b"", "path": None}
+    rows = [right, {**right, **damage}, right]
+    if entries:
+        rows = [[dict(zip(row, values, strict=True)) for values in zip(*row.values(), strict=True)] for row in rows]
+    column = {"bbox": datasets.List(datasets.List(datasets.Value("float64")))}
+    column |= {"category": datasets.List(datasets.Value("int64")), "area": datasets.List(datasets.Value("float64"))}
+    kind = datasets.List({name: one.feature for name, one in column.items()}) if entries else column
+    kinds = datasets.Features({"image": datasets.Image(), "objects": kind})
+    made = datasets.Dataset.from_dict({"image": [image] * 3, "objects": rows}, features=kinds)
+    made.to_parquet(tmp_path / "train.parquet")
+    with pytest.raises(UserError, match=says) as error:
+        open_annotated(Annotations(path=str(tmp_path), box_format="xywh", test="train"))
+    assert "\n" not in str(error.value)
+
+
 def test_an_image_of_another_size_than_annotated_is_named(tmp_path, capsys):
     from detect import main
 
@@ -249,4 +354,29 @@ def test_an_image_of_another_size_than_annotated_is_named(tmp_path, capsys):
     arguments = ["--model=dseq_jepa_vit_ti16", "--random=true", f"--data={folder}", "--workers=0", "--detector.size=64"]
     arguments += ["--optim.batch_size=8", f"--output_dir={tmp_path / 'run'}", f"--results={tmp_path / 'r.jsonl'}"]
     assert main(arguments) == 1
-    assert "003.png (row 3) is 100 × 128, and annotated as 128 × 128" in capsys.readouterr().err
+    assert "003.png (row 3) is 100 × 128, and instances_train.json says 128 × 128" in capsys.readouterr().err
+
+
+def test_objects_without_a_mask_among_others_are_counted(tmp_path):
+    folder = coco_folder(tmp_path, change=first(segmentation=None))
+    train, test = open_annotated(Annotations(path=str(folder)))
+    assert "boxes only, as 1 have no mask" in train.said() and "with masks" in test.said()
+
+
+def test_a_file_that_is_listed_twice_is_said(tmp_path):
+    def change(content):
+        content["images"][3]["file_name"] = content["images"][0]["file_name"]
+
+    train, test = open_annotated(Annotations(path=str(coco_folder(tmp_path, change=change))))
+    assert "1 listed again with a file of another" in train.said()
+    assert "listed again" not in test.said()
+
+
+def test_an_image_of_one_pixel_has_a_box_of_one(tmp_path):
+    def change(content):
+        content["images"], content["annotations"] = content["images"][:1], content["annotations"][:1]
+        content["images"][0] |= {"width": 1, "height": 1}
+        content["annotations"][0] |= {"bbox": [0, 0, 1, 1], "area": 1, "segmentation": [[0, 0, 1, 0, 1, 1, 0, 1]]}
+
+    train, _ = open_annotated(Annotations(path=str(coco_folder(tmp_path, change=change))))
+    np.testing.assert_array_equal(train.objects[0].boxes, [[0, 0, 1, 1]])

@@ -9,6 +9,7 @@ import torch
 import xxhash
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
+from PIL import Image
 from torch import nn
 from torch.utils.data import Dataset, Subset
 
@@ -41,14 +42,17 @@ def labels_digest(source: Source) -> str:
 class Pictures(Dataset):
     """`pictures[index]`: the index, the transformed image (uint8; empty without a transform), its pixels' digest."""
 
-    def __init__(self, source: Source, transform: Callable | None) -> None:
-        self.source, self.transform = source, transform
+    def __init__(
+        self, source: Source, transform: Callable | None, read: Callable[[int], Image.Image] | None = None
+    ) -> None:
+        """read: the image of an index, or UnreadableImage (default: the source's)."""
+        self.source, self.transform, self.read = source, transform, read or source.picture
 
     def __len__(self) -> int:
         return len(self.source)
 
     def __getitem__(self, index: int) -> tuple[int, np.ndarray, bytes]:
-        picture = self.source.picture(index)
+        picture = self.read(index)
         digest = xxhash.xxh3_128_digest(repr(picture.size).encode() + picture.tobytes())
         image = np.zeros(0, np.uint8) if self.transform is None else np.asarray(self.transform(picture))
         return index, image, digest
@@ -61,10 +65,17 @@ def collate_pictures(items: list) -> tuple[np.ndarray, torch.Tensor, np.ndarray]
     return np.array(indices), torch.from_numpy(np.stack(images)), digests
 
 
-def digests_of(source: Source, workers: int, folder: str, accelerator: Accelerator) -> np.ndarray:
+def digests_of(
+    source: Source,
+    workers: int,
+    folder: str,
+    accelerator: Accelerator,
+    read: Callable[[int], Image.Image] | None = None,
+) -> np.ndarray:
     """The digests of all images' pixels, (n, 16) uint8, for protocols that keep no features; kept in the folder.
 
-    All processes have to call it; each reads its share of the images.
+    read: the image of an index; UnreadableImage ends it in one line (default: the source's picture). All processes have
+    to call it; each reads its share of the images.
     """
     path = Path(folder) / f"digests-{data_digest(source)}-{source.name.replace('/', '_')}.npy"
     known = [_stored(path, len(source)) if accelerator.is_main_process else None]
@@ -75,7 +86,7 @@ def digests_of(source: Source, workers: int, folder: str, accelerator: Accelerat
     screen = Screen(len(share), 0, accelerator.is_main_process, unit="image")
     screen.say(f"looking for duplicates: {len(source)} images of {source.name}")
     digests, seen = np.zeros((len(source), DIGEST), np.uint8), 0
-    pictures = Subset(Pictures(source, None), share)
+    pictures = Subset(Pictures(source, None, read), share)
     for indices, _, some in batches_of_all(pictures, collate_pictures, batch_size=256, num_workers=workers):
         digests[indices] = some
         seen += len(indices)

@@ -29,8 +29,9 @@ _FINER = 2  # scenes are drawn so many times larger and then reduced, for smooth
 class Scenes:
     """One split: `scenes[i]` is a dictionary of image, label (class), count, and distance (bin of the nearest pair)."""
 
-    def __init__(self, split: str = "train") -> None:
-        self.split, self.length = split, LENGTHS[split]
+    def __init__(self, split: str = "train", most: int | None = None) -> None:
+        """most: scenes, the first ones (default: all)."""
+        self.split, self.length = split, min(most or LENGTHS[split], LENGTHS[split])
 
     def __len__(self) -> int:
         return self.length

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
+from PIL import Image
 
 from timm_dseq import UserError
 from timm_dseq.images import UnreadableImage
@@ -44,6 +45,7 @@ class Annotated:
     split: str
     sizes: Sequence[Pair | None]  # where the annotations tell
     keys: Sequence[int]  # the images' ids in the file
+    repeated: int = 0  # images whose file another one before has, too
 
     def __len__(self) -> int:
         return len(self.objects)
@@ -58,27 +60,37 @@ class Annotated:
         """The images that have something to train on."""
         return [index for index, objects in enumerate(self.objects) if objects.trainable.any()]
 
+    def picture(self, index: int) -> Image.Image:
+        """Upright 8-bit RGB, or UnreadableImage, also of a size that its annotations are not for."""
+        try:
+            picture = self.source.picture(index)
+            self.check_size(index, (picture.height, picture.width))
+        except UnreadableImage as error:  # a row of a table does not say its split
+            raise UnreadableImage(f"{self.split}, {error}") from error
+        return picture
+
     def check_size(self, index: int, size: Pair) -> None:
         """UnreadableImage if the image is not of the (height, width) that its annotations are for."""
         told = self.sizes[index]
         if told is not None and told != size:
-            raise UnreadableImage(
-                f"{self.source.where(index)} is {size[1]} × {size[0]}, and annotated as {told[1]} × {told[0]}"
-            )
+            where, name = self.source.where(index), self.source.name
+            raise UnreadableImage(f"{where} is {size[1]} × {size[0]}, and {name} says {told[1]} × {told[0]}")
 
     def said(self) -> str:
         """What there is, and what is left out, in words."""
         every = sum(len(objects.labels) for objects in self.objects)
         crowds = sum(int(objects.crowd.sum()) for objects in self.objects)
+        bare = sum(mask is None for objects in self.objects for mask in objects.masks)
         lacking = len(self) - len(self.with_objects)
         empty = every - crowds - sum(int(objects.trainable.sum()) for objects in self.objects)
         words = [
             f"{len(self):,} images of {self.split}, {every:,} objects of {len(self.names)} classes",
-            "with masks" if self.has_masks else "boxes only",
+            "with masks" if self.has_masks else f"boxes only{f', as {bare:,} have no mask' * (bare < every)}",
         ]
         words += [f"{crowds:,} crowds, not trained on"] * bool(crowds)
         words += [f"{empty:,} boxes without an area, left out"] * bool(empty)
         words += [f"{lacking:,} images without objects"] * bool(lacking)
+        words += [f"{self.repeated:,} listed again with a file of another"] * bool(self.repeated)
         return ", ".join(words)
 
     def check(self) -> None:

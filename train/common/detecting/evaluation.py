@@ -15,8 +15,6 @@ from faster_coco_eval import COCO, COCOeval_faster
 from torch import nn
 from torch.utils.data import Dataset, Subset
 
-from timm_dseq.images import decode
-
 from ..data.unreadable import batches_of_all
 from ..system.screen import Screen
 from . import masks
@@ -39,8 +37,7 @@ class WholeImages(Dataset):
         return len(self.annotated)
 
     def __getitem__(self, index: int) -> tuple[int, torch.Tensor]:
-        pixels = np.array(self.annotated.source.read(index, decode))
-        self.annotated.check_size(index, pixels.shape[:2])
+        pixels = np.array(self.annotated.picture(index))
         return index, torch.from_numpy(pixels).permute(2, 0, 1)
 
 

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torch.utils.data import Dataset
 
-from timm_dseq.images import UnreadableImage, decode, measure
+from timm_dseq.images import decode, measure
 
 from ..data.order import sample_seed
 from . import masks
@@ -73,17 +73,10 @@ class JitteredImages(Dataset):
         if self.with_masks:
             bitmaps = np.zeros((int(kept.sum()), self.size, self.size), bool)
             for place, at in enumerate(some[kept]):
-                mask = Image.fromarray(255 * _bitmap(self.annotated, index, at, size))
+                mask = Image.fromarray(255 * masks.bitmap(objects.masks[at], size))
                 bitmaps[place, : shape[0], : shape[1]] = cut(mask) > 127
             target["masks"] = torch.from_numpy(bitmaps)
         return target
-
-
-def _bitmap(annotated: Annotated, index: int, at: int, size: Pair) -> np.ndarray:
-    try:
-        return masks.bitmap(annotated.objects[index].masks[at], size)
-    except (ValueError, RuntimeError, TypeError, MemoryError) as error:
-        raise UnreadableImage(f"{annotated.source.where(index)}: mask {at} cannot be decoded ({error})") from error
 
 
 def _reduced(value: Any, longest: float) -> tuple[Image.Image, Pair]:

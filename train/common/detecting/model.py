@@ -8,6 +8,7 @@ from torch import nn
 from torchvision.models.detection import FasterRCNN, MaskRCNN
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
+from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.ops.feature_pyramid_network import FeaturePyramidNetwork, LastLevelMaxPool
 
 from ..dense.backbone import DenseBackbone, at_depth
@@ -44,13 +45,9 @@ class Detector(nn.Module):
         self.rcnn = (MaskRCNN if with_masks else FasterRCNN)(
             Levels(backbone, kind, channels),
             num_classes=classes + 1,  # 0 is the background
-            min_size=size,
-            max_size=size,
-            image_mean=list(mean),
-            image_std=list(std),
             box_batch_size_per_image=samples,
-            size_divisible=2 * backbone.patch,  # so that the smallest level is whole
         )
+        self.rcnn.transform = Fitted(size, mean, std, 2 * backbone.patch)
         if with_masks and channels != 256:
             self.rcnn.roi_heads.mask_head = MaskRCNNHeads(channels, [channels] * 4, dilation=1)
             self.rcnn.roi_heads.mask_predictor = MaskRCNNPredictor(channels, channels, classes + 1)
@@ -82,6 +79,24 @@ class Detector(nn.Module):
         proposals, of_proposals = self.rcnn.rpn(image, own, [target])
         _, of_objects = self.rcnn.roi_heads(own, proposals, [size], [target])
         return {**of_proposals, **of_objects}
+
+
+class Fitted(GeneralizedRCNNTransform):
+    """torchvision's, which makes an image's longest side `size`, also of images that get thinner than a pixel.
+
+    Its sides are multiples of 2 · patch, so that the smallest level is whole.
+    """
+
+    def __init__(self, size: int, mean: tuple[float, ...], std: tuple[float, ...], unit: int) -> None:
+        super().__init__(size, size, list(mean), list(std), size_divisible=unit)
+
+    def resize(self, image: torch.Tensor, target: Target | None = None) -> tuple[torch.Tensor, Target | None]:
+        """image (3, h, w), without a target."""
+        longest = max(image.shape[1:])
+        if min(image.shape[1:]) * self.max_size >= 2 * longest:
+            return super().resize(image, target)
+        size = [self.max_size if side == longest else 1 for side in image.shape[1:]]
+        return nn.functional.interpolate(image[None], size, mode="bilinear", align_corners=False)[0], target
 
 
 class Levels(nn.Module):

@@ -8,12 +8,14 @@ from typing import Any
 import numpy as np
 
 from timm_dseq import UserError
+from timm_dseq.images import MOST_PIXELS
 
 from ...boxes import Convention, Evidence, corners, settle
 from ...data.source import Source
 from .. import masks
 from ..annotated import Annotated, Classes, Objects, Pair
 from ..settings import Annotations
+from .numbers import is_area, is_box
 
 LOOKED_AT = 2000  # masks whose boxes are compared with the annotated ones
 
@@ -52,7 +54,8 @@ def open_coco(path: Path, folder: Path, split: str, data: Annotations, classes: 
     label = {id_: place for place, id_ in enumerate(ids)}
     objects = [_objects(some, label, size, convention) for some, size in zip(of_image, sizes, strict=True)]
     rows = [{"image": {"bytes": None, "path": str(folder / image["file_name"])}} for image in images]
-    return Annotated(Source(path.name, rows, "image", None, 0), objects, names, ids, split, sizes, [*number])
+    repeated = len(images) - len({image["file_name"] for image in images})
+    return Annotated(Source(path.name, rows, "image", None, 0), objects, names, ids, split, sizes, [*number], repeated)
 
 
 def _content(path: Path) -> dict[str, list[dict[str, Any]]]:
@@ -73,7 +76,7 @@ def _known(entry: dict[str, Any], name: str, path: Path) -> Any:
     """A field that an entry has to have: a whole number, or text for names."""
     value = entry.get(name)
     if not isinstance(value, str if "name" in name else int) or isinstance(value, bool):
-        raise UserError(f"{path}: an entry has no {name}, or a wrong one: {str(entry)[:80]}")
+        raise UserError(f"{path}: an entry has no {name}, or a wrong one ({str(value)[:40]}): {str(entry)[:80]}")
     return value
 
 
@@ -113,30 +116,34 @@ def _files(folder: Path, deep: bool) -> Iterator[Path]:
 
 def _size(image: dict[str, Any], path: Path) -> Pair:
     size = (_known(image, "height", path), _known(image, "width", path))
-    if min(size) < 1:
-        raise UserError(f"{path}: image {image['id']} has {size[1]} × {size[0]} pixels: mend it.")
+    if min(size) < 1 or size[0] * size[1] > MOST_PIXELS:
+        shown = " × ".join(str(side)[:20] for side in size[::-1])
+        raise UserError(f"{path}: image {image['id']} has {shown} pixels, none or too many: mend it.")
     return size
 
 
 def _checked(annotation: dict[str, Any], path: Path, images: set[int], categories: set[int]) -> int:
     """The image of an annotation that has all it needs."""
-    image = _known(annotation, "image_id", path)
+    image, category = (_known(annotation, name, path) for name in ("image_id", "category_id"))
+    box, area, crowd = (annotation.get(name) for name in ("bbox", "area", "iscrowd"))
+    fault = None
     if image not in images:
-        raise UserError(f"{path}: annotation {annotation.get('id')} is of image {image}, which is not in its images.")
-    if annotation.get("category_id") not in categories:
-        raise UserError(
-            f"{path}: annotation {annotation.get('id')} is of category {annotation.get('category_id')}, which is not "
-            "in its categories."
-        )
-    box = annotation.get("bbox")
-    numbers = isinstance(box, list) and len(box) == 4 and all(isinstance(x, (int, float)) for x in box)
-    if not numbers or not np.isfinite(box).all():
-        raise UserError(f"{path}: annotation {annotation.get('id')} has no bbox of four numbers.")
+        fault = f"is of image {str(image)[:40]}, which is not in its images"
+    elif category not in categories:
+        fault = f"is of category {str(category)[:40]}, which is not in its categories"
+    elif not is_box(box):
+        fault = "has no bbox of four numbers: mend it"
+    elif not is_area(area):
+        fault = f"has the area {str(area)[:40]}, which is none: mend it, or leave it out for its box's"
+    elif crowd not in (None, 0, 1):
+        fault = f"has iscrowd {repr(crowd)[:40]}, which is neither 0 nor 1: mend it"
+    if fault:
+        raise UserError(f"{path}: annotation {str(annotation.get('id'))[:40]} {fault}.")
     return image
 
 
 def _evidence(of_image: list[list[dict[str, Any]]], sizes: list[Pair], path: Path) -> Evidence:
-    """All boxes, their areas, and of some the box around the mask; masks that are none are named."""
+    """All boxes, their areas, and of some the box around the mask; a mask that is none is named."""
     every = [(one, size) for some, size in zip(of_image, sizes, strict=True) for one in some]
     if not every:
         raise UserError(f"{path} has no annotations of these images: there is nothing to learn or to test.")
@@ -145,14 +152,10 @@ def _evidence(of_image: list[list[dict[str, Any]]], sizes: list[Pair], path: Pat
     for place, (one, size) in enumerate(every):
         if one.get("segmentation") in (None, []):  # exported without a mask
             continue
-        fault = masks.fault(one["segmentation"], size)
-        if not fault and place % spread == 0:
-            try:
-                around[place] = masks.box_around(one["segmentation"], size)
-            except (ValueError, RuntimeError, TypeError, MemoryError) as error:
-                fault = f"cannot be decoded ({error})"
-        if fault:
+        if fault := masks.fault(one["segmentation"], size):
             raise UserError(f"{path}: the segmentation of annotation {one.get('id')} {fault}: mend it.")
+        if place % spread == 0:
+            around[place] = masks.box_around(one["segmentation"], size)
     boxes = np.array([one["bbox"] for one, _ in every], float)
     empty = ~(around[:, 2:] > around[:, :2]).all(1)
     around[empty] = np.nan
@@ -162,7 +165,7 @@ def _evidence(of_image: list[list[dict[str, Any]]], sizes: list[Pair], path: Pat
 
 def _area(annotation: dict[str, Any]) -> float:
     area = annotation.get("area")
-    return float(area) if isinstance(area, (int, float)) else np.nan
+    return np.nan if area is None else float(area)
 
 
 def _objects(annotations: list[dict[str, Any]], label: dict[int, int], size: Pair, convention: Convention) -> Objects:

@@ -53,6 +53,8 @@ def _open(data: Annotations, split: str, images: str | None, classes: Classes | 
     if not _is_coco(data):
         return open_objects(data, split, classes)
     named = split if classes else data.path
+    if not named.endswith(".json") and data.path.endswith(".json"):
+        raise UserError(f"data.test={named} is no JSON file, and data.path is one: name that of the test images.")
     if not named.endswith(".json"):
         found = layout(Path(data.path), split)
         if found is None:
@@ -70,12 +72,11 @@ def _scenes(split: str, limit: int | None) -> Annotated:
     """Scenes drawn by this project; a shape's form is its class."""
     if split not in LENGTHS:
         raise UserError(f"scenes has no split {split!r}: choose train or test.")
-    scenes = Scenes(split)
-    count = min(limit or SCENES, len(scenes))
-    objects = [_shapes(scenes.drawn(index)[1]) for index in range(count)]
+    scenes = Scenes(split, limit or SCENES)
+    objects = [_shapes(scenes.drawn(index)[1]) for index in range(len(scenes))]
     source = Source("scenes", scenes, "image", None, 0)
-    sizes = [scenes[0]["image"].size] * count  # squares
-    return Annotated(source, objects, FORMS, tuple(range(len(FORMS))), split, sizes, range(count))
+    sizes = [scenes[0]["image"].size] * len(scenes)  # squares
+    return Annotated(source, objects, FORMS, tuple(range(len(FORMS))), split, sizes, range(len(scenes)))
 
 
 def _shapes(shapes: list[tuple[str, Image.Image]]) -> Objects:

@@ -4,7 +4,6 @@ The column holds, for each image, lists of boxes and classes: {"bbox": [[â€¦], â
 list of such entries.
 """
 
-from collections.abc import Sequence
 from typing import Any
 
 import datasets
@@ -16,9 +15,10 @@ from timm_dseq.images import UnreadableImage, measure
 from ...boxes import Convention, Evidence, corners, settle
 from ...data.opening import open_rows
 from ...data.settings import Data
-from ...data.source import Source
+from ...data.source import MOST_CLASSES, Source
 from ..annotated import Annotated, Classes, Objects, Pair
 from ..settings import Annotations
+from .numbers import is_area, is_box
 
 OBJECTS = ("objects", "annotations", "annotation", "instances")
 BOXES, LABELS = ("bbox", "bboxes", "boxes", "box"), ("category", "categories", "category_id", "label", "labels")
@@ -45,16 +45,19 @@ def open_objects(data: Annotations, split: str, classes: Classes | None) -> Anno
             f"{path}: {label!r} in column {name!r} holds no numbered classes: name another by data.objects."
         )
     rows = rows.select(range(min(data.limit or len(rows), len(rows))))
-    entries = [_entry(value, box, label) for value in rows.select_columns([name])[name]]
+    where = f"{path}, {split}"
+    values = rows.select_columns([name])[name]
+    entries = [_entry(value, box, label, f"{where}, row {index}") for index, value in enumerate(values)]
+    _check(where, entries, MOST_CLASSES)  # before each gets a name
     names = _names(fields[label], entries)
     if classes and classes[1] != names and isinstance(fields[label], datasets.ClassLabel):
         raise UserError(f"{path}: {split} has other classes than the training split: give splits of one kind.")
     names = classes[1] if classes else names
-    _check(f"{path}, {split}", entries, names)
+    _check(where, entries, len(names))
     source = Source(path, rows, image, None, 0)
-    convention = _convention(source, entries, f"{path}, {split}", data.box_format)
+    convention = _convention(source, entries, where, data.box_format)
     shares = convention.endswith("-shares")
-    sizes = [_size(source, index) if shares else None for index in range(len(entries))]
+    sizes = [_size(source, index, where) if shares else None for index in range(len(entries))]
     objects = [_objects(*entry, convention, size) for entry, size in zip(entries, sizes, strict=True)]
     return Annotated(source, objects, names, tuple(range(len(names))), split, sizes, range(len(entries)))
 
@@ -66,12 +69,12 @@ def _objects(boxes: Array, labels: Array, areas: Array, convention: Convention, 
     return Objects(found, labels, crowd, np.where(np.isnan(areas), own, areas), [None] * len(labels))
 
 
-def _size(source: Source, index: int) -> Pair:
+def _size(source: Source, index: int, where: str) -> Pair:
     """(height, width) of an image; it is not decoded."""
     try:
         return source.read(index, measure)[1]
     except UnreadableImage as error:
-        raise UserError(f"{error}: mend or remove this image.") from error
+        raise UserError(f"{where}, {error}: mend or remove this image.") from error
 
 
 def _inner(kind: Any) -> Any:
@@ -86,14 +89,17 @@ def _fields(kind: Any) -> dict[str, Any]:
     return {name: _inner(field) for name, field in kind.items()} if isinstance(kind, dict) else {}
 
 
-def _entry(value: Any, box: str, label: str) -> tuple[Array, Array, Array]:
+def _entry(value: Any, box: str, label: str, where: str) -> tuple[Array, Array, Array]:
     """Boxes (n, 4) as they are stored, labels (n,) and areas (n,), NaN where there are none, of one image."""
     if isinstance(value, list):  # of entries
-        value = {name: [one[name] for one in value] for name in (value[0] if value else ())}
-    value = value or {}
-    boxes = np.array(value.get(box) or [], float).reshape(-1, 4)
-    areas = np.array(value.get("area") or [np.nan] * len(boxes), float)
-    return boxes, np.array(value.get(label) or [], int), areas
+        value = {name: [one and one.get(name) for one in value] for name in (box, label, "area")}
+    boxes, labels, areas = ((value or {}).get(name) or [] for name in (box, label, "area"))
+    areas = areas or [None] * len(boxes)
+    if not len(boxes) == len(labels) == len(areas) or not all(map(is_box, boxes)):
+        raise UserError(f"{where}: boxes, classes and areas differ in number, or a box has not four numbers: mend it.")
+    if not all(isinstance(one, int) for one in labels) or not all(map(is_area, areas)):
+        raise UserError(f"{where}: an object has no class, or an area that is none: mend it.")
+    return np.array(boxes, float).reshape(-1, 4), np.array(labels, int), np.array(areas, float)
 
 
 def _names(kind: Any, entries: list) -> tuple[str, ...]:
@@ -103,12 +109,11 @@ def _names(kind: Any, entries: list) -> tuple[str, ...]:
     return tuple(kind.names) if named else tuple(f"class {number}" for number in range(most + 1))
 
 
-def _check(where: str, entries: list, names: Sequence[str]) -> None:
-    for index, (boxes, labels, areas) in enumerate(entries):
-        if not len(boxes) == len(labels) == len(areas) or not np.isfinite(boxes).all():
-            raise UserError(f"{where}, row {index}: boxes and classes differ in number, or are no numbers.")
-        if len(labels) and not 0 <= labels.min() <= labels.max() < len(names):
-            raise UserError(f"{where}, row {index}: a class is not one of the {len(names)} that there are.")
+def _check(where: str, entries: list, most: int) -> None:
+    """most: classes that there can be."""
+    for index, (_, labels, _) in enumerate(entries):
+        if len(labels) and not 0 <= labels.min() <= labels.max() < most:
+            raise UserError(f"{where}, row {index}: a class is not one of the {most:,} that there can be: mend it.")
 
 
 def _convention(source: Source, entries: list, where: str, asked: Convention | None) -> Convention:
@@ -117,5 +122,5 @@ def _convention(source: Source, entries: list, where: str, asked: Convention | N
     if not some:
         raise UserError(f"{where}, has no annotations: check data.path and the split.")
     boxes, areas = (np.concatenate([entries[index][part] for index in some]) for part in (0, 2))
-    sizes = np.array([_size(source, index) for index in some for _ in entries[index][0]], float)
+    sizes = np.array([_size(source, index, where) for index in some for _ in entries[index][0]], float)
     return settle(Evidence(boxes, sizes, areas, np.full_like(boxes, np.nan)), where, asked)
