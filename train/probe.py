@@ -8,7 +8,7 @@ import common.system.environment  # noqa: F401, I001  # before torch is loaded
 
 from dataclasses import replace
 
-from common.data.digests import data_digest, weights_digest
+from common.data.digests import data_digest, function_digest, weights_digest
 from common.labels.labelled import open_full, subset_rows
 from common.probing.answers import key_of
 from common.probing.features import FrozenBackbone
@@ -44,10 +44,7 @@ def run(config: Probe) -> int:
     preprocessing = data_config(model)
     backbone = FrozenBackbone(model, preprocessing["mean"], preprocessing["std"]).to(accelerator.device)
     layout = backbone.layout(preprocessing["input_size"])
-    weights = weights_digest(model)
-    if config.args:  # another number of heads changes features, not weights
-        weights += f"-{key_of(config.args)}"
-    probe = ProbeRun(config, data, subsets, backbone, layout, preprocessing, weights, accelerator)
+    probe = ProbeRun(config, data, subsets, backbone, layout, preprocessing, function_digest(model), accelerator)
     probe.check_views()
     if config.salient_crop:
         check_crop(model, config.salient_crop)
@@ -70,11 +67,14 @@ def report(
     duplicates: see `count_duplicates`."""
     config, data = probe.config, probe.data
     images = VTAB[0] if config.protocol == "vtab" else len(probe.train_rows(config.seeds[0]))
+    weights = weights_digest(probe.backbone.model)
+    if config.args:  # another number of heads changes features, not weights
+        weights += f"-{key_of(config.args)}"
     shared = {
         "model": name,
         "parameters": sum(parameter.numel() for parameter in probe.backbone.model.parameters()),
         "img_size": list(probe.preprocessing["input_size"][1:]),
-        "weights": probe.weights,
+        "weights": weights,
         "data": public_name(config.data.path),
         "data_digest": data_digest(data.train),
         "label": data.train.label,

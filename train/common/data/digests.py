@@ -17,6 +17,7 @@ from .source import Source
 from .unreadable import batches_of_all
 
 DIGEST = 16  # bytes of an image's digest
+_WITHOUT_EFFECT = ("training", "fused_attn", "grad_checkpointing")  # on what a module computes, but for its speed
 
 
 def weights_digest(model: nn.Module) -> str:
@@ -26,6 +27,25 @@ def weights_digest(model: nn.Module) -> str:
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()[:16]
+
+
+def function_digest(model: nn.Module) -> str:
+    """Of all weights, and of what the modules do with them: an activation, the number of heads and pooling are none."""
+    digest = hashlib.blake2b(weights_digest(model).encode(), digest_size=8)
+    for name, module in model.named_modules():
+        about = {key: _said(value) for key, value in vars(module).items() if not key.startswith("_")}
+        about = {key: said for key, said in sorted(about.items()) if said and key not in _WITHOUT_EFFECT}
+        digest.update(f"{name} {type(module).__qualname__} {module.extra_repr()} {about}".encode())
+    return digest.hexdigest()
+
+
+def _said(value: object) -> str:
+    """A plain setting or a function, of any process alike; nothing for all else."""
+    if isinstance(value, (bool, int, float, str)):
+        return repr(value)
+    if isinstance(value, (tuple, list)):
+        return f"[{', '.join(map(_said, value))}]"
+    return getattr(value, "__qualname__", "")
 
 
 def data_digest(source: Source) -> str:
