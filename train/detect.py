@@ -7,11 +7,12 @@ killed or crashed resumes when the same command is given again. `--evaluate RUN`
 import common.system.environment  # noqa: F401, I001  # before torch is loaded
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
-from common.data.digests import data_digest
+from common.data.digests import data_digest, split_digest
 from common.dense.run import dense_run
 from common.detecting.annotated import Annotated
 from common.detecting.evaluation import as_coco, evaluate
@@ -29,6 +30,10 @@ from common.system.signals import STOPPED, Stop
 from timm_dseq import UserError
 
 FREE = ("data.images", "data.test", "data.test_images", "evaluate")  # settings that may differ when a run is resumed
+
+# Settings that decide nothing, or have a place of their own in a record.
+LEFT_OUT = ("epochs", "batch_size", "lr", "layer_decay", "accumulation", "max_skipped")
+LEFT_OUT += ("window", "pyramid", "size", "masks")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -84,8 +89,17 @@ def records_of(config: Detecting, task: DetectionTask, figures: dict[str, float]
         "data": public_name(config.data.path),
         "data_digest": data_digest(task.train.source),
         "label": "objects",
-        "train": {"split": task.train.split, "images": len(task.images), "subset": None},
-        "test": {"split": task.test.split, "images": len(task.test)},
+        "train": {
+            "split": task.train.split,
+            "images": len(task.images),
+            "subset": None,
+            "digest": split_digest(task.train.source, more=annotations(task.train)),
+        },
+        "test": {
+            "split": task.test.split,
+            "images": len(task.test),
+            "digest": split_digest(task.test.source, more=annotations(task.test)),
+        },
         "classes": len(task.train.names),
         "protocol": "mask-rcnn" if task.with_masks else "faster-rcnn",
         "precision": config.system.precision,
@@ -98,10 +112,18 @@ def records_of(config: Detecting, task: DetectionTask, figures: dict[str, float]
             "lr": optim.lr,
             "layer_decay": optim.layer_decay,
             "window": detector.window,
+            **results.changed([detector, optim], {}, LEFT_OUT, config.args),
         },
     }
     kinds = [kind for kind in ("box", "mask") if f"{kind}_ap" in figures]
     return [{**record, **results.figure(f"{kind} AP", 100 * figures[f"{kind}_ap"])} for kind in kinds]
+
+
+def annotations(split: Annotated) -> Iterator[bytes]:
+    """Of every object: its box, class and mask, and whether it is a crowd."""
+    for objects in split.objects:
+        yield from (array.tobytes() for array in (objects.boxes, objects.labels, objects.crowd))
+        yield repr(objects.masks).encode()
 
 
 def judge(config: Detecting, accelerator: Accelerator) -> int:

@@ -1,7 +1,7 @@
 """Digests of weights, data sets and images, and the images that two splits share."""
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -51,6 +51,14 @@ def _said(value: object) -> str:
 def data_digest(source: Source) -> str:
     """Of a split: its fingerprint, and the version that `datasets` has."""
     return hashlib.blake2b(f"{source.fingerprint()} {source.revision}".encode(), digest_size=8).hexdigest()
+
+
+def split_digest(*sources: Source, more: Iterable[bytes] = ()) -> str:
+    """Of a split: its images, and its truth, which is a source of its own or told as bytes."""
+    digest = hashlib.blake2b(" ".join(map(data_digest, sources)).encode(), digest_size=8)
+    for part in more:
+        digest.update(part)
+    return digest.hexdigest()
 
 
 def labels_digest(source: Source) -> str:
