@@ -1,7 +1,8 @@
 """Files of results → one Markdown table for each data set and protocol: `train/table.py FILE…`.
 
-Of results of the same model, data, test images and settings only the newest is shown. The paper's results join those of the same
-data set and protocol; protocols that end in -cached and subsets are not the paper's, and have tables of their own.
+Of results of the same model, data, test images and settings only the newest is shown. The paper's results join those
+of the same data set and protocol; protocols that end in -cached and subsets are not the paper's, and have tables of
+their own.
 """
 
 import common.system.environment  # noqa: F401, I001  # before torch is loaded

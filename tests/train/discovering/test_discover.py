@@ -208,3 +208,11 @@ def test_of_scenes_the_query_that_is_drawn_is_the_purest_and_not_the_one_that_cu
         {"fg_ari": ari, "purity": purity, "random_purity": 4.0} for ari, purity in ((53.7, 5.0), (20.0, 30.0))
     )
     assert max((cuts, pure), key=lambda scene: score({"scene": scene})[1]) is pure
+
+
+def test_nothing_of_a_sheet_touches_its_left_margin(tmp_path, data):
+    assert discover(tmp_path, data, **SMALL, pictures=4)[0] == 0
+    (path,) = (tmp_path / "pictures").iterdir()
+    sheet = Image.open(path).convert("L")
+    margin = sheet.crop((0, 0, 4, sheet.height))
+    assert min(margin.getdata()) > 240
