@@ -16,7 +16,7 @@ from common.probing.features import FrozenBackbone
 from common.probing.knn import knn
 from common.probing.logistic import logistic
 from common.probing.probe_run import ProbeResult, ProbeRun
-from common.probing.settings import ON_FEATURES, Probe, parse
+from common.probing.settings import ON_FEATURES, Cache, Probe, parse
 from common.probing.train_heads import VTAB, head_probe, vtab
 from common.run import results
 from common.run.export import public_name
@@ -113,8 +113,8 @@ def changed(config: Probe) -> dict[str, Any]:
     more = {}
     if config.protocol not in ("knn", "logistic"):
         more |= results.changed([config.heads], {}, ("at_once", "select_on", "checkpoint_every"), {})
-    if config.protocol in ON_FEATURES:
-        more |= results.changed([config.cache], {}, ("folder", "batch_size"), {})
+    if config.protocol in ON_FEATURES and config.cache.dtype != Cache.dtype:
+        more["features"] = config.cache.dtype
     return more
 
 

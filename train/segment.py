@@ -30,7 +30,7 @@ from common.segmenting.opening import Masked, open_masked, resolved
 from common.segmenting.pictures import sheet
 from common.segmenting.scores import Scores
 from common.segmenting.segmenter import Segmenter
-from common.segmenting.settings import FREE, RECIPES, Segmenting, fitted, parse, usual_stride
+from common.segmenting.settings import FREE, RECIPES, Segmenting, fitted, parse, settings_of, usual_stride
 from common.segmenting.task import Segmentation, Test
 from common.system import launch
 from common.system.signals import STOPPED, Stop
@@ -161,7 +161,10 @@ def record_of(
     """The record for the file of results. shared: test images that are trained on, too."""
     optim = config.optim
     head = {"channels": description.channels} if description.head == "upernet" else {}
+    training = {"epochs": optim.epochs, "batch_size": optim.batch_size, "lr": optim.lr}
     more = results.changed([config.augment, optim], RECIPES[description.head], LEFT_OUT, config.args)
+    if config.evaluate and not settings_of(config.evaluate):  # a copied export
+        training, more = {"training": "not known"}, {}
     if config.stride != usual_stride(config.img_size):
         more["stride"] = config.stride
     ignored = resolved(config.data).ignore
@@ -188,7 +191,7 @@ def record_of(
         "seeds": [config.seed],
         "duplicates": {"train_test": shared},
         "view": {"upernet": "all weights", "linear": "last map", "linear4": "last 4 maps"}[description.head],
-        "settings": {"epochs": optim.epochs, "batch_size": optim.batch_size, "lr": optim.lr, **head, **more},
+        "settings": {**training, **head, **more},
         **results.figure("mIoU", scores.mean_iou),
         "interval": scores.interval(),
         "pixel_accuracy": scores.accuracy,

@@ -72,6 +72,12 @@ def test_what_a_run_exported_gives_the_same_figures_when_it_is_tested_again(whol
     assert main([f"--evaluate={whole.output}", f"--results={again}", "--data.test=train"]) == 0
     assert records(again)[1]["duplicates"]["train_test"] == 8
     assert load(whole.output / "export")[1].classes.ids == (3, 7, 200)
+    assert main([f"--evaluate={whole.output / 'export'}", f"--results={again}"]) == 0
+    assert len(records(again)) == 2  # the same as the first
+    alone = shutil.copytree(whole.output / "export", tmp_path / "alone")
+    words = ["--model=test_vit", f"--data={data}", "--img_size=32", "--data.ignore=[255]", "--workers=0"]
+    assert main([f"--evaluate={alone}", f"--results={again}", *words]) == 0
+    assert records(again)[2]["settings"] == {"training": "not known", "channels": 16}
 
 
 def test_a_linear_head_leaves_the_backbone_as_it_was_and_says_of_what_it_is(linear):

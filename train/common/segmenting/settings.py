@@ -178,10 +178,17 @@ def with_settings_of_run(arguments: Sequence[str]) -> list[str]:
     following = [*arguments, ""][1:]
     for word, after in zip(arguments, following, strict=True):
         option, equals, run = word.partition("=")
-        settings = Path(run if equals else after) / "config.yaml"
-        if option == "--evaluate" and settings.is_file():
+        settings = settings_of(run if equals else after) if option == "--evaluate" else None
+        if settings:
             return [f"--config={settings}", *arguments]
     return list(arguments)
+
+
+def settings_of(run: str) -> Path | None:
+    """The file of settings of a run, or of the run whose export/ this is; None if they are not there."""
+    folder = Path(run).resolve()
+    places = [folder, *([folder.parent] if folder.name == "export" else [])]
+    return next((place / "config.yaml" for place in places if (place / "config.yaml").is_file()), None)
 
 
 def fitted(config: Segmenting) -> tuple[Segmenting, list[str]]:
