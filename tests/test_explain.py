@@ -1,5 +1,6 @@
 """Pictures show what the regions and the plan say."""
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -74,3 +75,18 @@ def test_what_is_no_plain_vit_is_one_line():
     with pytest.raises(UserError, match="ResNet is no plain ViT") as error:
         explain(timm.create_model("test_resnet"), photo())
     assert "\n" not in str(error.value)
+
+
+def test_the_badge_of_a_region_at_the_edge_is_whole():
+    def white(row, column):
+        """How many pixels are: the badge's rim and its number."""
+        saliency = torch.zeros(1, 28, 28)
+        saliency[0, row, column] = 1
+        regions = rank_regions(saliency, 2, min_area=0.0)
+        picture = draw_regions(Image.new("RGB", (168, 168)), regions)
+        return int((np.asarray(picture).min(2) > 250).sum())
+
+    inside = white(14, 14)
+    assert inside > 60
+    for place in ((0, 0), (0, 27), (27, 14), (14, 27), (27, 27)):
+        assert abs(white(*place) - inside) < 0.1 * inside, place  # anti-aliasing

@@ -1,6 +1,7 @@
 """Pruned models against a slow reference, and in all the ways a plain ViT is used."""
 
 import copy
+import pickle
 
 import pytest
 import timm
@@ -267,6 +268,10 @@ def test_the_shipped_weights_prune_by_one_line():
         ({"keep": "half"}, "keep='half' is no share"),
         ({"block": 3}, "block=3 is block 3, but the ViT has blocks 0 to 2"),
         ({"block": -1}, "blocks 0 to 2"),
+        ({"block": 0.0}, "block=0.0 is no share of the depth: give one of 1/3 to 1, or an index, 0 to 2"),
+        ({"block": 0.01}, "block=0.01 is no share"),
+        ({"block": 3.0}, "block=3.0 is no share"),
+        ({"block": float("inf")}, "block=inf is no share"),
         ({"query": "attention"}, "query='attention' is for analysis: prune by one of cls_param, cls_out, norm, border"),
         ({"query": "ncut"}, "query='ncut' is for analysis"),
         ({"query": "edges"}, "query='edges' is unknown"),
@@ -290,3 +295,41 @@ def test_models_that_cannot_be_pruned_are_named():
         pruned.forward_intermediates(images_of())
     with pytest.raises(UserError, match=r"^a pruned ViT takes no attn_mask"):
         pruned(images_of(), attn_mask=torch.ones(1, 1, 37, 37))
+
+
+def by_length(model, tokens):
+    """A query of one's own, where a pickle finds it."""
+    return tokens[:, model.num_prefix_tokens :].norm(dim=-1)
+
+
+def _in_a_worker(pruned, images, answers):
+    answers.put(pruned(images).detach().numpy())
+
+
+@pytest.mark.parametrize("query", ["border", by_length])
+def test_a_pickle_a_file_and_a_spawned_process_hold_it(tmp_path, query):
+    pruned, images = prune(model_of(), 0.5, 1, query), images_of()
+    expected = pruned(images)
+    torch.save(pruned, tmp_path / "pruned.pt")
+    for again in (pickle.loads(pickle.dumps(pruned)), torch.load(tmp_path / "pruned.pt", weights_only=False)):
+        assert type(again) is type(pruned) and torch.equal(again(images), expected)
+        with pytest.raises(UserError, match="pruned already"):
+            prune(again)
+    spawn = torch.multiprocessing.get_context("spawn")
+    answers = spawn.SimpleQueue()
+    process = spawn.Process(target=_in_a_worker, args=(pruned, images, answers))
+    process.start()
+    torch.testing.assert_close(torch.from_numpy(answers.get()), expected.detach())
+    process.join(60)
+    assert process.exitcode == 0
+
+
+def test_scores_that_are_no_numbers_are_refused_and_infinite_ones_have_an_order():
+    def first_last(model, tokens):
+        scores = torch.zeros(len(tokens), tokens.shape[1] - 1)
+        scores[:, 0], scores[:, 1] = float("-inf"), float("inf")
+        return scores
+
+    assert prune(model_of(), 0.5, 1, first_last)(images_of()).isfinite().all()
+    with pytest.raises(UserError, match=r"^the query's scores hold NaN[^\n]*$"):
+        prune(model_of(), 0.5, 1, lambda *both: first_last(*both) * 0)(images_of())

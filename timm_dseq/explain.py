@@ -214,8 +214,9 @@ def _badge(
     depth = depth[0, 0, 1:-1, 1:-1]
     rows, columns = torch.arange(h)[:, None] / h - 0.5, torch.arange(w)[None] / w - 0.5
     at = (depth - 0.1 * (rows.square() + columns.square())).argmax().item()  # of equals, the nearest to the centre
-    x, y = size[0] * (at % w + 0.5) / w, size[1] * (at // w + 0.5) / h
     radius = max(11, min(size) // 22)
+    places = size[0] * (at % w + 0.5) / w, size[1] * (at // w + 0.5) / h
+    x, y = (min(max(place, radius), side - 1 - radius) for place, side in zip(places, size, strict=True))  # whole
     draw.ellipse([x - radius, y - radius, x + radius, y + radius], fill=colour, outline=PAPER, width=2)
     light = sum(c * k for c, k in zip(colour, (0.299, 0.587, 0.114), strict=True)) > 170
     draw.text((x, y), text, fill=INK if light else PAPER, font=_font(round(radius * 1.25)), anchor="mm")

@@ -52,12 +52,22 @@ def _pruned_kind(kind: type[VisionTransformer]) -> type[VisionTransformer]:
     return type(f"Pruned{kind.__name__}", (Pruned, kind), {})
 
 
+def _empty(kind: type[VisionTransformer]) -> VisionTransformer:
+    """What a pickle fills: a pruned model of this class without anything in it."""
+    pruned = _pruned_kind(kind)
+    return pruned.__new__(pruned)
+
+
 class Pruned(VisionTransformer):
     """What a pruned ViT does in another way than the class that it is mixed into."""
 
     prune_at: int  # the first block that sees the kept patches only
     prune_keep: float
     prune_query: Query
+
+    def __reduce__(self) -> tuple:
+        """No module holds the class that is mixed, so a pickle names the one that it is made from."""
+        return _empty, (type(self).__bases__[1],), self.__dict__
 
     def forward_features(
         self, x: torch.Tensor, attn_mask: torch.Tensor | None = None, is_causal: bool = False
@@ -86,5 +96,9 @@ class Pruned(VisionTransformer):
         with torch.autocast(tokens.device.type, enabled=False):
             scores = self.prune_query.score(self, tokens.detach(), self.prune_at, grid)
             check_tensor("the query's scores", scores, (None, n), "(B, n), salient ones high")
+            # the host waits for the device to look at values, and no graph of a compiler holds such a look
+            in_graph = torch.compiler.is_compiling() or torch.jit.is_tracing()
+            if not in_graph and self.prune_query not in QUERIES.values() and scores.isnan().any():
+                raise UserError("the query's scores hold NaN, which has no order: check your query")
         kept = scores.topk(count, dim=1).indices.sort(dim=1).values
         return torch.cat([prefix, patches.gather(1, kept[:, :, None].expand(-1, -1, patches.shape[2]))], dim=1)

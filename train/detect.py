@@ -7,21 +7,23 @@ killed or crashed resumes when the same command is given again. `--evaluate RUN`
 import common.system.environment  # noqa: F401, I001  # before torch is loaded
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
-from common.data.digests import data_digest, digests_of, duplicates
+from common.data.digests import data_digest, digests_of, duplicates, split_digest
 from common.dense.run import dense_run
 from common.detecting.annotated import Annotated
 from common.detecting.evaluation import as_coco, evaluate
 from common.detecting.export import describe, load_detector, save
 from common.detecting.reading.opening import open_annotated
 from common.detecting.report import write_report
-from common.detecting.settings import Detecting, parse
+from common.detecting.settings import Detecting, Optim, parse
 from common.detecting.task import DetectionTask
 from common.run import results
 from common.run.export import public_name
+from common.run.length import fitted_warmup
 from common.run.lock import locked
 from common.system import launch
 from common.system.signals import STOPPED, Stop
@@ -29,6 +31,10 @@ from common.system.signals import STOPPED, Stop
 from timm_dseq import UserError
 
 FREE = ("data.images", "data.test", "data.test_images", "evaluate")  # settings that may differ when a run is resumed
+
+# Settings that decide nothing, or have a place of their own in a record.
+LEFT_OUT = ("epochs", "batch_size", "lr", "layer_decay", "accumulation", "max_skipped")
+LEFT_OUT += ("window", "pyramid", "size", "masks")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -42,6 +48,9 @@ def run(config: Detecting, text: str) -> int:
     if config.evaluate:
         return judge(config, accelerator)
     results.check(config.results)
+    config.optim, shorter = fitted_warmup(config.optim, Optim.warmup_epochs)
+    if accelerator.is_main_process and shorter:
+        print("\n".join(shorter), flush=True)
     with locked(config.output_dir, accelerator, wanted=not config.dry_run):
         return train(config, text, accelerator)
 
@@ -68,7 +77,7 @@ def train(config: Detecting, text: str, accelerator: Accelerator) -> int:
     if accelerator.is_main_process:
         (output / "detections.json").write_text(json.dumps(as_coco(test, task.found)), encoding="utf-8")
         report = write_report(output, test, task.found, figures)
-        records = [{**record, "duplicates": {"train_test": shared}} for record in records_of(config, task, figures)]
+        records = records_of(config, task, figures, shared)
         results.append(config.results, records)
         print(*map(results.line, records), sep="\n")
         print(f"the detector: {output / 'export'}\nthe report: {report}", flush=True)
@@ -82,8 +91,8 @@ def count_duplicates(config: Detecting, train: Annotated, test: Annotated, accel
     return duplicates(learnt, tested)
 
 
-def records_of(config: Detecting, task: DetectionTask, figures: dict[str, float]) -> list[dict[str, Any]]:
-    """A record for box AP, and one for mask AP."""
+def records_of(config: Detecting, task: DetectionTask, figures: dict[str, float], shared: int) -> list[dict[str, Any]]:
+    """A record for box AP, and one for mask AP. shared: test images that are also trained on."""
     optim, detector = config.optim, config.detector
     record = {
         "model": task.backbone,
@@ -93,13 +102,22 @@ def records_of(config: Detecting, task: DetectionTask, figures: dict[str, float]
         "data": public_name(config.data.path),
         "data_digest": data_digest(task.train.source),
         "label": "objects",
-        "train": {"split": task.train.split, "images": len(task.images), "subset": None},
-        "test": {"split": task.test.split, "images": len(task.test)},
+        "train": {
+            "split": task.train.split,
+            "images": len(task.images),
+            "subset": None,
+            "digest": split_digest(task.train.source, more=annotations(task.train)),
+        },
+        "test": {
+            "split": task.test.split,
+            "images": len(task.test),
+            "digest": split_digest(task.test.source, more=annotations(task.test)),
+        },
         "classes": len(task.train.names),
         "protocol": "mask-rcnn" if task.with_masks else "faster-rcnn",
         "precision": config.system.precision,
         "seeds": [config.seed],
-        "duplicates": None,  # not looked for
+        "duplicates": {"train_test": shared},
         "view": f"{detector.pyramid} pyramid",
         "settings": {
             "epochs": optim.epochs,
@@ -107,10 +125,18 @@ def records_of(config: Detecting, task: DetectionTask, figures: dict[str, float]
             "lr": optim.lr,
             "layer_decay": optim.layer_decay,
             "window": detector.window,
+            **results.changed([detector, optim], {}, LEFT_OUT, config.args),
         },
     }
     kinds = [kind for kind in ("box", "mask") if f"{kind}_ap" in figures]
     return [{**record, **results.figure(f"{kind} AP", 100 * figures[f"{kind}_ap"])} for kind in kinds]
+
+
+def annotations(split: Annotated) -> Iterator[bytes]:
+    """Of every object: its box, class and mask, and whether it is a crowd."""
+    for objects in split.objects:
+        yield from (array.tobytes() for array in (objects.boxes, objects.labels, objects.crowd))
+        yield repr(objects.masks).encode()
 
 
 def judge(config: Detecting, accelerator: Accelerator) -> int:

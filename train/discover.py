@@ -6,7 +6,9 @@ Markdown, adds to a JSON-lines file, draws the best and the worst images. docs/d
 
 import common.system.environment  # noqa: F401, I001  # before torch is loaded
 
+import hashlib
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -33,6 +35,7 @@ from torch.utils.data import Subset
 
 from timm_dseq import UserError
 from timm_dseq.engine.regions import rank_regions
+from timm_dseq.engine.vit import block_index
 from timm_dseq.hub.checkpoints import steps
 
 Record = dict[str, Any]
@@ -101,9 +104,11 @@ def judged(looking: Looking, truths: Truths, config: Discover, accelerator: Acce
     """The records of one model: found in the file of results, or measured and added to it."""
     about = {
         "img_size": list(looking.size),
+        "grid": list(looking.grid),
         "data": public_name(config.data.path),
         "data_digest": data_digest(truths.source),
         "truth_digest": truths.digest,
+        "boxes": truths.form,
         "images": len(truths),
         "empty": len(truths.empty),
         "skip": config.data.skip,
@@ -113,8 +118,8 @@ def judged(looking: Looking, truths: Truths, config: Discover, accelerator: Acce
         "draws": config.draws,
         "seed": config.seed,
     }
-    own = {"model": looking.name, "weights": weights_digest(looking.model)}
-    nobody = {"model": "no model", "weights": ""}
+    own = {"model": looking.name, "weights": weights_digest(looking.model), "function": looking.digest()}
+    nobody = {"model": "no model", "weights": "", "function": ""}
     wanted = [({**about, **own}, looking.queries)]
     if priors:
         wanted.append(({**about, **nobody}, [*PRIORS, CONSTANT, *[RECTANGLES] * truths.scenes]))
@@ -181,11 +186,19 @@ def draw(looking: Looking, records: list[Record], truths: Truths, config: Discov
     images = torch.from_numpy(np.stack([looking.show(photo) for photo in photos])) / 255
     maps = looking.maps(images, priors=False)[record["map"]]
     regions = rank_regions(maps, config.num_regions, config.min_area)
-    name = looking.name.replace("/", "_").replace(" ", "_")
-    path = Path(config.output_dir) / f"{name}.{looking.size[0]}px.{record['map']}.jpg"
+    path = Path(config.output_dir) / picture_name(record, looking)
     title = f"{looking.name}, {record['map']}: where its regions find objects best (left) and worst (right)"
     save_sheet(path, photos, [truths[place][2] for place in places], maps, regions, title)
     return path
+
+
+def picture_name(record: Record, looking: Looking) -> str:
+    """Of what a sheet shows, in words, and a few digits of what words would be too long for."""
+    about = [record[name] for name in ("function", "data_digest", "truth_digest", "skip", "num_regions", "min_area")]
+    digits = hashlib.blake2b(repr(about).encode(), digest_size=4).hexdigest()
+    block = f"block{block_index(looking.model, looking.block)}"
+    words = [looking.name, f"{looking.size[0]}px", record["data"], "boxes" if record["boxes"] else "masks", block]
+    return re.sub(r"[^\w.,()=+-]+", "_", ".".join([*words, record["map"]]))[:200] + f".{digits}.jpg"
 
 
 if __name__ == "__main__":

@@ -57,9 +57,11 @@ def run(config: Faithfulness) -> int:
         about = {
             "model": looking.name,
             "weights": weights_digest(looking.model),
+            "function": looking.digest(),
             "img_size": list(looking.size),
             "data": public_name(config.data.path),
             "data_digest": data_digest(data.test),
+            "train": {"digest": data_digest(data.train), "images": len(data.train), "subset": config.data.subset},
             "images": len(rows),
             "accuracy": 100 * float(found.pop("right").mean()),
             "block": config.block,

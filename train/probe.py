@@ -7,15 +7,16 @@ setting, docs/probing.md says whose protocol is which. Results are added to a JS
 import common.system.environment  # noqa: F401, I001  # before torch is loaded
 
 from dataclasses import replace
+from typing import Any
 
-from common.data.digests import data_digest, weights_digest
+from common.data.digests import data_digest, function_digest, labels_digest, split_digest, weights_digest
 from common.labels.labelled import open_full, subset_rows
 from common.probing.answers import key_of
 from common.probing.features import FrozenBackbone
 from common.probing.knn import knn
 from common.probing.logistic import logistic
 from common.probing.probe_run import ProbeResult, ProbeRun
-from common.probing.settings import Probe, parse
+from common.probing.settings import ON_FEATURES, Cache, Probe, parse
 from common.probing.train_heads import VTAB, head_probe, vtab
 from common.run import results
 from common.run.export import public_name
@@ -44,10 +45,7 @@ def run(config: Probe) -> int:
     preprocessing = data_config(model)
     backbone = FrozenBackbone(model, preprocessing["mean"], preprocessing["std"]).to(accelerator.device)
     layout = backbone.layout(preprocessing["input_size"])
-    weights = weights_digest(model)
-    if config.args:  # another number of heads changes features, not weights
-        weights += f"-{key_of(config.args)}"
-    probe = ProbeRun(config, data, subsets, backbone, layout, preprocessing, weights, accelerator)
+    probe = ProbeRun(config, data, subsets, backbone, layout, preprocessing, function_digest(model), accelerator)
     probe.check_views()
     if config.salient_crop:
         check_crop(model, config.salient_crop)
@@ -70,22 +68,28 @@ def report(
     duplicates: see `count_duplicates`."""
     config, data = probe.config, probe.data
     images = VTAB[0] if config.protocol == "vtab" else len(probe.train_rows(config.seeds[0]))
+    weights = weights_digest(probe.backbone.model)
+    if config.args:  # another number of heads changes features, not weights
+        weights += f"-{key_of(config.args)}"
+    tested = split_digest(data.test, more=[labels_digest(data.test).encode()])
     shared = {
         "model": name,
         "parameters": sum(parameter.numel() for parameter in probe.backbone.model.parameters()),
         "img_size": list(probe.preprocessing["input_size"][1:]),
-        "weights": probe.weights,
+        "weights": weights,
         "data": public_name(config.data.path),
         "data_digest": data_digest(data.train),
         "label": data.train.label,
         "train": {"split": data.train_split, "images": images, "subset": config.data.subset},
-        "test": {"split": data.test_split, "images": len(data.test)},
+        "test": {"split": data.test_split, "images": len(data.test), "digest": tested},
         "classes": len(data.names),
         "protocol": config.protocol,
         "precision": config.precision,
         "seeds": config.seeds,
         "duplicates": duplicates,
     }
+    more = changed(config)
+    found, closer = ([replace(one, settings={**one.settings, **more}) for one in each] for each in (found, closer))
     records = [{**shared, "view": one.view, "settings": one.settings, **results.summary(one.correct)} for one in found]
     plain = {paired(one): one.correct for one in found}
     for one in closer:
@@ -102,6 +106,16 @@ def report(
         print(f"{duplicates['train_test']} test images are also in the training images, pixel for pixel")
     for record in records:
         print(results.line(record) + (f": {said(record['gain'])}" if "gain" in record else ""))
+
+
+def changed(config: Probe) -> dict[str, Any]:
+    """Settings that decide the result, are not the protocol's, and have no place of their own in the record."""
+    more = {}
+    if config.protocol not in ("knn", "logistic"):
+        more |= results.changed([config.heads], {}, ("at_once", "select_on", "checkpoint_every"), {})
+    if config.protocol in ON_FEATURES and config.cache.dtype != Cache.dtype:
+        more["features"] = config.cache.dtype
+    return more
 
 
 def paired(one: ProbeResult) -> tuple:

@@ -9,13 +9,13 @@ import common.system.environment  # noqa: F401, I001  # before torch is loaded
 
 import html
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from common.data.digests import data_digest, digests_of, duplicates, weights_digest
+from common.data.digests import data_digest, digests_of, duplicates, split_digest, weights_digest
 from common.dense.backbone import check as check_vit
 from common.dense.report import log_charts
 from common.dense.run import dense_run
@@ -30,7 +30,7 @@ from common.segmenting.opening import Masked, open_masked, resolved
 from common.segmenting.pictures import sheet
 from common.segmenting.scores import Scores
 from common.segmenting.segmenter import Segmenter
-from common.segmenting.settings import FREE, Segmenting, parse
+from common.segmenting.settings import FREE, RECIPES, Segmenting, fitted, parse, settings_of, usual_stride
 from common.segmenting.task import Segmentation, Test
 from common.system import launch
 from common.system.signals import STOPPED, Stop
@@ -38,6 +38,8 @@ from common.system.signals import STOPPED, Stop
 from timm_dseq.hub.load import data_config, load_backbone
 
 PICTURES = 8  # test images in the report
+# Settings that decide nothing, or have a place of their own in a record. Batch norms see the images of a round.
+LEFT_OUT = ("epochs", "batch_size", "lr", "max_skipped")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -49,8 +51,11 @@ def run(config: Segmenting, text: str) -> int:
     """All of it, alone in its folder. text: the settings as YAML."""
     results.check(config.results)
     accelerator = launch.accelerator(mixed_precision="bf16" if config.system.precision == "bf16" else "no")
+    config, shorter = fitted(config)
     if config.evaluate:
         return evaluate(config, accelerator)
+    if accelerator.is_main_process and shorter:
+        print("\n".join(shorter), flush=True)
     with locked(config.output_dir, accelerator, wanted=not config.dry_run):
         return train(config, text, accelerator)
 
@@ -156,6 +161,19 @@ def record_of(
     """The record for the file of results. shared: test images that are trained on, too."""
     optim = config.optim
     head = {"channels": description.channels} if description.head == "upernet" else {}
+    training = {"epochs": optim.epochs, "batch_size": optim.batch_size, "lr": optim.lr}
+    more = results.changed([config.augment, optim], RECIPES[description.head], LEFT_OUT, config.args)
+    if config.evaluate and not settings_of(config.evaluate):  # a copied export
+        training, more = {"training": "not known"}, {}
+    if config.stride != usual_stride(config.img_size):
+        more["stride"] = config.stride
+    ignored = resolved(config.data).ignore
+    if ignored != resolved(replace(config.data, ignore=None)).ignore:
+        more["ignore"] = ignored
+
+    def of(masked: Masked) -> str:
+        return split_digest(masked.images, masked.masks)
+
     each = zip(description.names, scores.iou.tolist(), strict=True)
     return {
         "model": description.backbone,
@@ -165,15 +183,15 @@ def record_of(
         "data": public_name(config.data.path),
         "data_digest": data_digest(data.train.images),
         "label": data.train.masks.image,
-        "train": {"split": data.train.split, "images": len(data.train), "subset": None},
-        "test": {"split": data.test.split, "images": len(data.test)},
+        "train": {"split": data.train.split, "images": len(data.train), "subset": None, "digest": of(data.train)},
+        "test": {"split": data.test.split, "images": len(data.test), "digest": of(data.test)},
         "classes": len(data.classes),
         "protocol": description.head,
         "precision": config.system.precision,
         "seeds": [config.seed],
         "duplicates": {"train_test": shared},
         "view": {"upernet": "all weights", "linear": "last map", "linear4": "last 4 maps"}[description.head],
-        "settings": {"epochs": optim.epochs, "batch_size": optim.batch_size, "lr": optim.lr, **head},
+        "settings": {**training, **head, **more},
         **results.figure("mIoU", scores.mean_iou),
         "interval": scores.interval(),
         "pixel_accuracy": scores.accuracy,

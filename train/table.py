@@ -1,7 +1,8 @@
 """Files of results → one Markdown table for each data set and protocol: `train/table.py FILE…`.
 
-Of results of the same model, data and settings only the newest is shown. The paper's results join those of the same
-data set and protocol; protocols that end in -cached and subsets are not the paper's, and have tables of their own.
+Of results of the same model, data, test images and settings only the newest is shown. The paper's results join those
+of the same data set and protocol; protocols that end in -cached and subsets are not the paper's, and have tables of
+their own.
 """
 
 import common.system.environment  # noqa: F401, I001  # before torch is loaded
@@ -60,6 +61,7 @@ def tables(records: list[dict[str, Any]]) -> str:
             record["protocol"],
             results.metric(record),
             *(record[part]["images"] for part in ("train", "test")),
+            *(record[part].get("digest", "") for part in ("train", "test")),
             record["classes"],
         )
         row = (record["model"], record["weights"], *record["img_size"], record["view"], results.chosen(record))

@@ -6,6 +6,7 @@ lists all queries; a new one is a function here and a line there.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -41,10 +42,15 @@ def query_of(query: AnyQuery) -> Query:
     if isinstance(query, Query):
         return query
     if callable(query):
-        return Query(lambda model, tokens, *_: query(model, tokens))
+        return Query(partial(_asked, query))  # which can be pickled if the function can
     if not isinstance(query, str) or query not in QUERIES:
         raise UserError(f"query={query!r} is unknown: choose one of {', '.join(QUERIES)}, or give a function")
     return QUERIES[query]
+
+
+def _asked(query: Callable, model: VisionTransformer, tokens: torch.Tensor, *_: Any) -> torch.Tensor:
+    """What your own function says of tokens (B, prefix + n, D): (B, n)."""
+    return query(model, tokens)
 
 
 def check_query(model: VisionTransformer, query: AnyQuery, training: bool = False) -> None:

@@ -88,10 +88,15 @@ def block_index(model: VisionTransformer, block: int | float) -> int:
     depth = len(model.blocks)
     if isinstance(block, bool) or not isinstance(block, (int, float)) or block != block:
         raise UserError(f"block={block!r}: give its index, a whole number, or a share of the depth, such as 11 / 12")
-    index = round(block * depth) - 1 if isinstance(block, float) and abs(block) <= 1 else block
-    if not 0 <= index < depth or not isinstance(index, int):
-        raise UserError(f"block={block} is block {index}, but the ViT has blocks 0 to {depth - 1}")
-    return index
+    if isinstance(block, int):
+        if not 0 <= block < depth:
+            raise UserError(f"block={block} is block {block}, but the ViT has blocks 0 to {depth - 1}")
+        return block
+    if not 0 < block <= 1 or not round(block * depth):
+        raise UserError(
+            f"block={block} is no share of the depth: give one of 1/{depth} to 1, or an index, 0 to {depth - 1}"
+        )
+    return round(block * depth) - 1
 
 
 def full_precision(tensor: torch.Tensor) -> torch.Tensor:

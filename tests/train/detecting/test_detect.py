@@ -45,7 +45,11 @@ def test_it_ends_in_records_for_boxes_and_masks(whole):
     boxes, masks = map(json.loads, (whole[0].parent / "results.jsonl").read_text().splitlines())
     assert (boxes["metric"], masks["metric"]) == ("box AP", "mask AP")
     assert (boxes["protocol"], boxes["data"]) == ("mask-rcnn", "scenes")
+    digests = [boxes[part].pop("digest") for part in ("train", "test")]
     assert boxes["train"] == {"split": "train", "images": 8, "subset": None} and boxes["classes"] == 6
+    assert len({*digests}) == 2
+    own = {"samples": 16, "channels": 16, "scale": [0.5, 1.5], "args": '{"depth": 4}', "warmup_epochs": 1}
+    assert own.items() <= boxes["settings"].items() and "weight_decay" not in boxes["settings"]
     assert 0 <= boxes["value"] <= 100
     assert boxes["duplicates"] == masks["duplicates"] == {"train_test": 0}
 

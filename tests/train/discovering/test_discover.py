@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -151,3 +152,66 @@ def test_every_checkpoint_of_a_run_is_a_row(tmp_path, data, training_run):
     assert "| over training: maxF | border | norm |" in said
     rows = [line for line in said.splitlines() if line.startswith("| run, step-")]
     assert [row.split("|")[1].strip() for row in rows[-2:]] == ["run, step-00000003", "run, step-00000006"]
+
+
+SMALL = {"queries": "[border]", "num_regions": 3}
+
+
+def maps_of(said):
+    """The rows of the last table."""
+    return [line for line in said.splitlines() if line.startswith("|")]
+
+
+def test_priors_are_those_of_the_models_own_grid_whatever_was_measured_before(tmp_path, data):
+    args = '{"patch_size": %d, "depth": 3, "embed_dim": 48, "num_heads": 2}'
+    first = discover(tmp_path, data, **SMALL)[1]
+    other = discover(tmp_path, data, **SMALL, args=args % 16)[1]
+    again = discover(tmp_path, data, **SMALL)[1]
+    assert maps_of(again) == maps_of(first) != maps_of(other)
+
+
+def test_what_changes_the_function_and_no_weight_is_measured_anew(tmp_path, data):
+    args = '{"patch_size": 8, "depth": 3, "embed_dim": 48, "num_heads": %s'
+    for changed in (args % "2}", args % '2, "act_layer": "relu"}', args % "4}", args % "2}"):
+        assert discover(tmp_path, data, **SMALL, args=changed)[0] == 0
+    measured = [record for record in records_of(tmp_path) if record["map"] == "border"]
+    assert len(measured) == 3 and len({record["weights"] for record in measured}) == 1
+
+
+def test_what_four_numbers_of_a_box_mean_is_part_of_what_was_measured(tmp_path):
+    images, _, _ = squares(4)
+    data = as_parquet(tmp_path / "boxes.parquet", images, boxes=[[[16, 10, 30, 12]]] * 4)  # inside in any convention
+    said = {}
+    for form in ("xyxy", "cxcywh", "xyxy"):
+        code, said[form] = discover(tmp_path, data, **SMALL, data__box_format=form)
+        assert code == 0, said
+    assert maps_of(said["xyxy"]) != maps_of(said["cxcywh"])
+    assert {record["boxes"] for record in records_of(tmp_path)} == {"xyxy", "cxcywh"}
+
+
+def test_pictures_of_other_data_blocks_arguments_and_truths_have_names_of_their_own(tmp_path, data):
+    images, masks, boxes = squares(5)
+    other = as_parquet(tmp_path / "others.parquet", images, masks, boxes=boxes)
+    args = '{"patch_size": 8, "depth": 3, "embed_dim": 48, "num_heads": 4}'
+    runs = [(data, {}), (other, {}), (other, {"data__boxes": "boxes"}), (data, {"block": 1}), (data, {"args": args})]
+    for number, (path, settings) in enumerate(runs, 1):
+        code, said = discover(tmp_path, path, **SMALL, **settings, pictures=2)
+        assert code == 0, said
+        assert len([*(tmp_path / "pictures").iterdir()]) == number
+    names = " ".join(path.name for path in (tmp_path / "pictures").iterdir())
+    assert "32px.squares.parquet.masks.block2.border." in names and "others.parquet.boxes.block2.border." in names
+
+
+def test_of_scenes_the_query_that_is_drawn_is_the_purest_and_not_the_one_that_cuts_largest(tmp_path):
+    from common.discovering.table import score
+
+    cuts, pure = (
+        {"fg_ari": ari, "purity": purity, "random_purity": 4.0} for ari, purity in ((53.7, 5.0), (20.0, 30.0))
+    )
+    assert max((cuts, pure), key=lambda scene: score({"scene": scene})[1]) is pure
+
+
+def test_nothing_of_a_sheet_touches_its_left_margin(tmp_path, data):
+    assert discover(tmp_path, data, **SMALL, pictures=4)[0] == 0
+    (path,) = (tmp_path / "pictures").iterdir()
+    assert np.asarray(Image.open(path))[:, :4].min() > 240

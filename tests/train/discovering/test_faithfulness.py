@@ -82,6 +82,11 @@ def test_the_program_prints_every_order_with_its_controls(tmp_path):
             assert low <= record[name] <= high, (record["order"], name)
         assert record["deletion_gain"] == pytest.approx(random["deletion"] - record["deletion"])
         assert record["insertion_gain"] == pytest.approx(record["insertion"] - random["insertion"])
+    other = TINY["args"].replace("}", ', "act_layer": "relu"}')
+    assert said_by("faithfulness", **{**settings, "args": other})[0] == 0
+    lines = [json.loads(line) for line in (tmp_path / "results.jsonl").read_text().splitlines()]
+    assert len({line["function"] for line in lines}) == 2 and len({line["weights"] for line in lines}) == 1
+    assert lines[0]["train"]["images"] == 64 and lines[0]["train"]["digest"] != lines[0]["data_digest"]
     again = said_by("faithfulness", **{**settings, "batch_size": 3})[1]
     assert again.splitlines()[-1] == said.splitlines()[-1]  # random orders belong to images, not to batches
 

@@ -4,6 +4,7 @@ import dataclasses
 import io
 import os
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 import timm
 import torch
 from accelerate import Accelerator
-from common.data.digests import digests_of, duplicates, weights_digest
+from common.data.digests import digests_of, duplicates, function_digest, weights_digest
 from common.data.settings import Data
 from common.data.source import open_source
 from common.labels.labelled import open_labelled
@@ -29,6 +30,8 @@ from timm_dseq.hub.load import data_config
 from ..tunings import colours
 from .test_features import small
 
+LOOSE = partial(torch.nn.LayerNorm, eps=1e-3)
+
 
 @pytest.fixture
 def train(tmp_path):
@@ -40,7 +43,7 @@ def cached(source, folder, model, wanted=None, dtype="float32", crop_pct=None, b
     backbone = FrozenBackbone(model, preprocessing["mean"], preprocessing["std"])
     cache = Cache(str(folder), dtype, batch)
     return cached_features(
-        source, wanted, backbone, preprocessing, cache, weights_digest(model), Accelerator(), workers
+        source, wanted, backbone, preprocessing, cache, function_digest(model), Accelerator(), workers
     )
 
 
@@ -155,7 +158,10 @@ def test_other_weights_images_or_preprocessing_have_other_files(train, tmp_path)
     with torch.no_grad():
         model.norm.bias[0] += 1e-3
     cached(train, folder, model)
-    assert len(list(folder.glob("*/rows.bin"))) == 5
+    for block in model.blocks:
+        block.mlp.act = torch.nn.ReLU()
+    cached(train, folder, model)
+    assert len(list(folder.glob("*/rows.bin"))) == 6
 
 
 def test_features_that_are_not_finite_end_it(train, tmp_path):
@@ -214,6 +220,20 @@ def test_the_digest_of_weights_tells_every_bit():
         model.blocks[3].mlp.fc1.weight[5, 7] += 1e-7
     assert weights_digest(model) != before
     assert weights_digest(timm.create_model("resnet18").half()) != weights_digest(timm.create_model("resnet18"))
+
+
+def test_the_digest_of_a_function_tells_what_no_weight_does():
+    def made(**args):
+        torch.manual_seed(0)
+        return timm.create_model("vit_tiny_patch16_224", **{"depth": 2, "embed_dim": 48, "num_heads": 2, **args})
+
+    others = {"num_heads": 4}, {"act_layer": "relu"}, {"global_pool": "avg", "fc_norm": False}, {"norm_layer": LOOSE}
+    models = [made(**args) for args in ({}, *others)]
+    assert len({weights_digest(model) for model in models}) == 1
+    before = function_digest(models[0])
+    assert len({before, *map(function_digest, models)}) == 5
+    models[0].train().set_grad_checkpointing()
+    assert function_digest(models[0]) == before == function_digest(made().eval())
 
 
 def test_a_full_disk_is_one_line_and_not_the_end_of_the_process(train, tmp_path, monkeypatch):

@@ -383,3 +383,14 @@ def test_duplicates_of_a_real_data_set(name, count, tmp_path):
     code, said = probe(tmp_path, DATA / name, model="pixels", img_size=8, args=None)
     assert code == 0 and f"{count} test images are also in the training images, pixel for pixel" in said
     assert json.dumps(results_of(tmp_path)[0]["duplicates"])
+
+
+def test_probes_of_other_lengths_batches_and_stored_numbers_are_other_rows(tmp_path, data):
+    changes = [{}, {"heads__epochs": 3}, {"heads__batch_size": 16}, {"cache__dtype": "float16"}]
+    for change in changes:
+        code, said = probe(tmp_path, data, protocol="dseq-cached", views="[mean]", **change)
+        assert code == 0, said
+    assert probe(tmp_path, data, protocol="knn", views="[mean]", cache__dtype="float16")[0] == 0
+    found = results.read([tmp_path / "results.jsonl"])
+    assert len({results.chosen(record) for record in found[:-1]}) == len(changes)
+    assert found[-1]["settings"].keys() == {"k", "T"}  # nothing but what is told already

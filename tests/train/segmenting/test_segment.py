@@ -1,14 +1,18 @@
 """Segmentation runs: killed ones and dealt ones end alike, what they leave is tested again, mistakes are one line."""
 
 import json
+import shutil
 from types import SimpleNamespace
 
 import pytest
+import table
 import timm
 import torch
 from common.segmenting.export import load
 from common.segmenting.settings import parse
+from PIL import Image
 from safetensors.torch import load_file, save_file
+from segment import main as segment_main
 
 from ..runs import assert_same_export, assert_same_run, log_of, tensors_of, wait_for_steps
 from ..segmentings import options, patches, segment, start
@@ -68,6 +72,12 @@ def test_what_a_run_exported_gives_the_same_figures_when_it_is_tested_again(whol
     assert main([f"--evaluate={whole.output}", f"--results={again}", "--data.test=train"]) == 0
     assert records(again)[1]["duplicates"]["train_test"] == 8
     assert load(whole.output / "export")[1].classes.ids == (3, 7, 200)
+    assert main([f"--evaluate={whole.output / 'export'}", f"--results={again}"]) == 0
+    assert len(records(again)) == 2  # the same as the first
+    alone = shutil.copytree(whole.output / "export", tmp_path / "alone")
+    words = ["--model=test_vit", f"--data={data}", "--img_size=32", "--data.ignore=[255]", "--workers=0"]
+    assert main([f"--evaluate={alone}", f"--results={again}", *words]) == 0
+    assert records(again)[2]["settings"] == {"training": "not known", "channels": 16}
 
 
 def test_a_linear_head_leaves_the_backbone_as_it_was_and_says_of_what_it_is(linear):
@@ -96,6 +106,32 @@ def test_killed_runs_end_bit_for_bit_like_the_whole_one(whole, data, tmp_path):
     assert_same_run(output, whole.output)
     assert_same_export(output, whole.output)
     assert records(output) == records(whole.output)
+
+
+def test_other_settings_masks_and_test_images_are_other_rows(data, tmp_path):
+    copy = shutil.copytree(data, tmp_path / "copy" / data.name)  # of the same name
+    mask = copy / "masks" / "val" / "0.png"
+    Image.open(mask).transpose(Image.Transpose.FLIP_TOP_BOTTOM).save(mask)
+    few = {"optim__epochs": 2, "head": "linear", "channels": None, "optim__layer_decay": None}
+    changes = [
+        {},
+        {"optim__weight_decay": 0.2},
+        {"optim__schedule": "cosine"},
+        {"augment__flip": 0},
+        {"augment__scale": "[1,1]"},
+        {"stride": 5},
+        {"args": '{"drop_rate": 0.0}'},
+    ]
+    for number, change in enumerate(changes):
+        codes, said = segment(tmp_path / f"{number}", data, **{**few, **change})
+        assert codes == [0], said
+    for place in (data, copy):
+        again = [f"--evaluate={tmp_path / '0'}", f"--results={tmp_path / 'results.jsonl'}", f"--data.path={place}"]
+        assert segment_main(again) == 0
+    found = records(tmp_path / "0")
+    assert len(found) == len(changes) + 1 and len({record["test"]["digest"] for record in found}) == 2
+    said = table.tables(found)
+    assert said.count("### ") == 2 and said.count("| test_vit, random ") == len(changes) + 1
 
 
 @pytest.mark.slow
@@ -139,6 +175,19 @@ def test_a_dry_run_says_how_long_it_takes_and_writes_nothing(data, tmp_path):
     codes, said = segment(tmp_path / "run", data, dry_run="true")
     assert codes == [0] and "the whole run of 40 steps would take about" in said
     assert not (tmp_path / "run").exists() and not (tmp_path / "results.jsonl").exists()
+
+
+@pytest.mark.parametrize("head", ["upernet", "linear"])
+def test_a_short_run_has_a_short_warm_up_and_one_that_was_asked_for_is_refused(head, data, tmp_path, capsys):
+    few = {"head": head, "channels": None, "optim__epochs": 1, "optim__warmup_epochs": None, "optim__layer_decay": None}
+    codes, said = segment(tmp_path / "run", data, **few)
+    assert codes == [0] and "optim.warmup_epochs is 0.05, a twentieth of the run\n" in said, said
+    (record,) = records(tmp_path / "run")
+    assert record["settings"]["warmup_epochs"] == 0.05 and log_of(tmp_path / "run")[-1]["lr"] > 0
+    assert segment_main([f"--evaluate={tmp_path / 'run'}", f"--results={tmp_path / 'results.jsonl'}"]) == 0
+    assert records(tmp_path / "run") == [record]
+    assert segment_main(options(tmp_path / "other", data, **{**few, "optim__warmup_epochs": 2})) == 1
+    assert "optim.warmup_epochs=2 leaves nothing of optim.epochs=1" in capsys.readouterr().err
 
 
 def test_the_recipes_are_the_published_ones_in_epochs():

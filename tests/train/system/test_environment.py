@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from ..discovering.scenes import TINY, as_parquet, squares
+
 TRAIN = Path(__file__).parents[3] / "train"
 
 
@@ -44,3 +46,16 @@ def test_a_terminal_of_few_letters_and_one_that_is_closed(tmp_path):
         timeout=120,
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_a_data_set_without_a_card_and_one_that_is_read_for_the_first_time_leave_no_words_of_others(tmp_path):
+    images, masks, _ = squares(3)
+    (tmp_path / "data").mkdir()
+    as_parquet(tmp_path / "data" / "test.parquet", images, masks)
+    (tmp_path / "data" / "README.md").write_text("Squares.")
+    settings = {**TINY, "data.path": tmp_path / "data", "results": tmp_path / "r.jsonl", "pictures": 0}
+    words = [f"--{name}={value}" for name, value in settings.items()]
+    environment = {**os.environ, "HF_HOME": str(tmp_path / "home"), "PYTHONPATH": str(TRAIN.parent)}
+    command = [sys.executable, TRAIN / "discover.py", *words]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment)
+    assert done.returncode == 0 and done.stderr == "", done.stderr

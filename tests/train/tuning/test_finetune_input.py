@@ -1,15 +1,19 @@
 """What fine-tuning is given: backbones of every kind, and mistakes that are one line before anything long begins."""
 
 import os
+import shutil
 import signal
 import time
 
 import datasets
 import pytest
+import table
 import timm
 import torch
-from common.tuning.export import changed
-from common.tuning.settings import parse
+from common.run import results
+from common.run.results import changed
+from common.tuning.export import LEFT_OUT
+from common.tuning.settings import RECIPES, parse
 from safetensors.torch import load_file
 
 from ..runs import said_of, tensors_of
@@ -151,11 +155,11 @@ def test_a_result_tells_every_setting_that_is_not_the_recipes(tmp_path):
     config, _ = parse(
         [*options(tmp_path / "run", tmp_path, augment__mixup=0.1, optim__weight_decay=0.3, args='{"depth": 2}')]
     )
-    found = changed(config)
+    found = changed([config.augment, config.optim], RECIPES["mae"], LEFT_OUT, config.args)
     assert (found["mixup"], found["weight_decay"], found["args"]) == (0.1, 0.3, '{"depth": 2}')
     assert "cutmix" not in found and "betas" not in found
     ijepa, _ = parse([*options(tmp_path / "run", tmp_path, optim__warmup_epochs=None), "--recipe=ijepa"])
-    assert "mixup" not in changed(ijepa)
+    assert "mixup" not in changed([ijepa.augment, ijepa.optim], RECIPES["ijepa"], LEFT_OUT, ijepa.args)
 
 
 def test_rounds_may_change_unless_the_images_of_a_round_are_mixed(tmp_path):
@@ -165,3 +169,14 @@ def test_rounds_may_change_unless_the_images_of_a_round_are_mixed(tmp_path):
         assert tune(tmp_path / model, path, max_steps=2, **settings)[0] == 0
         found, said = tune(tmp_path / model, path, max_steps=4, optim__accumulation=2, **settings)
         assert found == code and ("optim.accumulation was 1" in said) == bool(code), said
+
+
+def test_results_on_other_test_images_of_the_same_number_are_another_table(tmp_path):
+    path, other = colours(tmp_path / "colours"), colours(tmp_path / "others", train=63)
+    for run in "ab":
+        code, said = tune(tmp_path / run, path, optim__epochs=1)
+        assert code == 0, said
+        shutil.copy(other / "test.parquet", path)
+    one, two = found = results.read([tmp_path / "results.jsonl"])
+    assert one["data_digest"] == two["data_digest"] and one["test"]["images"] == two["test"]["images"]
+    assert one["test"]["digest"] != two["test"]["digest"] and table.tables(found).count("### ") == 2

@@ -1,7 +1,7 @@
 """Digests of weights, data sets and images, and the images that two splits share."""
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +18,7 @@ from .source import Source
 from .unreadable import batches_of_all
 
 DIGEST = 16  # bytes of an image's digest
+_WITHOUT_EFFECT = ("training", "fused_attn", "grad_checkpointing")  # on what a module computes, but for its speed
 
 
 def weights_digest(model: nn.Module) -> str:
@@ -29,9 +30,36 @@ def weights_digest(model: nn.Module) -> str:
     return digest.hexdigest()[:16]
 
 
+def function_digest(model: nn.Module) -> str:
+    """Of all weights, and of what the modules do with them: an activation, the number of heads and pooling are none."""
+    digest = hashlib.blake2b(weights_digest(model).encode(), digest_size=8)
+    for name, module in model.named_modules():
+        about = {key: _said(value) for key, value in vars(module).items() if not key.startswith("_")}
+        about = {key: said for key, said in sorted(about.items()) if said and key not in _WITHOUT_EFFECT}
+        digest.update(f"{name} {type(module).__qualname__} {module.extra_repr()} {about}".encode())
+    return digest.hexdigest()
+
+
+def _said(value: object) -> str:
+    """A plain setting or a function, of any process alike; nothing for all else."""
+    if isinstance(value, (bool, int, float, str)):
+        return repr(value)
+    if isinstance(value, (tuple, list)):
+        return f"[{', '.join(map(_said, value))}]"
+    return getattr(value, "__qualname__", "")
+
+
 def data_digest(source: Source) -> str:
     """Of a split: its fingerprint, and the version that `datasets` has."""
     return hashlib.blake2b(f"{source.fingerprint()} {source.revision}".encode(), digest_size=8).hexdigest()
+
+
+def split_digest(*sources: Source, more: Iterable[bytes] = ()) -> str:
+    """Of a split: its images, and its truth, which is a source of its own or told as bytes."""
+    digest = hashlib.blake2b(" ".join(map(data_digest, sources)).encode(), digest_size=8)
+    for part in more:
+        digest.update(part)
+    return digest.hexdigest()
 
 
 def labels_digest(source: Source) -> str:

@@ -136,7 +136,8 @@ def parse(arguments: Sequence[str] | None = None) -> tuple[Detecting, str]:
 def check(config: Detecting) -> None:
     """One line for settings that contradict each other, which their types cannot say."""
     check_args(config.args, "args")
-    check_warmup(config.optim)
+    if config.optim.warmup_epochs != Optim.warmup_epochs:
+        check_warmup(config.optim)
     check_max_steps(config.max_steps, config.dry_run)
     if (config.model is None) == (config.evaluate is None):
         raise UserError("name the backbone to train with --model, or a run to evaluate with --evaluate.")

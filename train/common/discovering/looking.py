@@ -1,5 +1,6 @@
 """A backbone and how it looks at pictures: the whole picture, squashed to the model's size → maps of its patches."""
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +15,7 @@ from timm_dseq.engine.saliency import QUERIES, check_query
 from timm_dseq.engine.vit import check_plain, grid_of
 from timm_dseq.hub.load import data_config, load_backbone
 
+from ..data.digests import function_digest
 from .maps import Maps, prior_maps, query_maps
 
 
@@ -29,6 +31,16 @@ class Looking:
     size: tuple[int, int]  # of images, height and width
     mean: torch.Tensor
     std: torch.Tensor
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of patches."""
+        return grid_of(self.model, torch.empty(1, 3, *self.size))
+
+    def digest(self) -> str:
+        """Of all that a map of a query comes from but images: weights, what the model does with them, its colours."""
+        about = function_digest(self.model), self.mean.flatten().tolist(), self.std.flatten().tolist()
+        return hashlib.blake2b(repr(about).encode(), digest_size=8).hexdigest()
 
     def show(self, picture: Image.Image) -> np.ndarray:
         """A picture → uint8 (3, H, W)."""

@@ -23,16 +23,16 @@ def save_sheet(
     half = -(-len(photos) // 2)
     step = _CELL + _GAP
     width = len(HEADS) * step
-    sheet = Image.new("RGB", (2 * width + _GAP, 2 * _HEAD + half * step), "white")
+    sheet = Image.new("RGB", (_GAP + 2 * width + _GAP, 2 * _HEAD + half * step), "white")
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(14)
     draw.text((_GAP, 4), title, fill="black", font=font)
     for i, photo in enumerate(photos):
         photo = photo.resize((_CELL, _CELL), Image.Resampling.BICUBIC)
-        x, y = (i // half) * (width + _GAP), 2 * _HEAD + (i % half) * step
+        x, y = _GAP + (i // half) * (width + _GAP), 2 * _HEAD + (i % half) * step
         row = photo, _draw_truth(photo, truths[i]), draw_saliency(photo, maps[i]), draw_regions(photo, regions, i)
         for column, picture in enumerate(row):
             sheet.paste(picture, (x + column * step, y))
-    for x in (0, width + _GAP)[: 1 + (len(photos) > half)]:
+    for x in (_GAP, _GAP + width + _GAP)[: 1 + (len(photos) > half)]:
         for column, head in enumerate(HEADS):
             draw.text((x + column * step, _HEAD + 2), head, fill="black", font=font)
     path.parent.mkdir(parents=True, exist_ok=True)

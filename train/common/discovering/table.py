@@ -72,8 +72,8 @@ def over_training(records: Sequence[Record]) -> str:
 
 def score(record: Record) -> tuple[str, float]:
     """The one figure that a map of a query is told by, and its name."""
-    if "scene" in record:
-        return "foreground ARI", record["scene"]["fg_ari"]
+    if "scene" in record:  # foreground ARI is high where large cuts separate what is far apart
+        return "purity above random", record["scene"]["purity"] - record["scene"]["random_purity"]
     if "max_f" in record:
         return "maxF", record["max_f"]
     return "CorLoc of the ranked regions", record["predictions"][REGIONS]["corloc"]

@@ -48,7 +48,7 @@ def checkpoint_folder(probe: ProbeRun, training: HeadTraining) -> Path:
     config, train = probe.config, probe.data.train
     digests = [_digest(training.rows), _digest(train.truth[training.rows].numpy())]
     key = key_of(
-        *(config.protocol, probe.weights, data_digest(train), train.label, config.data.subset, probe.preprocessing),
+        *(config.protocol, probe.function, data_digest(train), train.label, config.data.subset, probe.preprocessing),
         *(config.precision, config.cache.dtype, training.views, digests, training.batch, training.steps),
         training.seed,
         *([config.salient_crop, *CROP] if probe.closer else []),

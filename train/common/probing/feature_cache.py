@@ -2,7 +2,7 @@
 
     CACHE/KEY/  rows.bin (n, width)  digests.bin (n, 16)  done.bin (n,)  about.json
 
-The key is made of the weights, the data set and the preprocessing, so no row is stale, unless an image was changed
+The key is made of the backbone, the data set and the preprocessing, so no row is stale, unless an image was changed
 within its file's size and time. A process that is stopped or killed loses at most the batch in hand. done.bin holds 0
 for a row that was never computed, else a check of what was written, so that a row which a power cut, a full disk or a
 hand has spoilt is computed again.
@@ -73,19 +73,19 @@ def cached_features(
     backbone: FrozenBackbone,
     preprocessing: dict[str, Any],
     cache: Cache,
-    weights: str,
+    function: str,
     accelerator: Accelerator,
     workers: int,
     salient_crop: str | None = None,
 ) -> CachedFeatures:
     """The features of these rows (None: all) of a split, computed where the cache lacks them.
 
-    salient_crop: a query, by which they are those of the view of each image's most salient region. All processes have
-    to call it; each computes its share.
+    function: digest of the backbone. salient_crop: a query, by which they are those of the view of each image's most
+    salient region. All processes have to call it; each computes its share.
     """
     layout = backbone.layout(preprocessing["input_size"])
     about = {
-        "weights": weights,
+        "function": function,
         "data": data_digest(source),
         "split": source.name,
         "images": len(source),

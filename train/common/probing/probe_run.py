@@ -37,7 +37,7 @@ class ProbeRun:
     backbone: FrozenBackbone
     layout: RowLayout  # of its features
     preprocessing: dict[str, Any]  # timm's words: input_size, mean, std, crop_pct, …
-    weights: str  # digest of the backbone's weights
+    function: str  # digest of the backbone: of its weights, and of what it does with them
     accelerator: Accelerator
     closer: bool = False  # whether features are the mean of the image's and of its salient crop's
     _features: dict[tuple[str, bool], CachedFeatures] = field(default_factory=dict)
@@ -104,7 +104,7 @@ class ProbeRun:
             self.backbone,
             self.preprocessing,
             self.config.cache,
-            self.weights,
+            self.function,
             self.accelerator,
             self.config.workers,
             salient_crop,

@@ -1,7 +1,7 @@
 """How long a run is, and how its global batch is split into micro-batches of processes and accumulation rounds."""
 
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, replace
+from typing import Protocol, TypeVar
 
 from timm_dseq import UserError
 
@@ -25,12 +25,23 @@ class Warming(Protocol):
     warmup_epochs: float
 
 
+Settings = TypeVar("Settings", bound=Warming)  # a dataclass
+
+
 def check_warmup(optim: Warming) -> None:
     """One line for a warm-up that takes the whole run."""
     if optim.warmup_epochs >= optim.epochs:
         raise UserError(
             f"optim.warmup_epochs={optim.warmup_epochs:g} leaves nothing of optim.epochs={optim.epochs:g}: give less."
         )
+
+
+def fitted_warmup(optim: Settings, usual: float) -> tuple[Settings, list[str]]:
+    """A recipe's warm-up, shorter where it would take more than half the run, and what to say. usual: the recipe's."""
+    if optim.warmup_epochs != usual or usual <= optim.epochs / 2:
+        return optim, []
+    optim = replace(optim, warmup_epochs=optim.epochs / 20)
+    return optim, [f"optim.warmup_epochs is {optim.warmup_epochs:g}, a twentieth of the run"]
 
 
 def check_max_steps(max_steps: int | None, dry_run: bool) -> None:

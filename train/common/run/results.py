@@ -3,7 +3,7 @@
 import datetime
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,25 @@ def summary(right: Sequence[torch.Tensor], seed: int = 0) -> dict[str, Any]:
 def figure(metric: str, value: float) -> dict[str, Any]:
     """One number that is no accuracy, such as box AP in per cent: it has neither seeds nor an interval."""
     return {"metric": metric, "value": value, "std": None, "interval": None, "each": [value]}
+
+
+def changed(
+    sections: Sequence[Any], recipe: dict[str, Any], left_out: Collection[str], args: dict[str, Any]
+) -> dict[str, Any]:
+    """Settings that are not the usual ones, as JSON has them, so that results of other settings are told apart.
+
+    sections: dataclasses, whose own defaults are usual but for what the recipe sets, {"section.name": value}. left_out:
+    names of those that decide nothing, or have a place in the record already. args: further arguments of the model.
+    """
+
+    def plain(value: Any) -> Any:
+        return list(value) if isinstance(value, tuple) else value
+
+    usual = {name: value for section in sections for name, value in vars(type(section)()).items()}
+    usual |= {name.rpartition(".")[2]: value for name, value in recipe.items()}
+    own = {name: value for section in sections for name, value in vars(section).items() if name not in left_out}
+    found = {name: plain(value) for name, value in own.items() if plain(value) != plain(usual[name])}
+    return {**found, **({"args": json.dumps(args, sort_keys=True)} if args else {})}
 
 
 def metric(record: dict[str, Any]) -> str:
@@ -127,10 +146,21 @@ def read(paths: Sequence[str | Path]) -> list[dict[str, Any]]:
                 record = json.loads(line)
             except (ValueError, RecursionError) as error:
                 raise UserError(f"{path}, line {number}, is no JSON: remove it.") from error
+            if whose := _tabled_elsewhere(record):
+                raise UserError(f"{path}, line {number}, is a result of {whose}: leave this file out.")
             if not _is_result(record):
                 raise UserError(f"{path}, line {number}, is no result of these programs: remove it.")
             records.append(record)
     return records
+
+
+def _tabled_elsewhere(record: Any) -> str | None:
+    """Whose result it is, and what shows it, where that is no table of these; None where it is."""
+    if isinstance(record, dict) and {"map", "predictions"} <= record.keys():
+        return "discover.py, which prints its own tables when the same command is given again"
+    if isinstance(record, dict) and {"order", "deletion", "insertion"} <= record.keys():
+        return "faithfulness.py, which prints its own table"
+    return None
 
 
 def _is_result(record: Any) -> bool:
@@ -140,6 +170,7 @@ def _is_result(record: Any) -> bool:
         train, test = record["train"], record["test"]
         texts = [record[name] for name in ("data", "label", "protocol", "model", "weights", "view")] + [metric(record)]
         texts += [train["split"], test["split"], train["subset"] or "", shown_gain(record)]
+        texts += [record.get("data_digest", ""), train.get("digest", ""), test.get("digest", "")]
         numbers = [train["images"], test["images"], record["classes"], record["parameters"], value(record)]
         numbers += [*record["img_size"], *record["seeds"], shared(record)]
     except (KeyError, TypeError, ValueError, AttributeError):

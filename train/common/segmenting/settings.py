@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -13,7 +13,7 @@ from timm_dseq.hub.model_args import check_args
 
 from ..dense.settings import Optim
 from ..labels.settings import shortened
-from ..run.length import check_max_steps, check_warmup
+from ..run.length import check_max_steps, check_warmup, fitted_warmup
 from ..run.resume import Checkpoint
 from ..system import machine
 from ..system.command_line import Parser, Plain, flagged
@@ -163,9 +163,14 @@ def parse(arguments: Sequence[str] | None = None) -> tuple[Segmenting, str]:
     head = parser().settings(Segmenting, arguments)[0].head
     config, text = parser(head).settings(Segmenting, arguments)
     config.workers = machine.workers(config.workers)
-    config.stride = config.stride or max(1, config.img_size * 2 // 3)
+    config.stride = config.stride or usual_stride(config.img_size)
     check(config)
     return config, text
+
+
+def usual_stride(size: int) -> int:
+    """Pixels between two windows of `size` pixels."""
+    return max(1, size * 2 // 3)
 
 
 def with_settings_of_run(arguments: Sequence[str]) -> list[str]:
@@ -173,16 +178,30 @@ def with_settings_of_run(arguments: Sequence[str]) -> list[str]:
     following = [*arguments, ""][1:]
     for word, after in zip(arguments, following, strict=True):
         option, equals, run = word.partition("=")
-        settings = Path(run if equals else after) / "config.yaml"
-        if option == "--evaluate" and settings.is_file():
+        settings = settings_of(run if equals else after) if option == "--evaluate" else None
+        if settings:
             return [f"--config={settings}", *arguments]
     return list(arguments)
+
+
+def settings_of(run: str) -> Path | None:
+    """The file of settings of a run, or of the run whose export/ this is; None if they are not there."""
+    folder = Path(run).resolve()
+    places = [folder, *([folder.parent] if folder.name == "export" else [])]
+    return next((place / "config.yaml" for place in places if (place / "config.yaml").is_file()), None)
+
+
+def fitted(config: Segmenting) -> tuple[Segmenting, list[str]]:
+    """The recipe's warm-up for as many epochs as there are, and what to say. What was given, and differs, stays."""
+    optim, said = fitted_warmup(config.optim, RECIPES[config.head]["optim.warmup_epochs"])
+    return replace(config, optim=optim), said
 
 
 def check(config: Segmenting) -> None:
     """One line for settings that contradict each other, which their types cannot say."""
     check_args(config.args, "args")
-    check_warmup(config.optim)
+    if config.optim.warmup_epochs != RECIPES[config.head]["optim.warmup_epochs"]:  # `fitted` shortens the recipe's
+        check_warmup(config.optim)
     check_max_steps(config.max_steps, config.dry_run)
     low, high = config.augment.scale
     if low > high:

@@ -1,6 +1,7 @@
 """What has to be settled before torch is loaded, which takes seconds: scripts import this file first."""
 
 import io
+import logging
 import os
 import signal
 import sys
@@ -14,6 +15,13 @@ os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
 for _stream in (sys.stdout, sys.stderr):
     if isinstance(_stream, io.TextIOWrapper):  # a terminal that knows few letters shows the others as "?"
         _stream.reconfigure(errors="replace")
+
+
+# What other libraries say of themselves: a data set without a card is none the worse for it, and a bar in a file, where
+# it cannot move, is a line for each of its steps.
+logging.getLogger("huggingface_hub.repocard").setLevel(logging.ERROR)
+if sys.stderr is None or not sys.stderr.isatty():
+    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
 
 
 def _stopped(_number: int, _frame) -> None:

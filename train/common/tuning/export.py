@@ -10,14 +10,16 @@ from typing import Any
 
 import torch
 
-from ..data.digests import data_digest
+from ..data.digests import data_digest, labels_digest, split_digest
 from ..labels.labelled import Labelled
 from ..run import results
 from ..run.export import next_steps, public_name, table
 from ..salient_crop import gain, said
 from . import classifier
 from .classifier import Description
-from .settings import RECIPES, Augment, Optim, Tuning
+from .settings import RECIPES, Tuning
+
+LEFT_OUT = ("epochs", "batch_size", "base_lr", "layer_decay", "ema", "accumulation", "max_skipped")
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,8 @@ def record_of(
 ) -> dict[str, Any]:
     """The record for the file of results."""
     first = by_seed[0]
-    optim = config.optim
+    optim, test = config.optim, labelled.test
+    tested = split_digest(test, more=[labels_digest(test).encode()])
     return {
         "model": first.description.backbone,
         "parameters": sum(tensor.numel() for tensor in first.weights.values()),
@@ -69,7 +72,7 @@ def record_of(
         "data_digest": data_digest(labelled.train),
         "label": labelled.train.label,
         "train": {"split": labelled.train_split, "images": len(labelled.train), "subset": config.data.subset},
-        "test": {"split": labelled.test_split, "images": len(labelled.test)},
+        "test": {"split": labelled.test_split, "images": len(test), "digest": tested},
         "classes": len(labelled.names),
         "protocol": f"finetune-{config.recipe}",
         "precision": config.system.precision,
@@ -82,21 +85,10 @@ def record_of(
             "base_lr": optim.base_lr,
             "layer_decay": optim.layer_decay,
             **({"ema": optim.ema} if optim.ema else {}),
-            **changed(config),
+            **results.changed([config.augment, config.optim], RECIPES[config.recipe], LEFT_OUT, config.args),
         },
         **results.summary([one.correct for one in by_seed]),
     }
-
-
-def changed(config: Tuning) -> dict[str, Any]:
-    """The other settings that decide the result and are not the recipe's."""
-    usual = {**vars(Augment()), **vars(Optim())}
-    usual |= {name.partition(".")[2]: value for name, value in RECIPES[config.recipe].items()}
-    own = {**vars(config.augment), **vars(config.optim)}
-    always = ("epochs", "batch_size", "base_lr", "layer_decay", "ema", "accumulation", "max_skipped")
-    found = {name: value for name, value in own.items() if name not in always and value != usual[name]}
-    found = {name: list(value) if isinstance(value, tuple) else value for name, value in found.items()}
-    return {**found, **({"args": json.dumps(config.args, sort_keys=True)} if config.args else {})}
 
 
 def with_crops(config: Tuning, record: dict[str, Any], by_seed: list[SeedResult]) -> dict[str, Any]:

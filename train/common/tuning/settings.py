@@ -11,7 +11,7 @@ from timm_dseq import UserError
 from timm_dseq.hub.model_args import check_args
 
 from ..labels.settings import Labels, shortened
-from ..run.length import check_max_steps, check_warmup
+from ..run.length import check_max_steps, check_warmup, fitted_warmup
 from ..run.resume import Checkpoint
 from ..run.schedules import warmup_cosine
 from ..salient_crop import QueryName
@@ -191,10 +191,8 @@ def fitted(config: Tuning, images: int, processes: int) -> tuple[Tuning, list[st
                 f"optim.batch_size is {batch}, not the recipe's {optim.batch_size}: there are {images:,} images"
             )
         optim = replace(optim, batch_size=batch)
-    if optim.warmup_epochs == Optim.warmup_epochs and optim.warmup_epochs > optim.epochs / 2:
-        optim = replace(optim, warmup_epochs=optim.epochs / 20)
-        said.append(f"optim.warmup_epochs is {optim.warmup_epochs:g}, a twentieth of the run")
-    return replace(config, optim=optim), said
+    optim, shorter = fitted_warmup(optim, Optim.warmup_epochs)
+    return replace(config, optim=optim), said + shorter
 
 
 def check(config: Tuning) -> None:
