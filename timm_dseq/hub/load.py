@@ -124,7 +124,8 @@ def _check_known(name: str, random: bool | None) -> None:
     mends = ["give a folder or a checkpoint"]
     if architecture in ARCHITECTURES:
         namespace()  # a wrong one would be the reason
-        mends.append(f"bring some with {command_for(name)}")
+        if command := command_for(name):
+            mends.append(f"bring some with {command}")
         mends.append("set TIMM_DSEQ_NAMESPACE to the organisation that publishes them")
     if random is False:
         mends.append("--random true for fresh ones")

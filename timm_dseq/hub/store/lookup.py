@@ -82,11 +82,11 @@ def _others(name: str) -> str:
     return "".join(shipped) + (f"bring some with timm-dseq get {brought}{loads}, " if brought else "")
 
 
-def command_for(name: str) -> str:
-    """The command that brings weights of a model or a model.tag, or that shows what can be brought."""
+def command_for(name: str) -> str | None:
+    """The command that brings weights of a model or a model.tag; None where there are none to bring."""
     architecture = name.partition(".")[0]
     known = [other for other in SOURCES if other.partition(".")[0] == architecture]
-    return f"timm-dseq get {name if name in SOURCES else known[0] if known else '--list'}"
+    return f"timm-dseq get {name if name in SOURCES else known[0]}" if known else None
 
 
 def _elsewhere(asked: Any, overlay: dict[str, Any]) -> bool:
