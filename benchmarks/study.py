@@ -15,6 +15,7 @@ saliency `border` finds the objects of 300 images of ECSSD (maxF).
 import argparse
 import json
 import os
+import re
 import resource
 import statistics
 import subprocess
@@ -234,7 +235,7 @@ def main() -> None:
             about = {"row": row, "seed": seed, "images": options.images, "start": start}
             if any(about.items() <= line.items() for line in lines):
                 continue
-            folder = options.output / f"{start.replace(' ', '-')}-{[*ROWS].index(row)}-{seed}-{options.images}"
+            folder = options.output / re.sub(r"\W+", "-", f"{start} {row} {seed} {options.images}")
             model, cpu = trained(row, seed, folder, options)
             line = {**about, "cpu": cpu, "found": judged(model, options)}
             lines.append(line)
