@@ -61,9 +61,9 @@ def refused(found: tuple[int | None, str, str], *names: str) -> None:
 
 
 def few_or_slow(names: str | tuple[str, ...], cases, few) -> pytest.MarkDecorator:
-    """parametrize(names, cases); all but a few are slow: CI takes every third of those, `-m large` the others."""
+    """parametrize(names, cases); all but a few are slow: CI takes every seventh of those, `-m large` the others."""
     rest = [case for case in cases if case not in few]
-    marks = {case: [pytest.mark.slow] + [pytest.mark.large] * (at % 3 > 0) for at, case in enumerate(rest)}
+    marks = {case: [pytest.mark.slow] + [pytest.mark.large] * (at % 7 > 0) for at, case in enumerate(rest)}
     return pytest.mark.parametrize(
         names,
         [pytest.param(*([case] if isinstance(case, str) else case), marks=marks.get(case, ())) for case in cases],

@@ -92,7 +92,7 @@ MUTANTS = {
     ),
     "another kind of checkpoint": (
         "timm_dseq/hub/store/get.py",
-        "if (kind, stock) != (source.kind, registered(name))",
+        'if (done["kind"], stock) != (source.kind, registered(name))',
         "if False",
         f'{GET} -k "of_another_kind and other_format or wrong_file"',
     ),
