@@ -470,9 +470,10 @@ def test_ctrl_c_while_torch_is_loaded_is_one_line(tmp_path):
     other = tmp_path / "other.py"
     other.write_text(command.read_text())
     environment = {**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT}"}
-    for program, code in ((command, 130), (other, -signal.SIGINT)):
+    module = "-m", "timm_dseq"
+    for program, code in (((command,), 130), (module, 130), ((other,), -signal.SIGINT)):
         process = subprocess.Popen(
-            [sys.executable, program, "models"],
+            [sys.executable, *program, "models"],
             env=environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -482,4 +483,4 @@ def test_ctrl_c_while_torch_is_loaded_is_one_line(tmp_path):
         process.send_signal(signal.SIGINT)
         _, said = process.communicate(timeout=30)
         assert process.returncode == code, said
-        assert program is other or said == "timm-dseq: stopped before it began\n"
+        assert program == (other,) or said == "timm-dseq: stopped before it began\n"

@@ -47,7 +47,8 @@ def test_a_data_set_may_stand_first(entered):
 
 
 def test_a_folder_to_pretrain_on_has_a_recipe_that_suits_it(entered):
-    assert entered("pretrain", "photos") == ["--config=speedrun", "--data.path", "photos"]
+    speedrun = TRAIN / "configs" / "speedrun.yaml"
+    assert entered("pretrain", "photos") == [f"--config={speedrun}", "--data.path", "photos"] and speedrun.is_file()
     assert entered("pretrain", "photos", "--config", "x.yaml") == ["--data.path", "photos", "--config", "x.yaml"]
     assert entered("pretrain") == []  # the demo
 

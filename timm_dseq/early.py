@@ -22,7 +22,8 @@ def ready() -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-if Path(sys.argv[0]).stem in ("timm-dseq", "timm-dseq-script"):
+_MODULE = sys.argv[0] == "-m" and "-m timm_dseq" in " ".join(sys.orig_argv)  # python -m timm_dseq
+if _MODULE or Path(sys.argv[0]).stem in ("timm-dseq", "timm-dseq-script"):
     if sys.argv[1:] and sys.argv[1] in RECIPES:
         sys.exit(enter(sys.argv[1], sys.argv[2:]))
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # and nobody had it ignored

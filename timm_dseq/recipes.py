@@ -39,6 +39,6 @@ def enter(recipe: str, arguments: Sequence[str]) -> str:
     if words and not words[0].startswith("-") and recipe != "table":
         words.insert(0, "--data.path")
         if recipe == "pretrain" and not any(word.split("=")[0] == "--config" for word in words):
-            words.insert(0, "--config=speedrun")
+            words.insert(0, f"--config={FOLDER / 'configs' / 'speedrun.yaml'}")
     sys.stdout.flush()
     os.execv(sys.executable, [sys.executable, str(program), *words])

@@ -58,6 +58,9 @@ def files_of(folder, **model_args):
         ({"img_size": 16_000}, r"config.json describes 19[\d,]+ weights, and model.safetensors has 2[\d,]+ bytes only"),
         ({"mlp_ratio": 1e6}, "config.json describes .* weights, and model.safetensors has"),
         ({"reg_tokens": 10**12}, "reg_tokens=1000000000000: give a whole number"),
+        ({"checkpoint_path": "foreign.pth"}, "checkpoint_path is no argument of a model"),
+        ({"pretrained": True}, "pretrained is no argument of a model"),
+        ({"cache_dir": "/tmp"}, "cache_dir is no argument of a model"),
     ],
 )
 def test_a_model_far_larger_than_its_weights_is_refused_before_memory_is_taken(exported, hub, tmp_path, args, says):

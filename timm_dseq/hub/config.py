@@ -8,7 +8,7 @@ import timm
 import torch
 
 from ..errors import UserError
-from .model_args import making, misfit
+from .model_args import making, misfit, not_the_models
 from .stock import StockModel
 from .weights import check_safetensors
 
@@ -69,8 +69,11 @@ def _check_types(config: Any) -> None:
     for name, kind in _TYPES.items():
         if name in config and (not isinstance(config[name], kind) or isinstance(config[name], bool)):
             raise ValueError(f"{name} is {config[name]!r:.80}")
-    if fault := misfit(config.get("model_args", {})):
+    args = config.get("model_args", {})
+    if fault := misfit(args):
         raise ValueError(fault)
+    if name := not_the_models(args):
+        raise ValueError(f"{name} is no argument of a model")
     preprocessing = config.get("pretrained_cfg", {})
     for name, kind in _PREPROCESSING.items():
         if preprocessing.get(name) is not None and not isinstance(preprocessing[name], kind):
@@ -81,6 +84,8 @@ def _check_types(config: Any) -> None:
     for name in _NUMBERS:
         numbers = preprocessing.get(name, [1.0])
         if not isinstance(numbers, list) or not all(isinstance(x, (int, float)) and x == x for x in numbers):
+            raise ValueError(f"{name} is {numbers!r:.80}")
+        if name == "input_size" and name in preprocessing and len(numbers) != 3:
             raise ValueError(f"{name} is {numbers!r:.80}")
         if name != "mean" and not all(0 < x < float("inf") for x in numbers):
             raise ValueError(f"{name} is {numbers!r:.80}, of which each has to be above 0")

@@ -26,6 +26,11 @@ def check_args(args: dict[str, Any], setting: str) -> None:
         raise UserError(f"{setting}.{fault}.")
 
 
+def not_the_models(args: dict[str, Any]) -> str | None:
+    """The first of these that is no model's but timm.create_model's: it would open files, or the network."""
+    return next((name for name in _NOT_THE_MODELS if name in args), None)
+
+
 def misfit(args: dict[str, Any]) -> str | None:
     """Which size among the arguments no model has; None if there is none. null stands for the default."""
     for name, most in _MOST.items():
@@ -45,5 +50,5 @@ def making(what: str) -> Iterator[None]:
     except UserError:
         raise
     except (TypeError, ValueError, ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError) as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
+        reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(f"{what} cannot be made ({reason:.300}): check its name, size and arguments.") from error

@@ -135,3 +135,10 @@ def test_the_warm_up_of_some_minutes_is_a_tenth_of_them_at_most():
     assert at(config, 50, 1000, 1000).lr == pytest.approx((config.optim.lr + config.optim.lr_start) / 2)
     config.minutes = None
     assert at(config, 100, 1000, 100_000).lr < config.optim.lr / 2
+
+
+@pytest.mark.xdist_group("runs")
+def test_minutes_that_are_over_before_the_first_step_are_refused(tmp_path):
+    code, said = train(tmp_path / "run", **{**MINUTES, "minutes": 0.001})
+    assert code == 1 and "minutes=0.001 is over before the first step (" in said
+    assert not (tmp_path / "run" / "checkpoints").exists()

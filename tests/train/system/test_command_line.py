@@ -31,6 +31,8 @@ PARSERS = {"pretrain": pretraining.parser, "probe": probing.parser, "finetune": 
         ("probe", "--views mean", "views takes a list, [a, b, …], each text, not mean"),
         ("finetune", "--optim.clip x", "optim.clip takes a number above 0 or null, not x"),
         ("finetune", "--recipe moe", "recipe takes one of mae, ijepa, not moe"),
+        ("pretrain", "photos", "photos belongs to no setting: is it the data set, --data photos?"),
+        ("pretrain", "--minutes 1e12", "minutes takes a number above 0 or null, not 1000000000000.0"),
         ("probe", "--protocoll knn", "there is no setting protocoll; did you mean protocol?"),
     ],
 )

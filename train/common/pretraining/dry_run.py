@@ -12,7 +12,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
-from timm_dseq import plan_regions
+from timm_dseq import UserError, plan_regions
 from timm_dseq.engine.regions import Regions
 
 from ..data.source import Source
@@ -77,9 +77,12 @@ def length_in_minutes(
             moments = [schedule.at(trial, samples, images, length.samples) for samples in (0, length.samples - 1)]
             seconds = sum(measured(training, batches, now)[0] for now in moments) / len(moments)
             left = 60 * config.minutes - (time.time() - psutil.Process().create_time())
-            answer = [(max(1, int(_TO_TRAIN * left / seconds)), f"{seconds:.3g} s a step")]
+            answer = [(int(_TO_TRAIN * left / seconds), f"{seconds:.3g} s a step")]
             broadcast_object_list(answer)
-            length, why = replace(length, steps=answer[0][0]), answer[0][1]
+            steps, why = answer[0]
+            if steps < 1:
+                raise UserError(f"minutes={config.minutes:g} is over before the first step ({why}): give more.")
+            length = replace(length, steps=steps)
             del batches, training
         if source is not None:
             progress.chosen["resident"] = own.chosen["resident"]

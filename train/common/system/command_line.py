@@ -30,7 +30,7 @@ _UNKNOWN = re.compile(
     "unrecognized arguments: --([\\w.-]+)|Group '(.+?)' does not accept option '(.+?)'|Option '(.+?)' is not accepted"
 )
 _WRONG_VALUE = re.compile(r'Parser key "(.+?)": (.*)')
-_GIVEN = re.compile(r"(?:Got|Given) value: (.+)$|: (\S+) does not conform|'([^']*)'$")
+_GIVEN = re.compile(r"(?:Got|Given) value: (.+?)(?: Given value type: .*)?$|: (\S+) does not conform|'([^']*)'$")
 _WORDS = {
     bool: "true or false",
     int: "a whole number",
@@ -91,7 +91,9 @@ class Parser(ArgumentParser):
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """End the program with one line."""
         line = " ".join(message.split())
-        if unknown := _UNKNOWN.search(line):
+        if bare := re.match(r"unrecognized arguments: (?!-)(\S+)", line):
+            line = f"{bare[1]} belongs to no setting: is it the data set, --data {bare[1]}?"
+        elif unknown := _UNKNOWN.search(line):
             name = ".".join(filter(None, unknown.groups())).replace("-", "_")
             line = f"there is no setting {name}{self._meant(name)}"
         elif wrong := _WRONG_VALUE.match(line):
