@@ -42,7 +42,7 @@ def timm_source(request) -> Path:
     ("chosen", "skipped_for_size"),
     [
         pytest.param("ti16", False, marks=pytest.mark.slow),
-        pytest.param(f"s16 or (b16 and not {PRUNING})", False, marks=pytest.mark.slow),
+        pytest.param(f"s16 or (b16 and not {PRUNING})", False, marks=LARGE),
         pytest.param(f"(b16 and {PRUNING}) or ((l16 or h14) and not {PRUNING})", False, marks=LARGE),
         pytest.param("h16_448", True, marks=LARGE),
     ],

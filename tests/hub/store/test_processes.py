@@ -130,7 +130,9 @@ def killed_before(change: int, work) -> bool:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("start", ["empty", "damaged", "whole"])
+@pytest.mark.parametrize(
+    "start", ["empty", pytest.param("damaged", marks=pytest.mark.large), pytest.param("whole", marks=pytest.mark.large)]
+)
 def test_after_a_kill_before_any_change_of_the_store_the_same_command_goes_on(drive, store, bring, tmp_path, start):
     """Brought from nothing, brought anew, and removed."""
     (tmp_path / META_FILE).write_bytes(drive.files[META_FILE])
