@@ -99,7 +99,7 @@ def test_a_duration_is_told_in_the_unit_of_a_person():
 
 @pytest.mark.xdist_group("runs")
 def test_minutes_are_steps_that_are_chosen_once_and_a_killed_run_keeps_them(tmp_path):
-    process = start(tmp_path / "run", checkpoint__keep=1000, **MINUTES)
+    process = start(tmp_path / "run", checkpoint__keep=100, **MINUTES)
     wait_for_steps(process, tmp_path / "run", 4)
     process.kill()
     process.join()
@@ -107,12 +107,12 @@ def test_minutes_are_steps_that_are_chosen_once_and_a_killed_run_keeps_them(tmp_
     steps = json.loads((first / "state.json").read_text())["done"]["chosen"]["steps"]
     assert steps > 4
     shutil.copytree(tmp_path / "run", tmp_path / "copy")  # which nothing disturbs any more
-    process = start(tmp_path / "run", checkpoint__keep=1000, **MINUTES)
+    process = start(tmp_path / "run", checkpoint__keep=100, **MINUTES)
     wait_for_steps(process, tmp_path / "run", min(9, steps))
     process.kill()
     process.join()
     for name in ("run", "copy"):
-        code, said = train(tmp_path / name, checkpoint__keep=1000, **MINUTES)
+        code, said = train(tmp_path / name, checkpoint__keep=100, **MINUTES)
         assert code == 0 and f"0.2 minutes are {steps} steps, {8 * steps / 8192:.3g} epochs: as the run began" in said
         assert json.loads((tmp_path / name / "log.jsonl").read_text().splitlines()[-1])["step"] == steps
     assert_same_run(tmp_path / "run", tmp_path / "copy")
