@@ -46,9 +46,8 @@ def read_stock(path: Path) -> tuple[dict[str, Any], StockModel]:
         raise UserError(f"{path} is no config of timm ({reason}): convert the weights anew.") from error
 
 
-def check_described(path: Path, weights: Path, name: str) -> None:
+def check_described(config: dict[str, Any], weights: Path, name: str) -> None:
     """Refuse a config.json of a model far larger than the weights beside it, before memory is taken for it."""
-    config = read_config(path)
     check_safetensors(weights)
     architecture, args = config["architecture"], config.get("model_args", {})
     if not timm.is_model(architecture):

@@ -102,8 +102,7 @@ def _bring(repo: str, random: bool) -> None:
     """
     with clear_hub_errors(f"hf-hub:{repo}"):
         validate_repo_id(split_revision(repo)[0])
-    config = Path(download(repo, _CONFIG))
-    read_config(config)
+    config = read_config(Path(download(repo, _CONFIG)))
     if not random:
         check_described(config, Path(download(repo, checkpoints.MODEL)), repo)
 
@@ -163,12 +162,12 @@ def _from_path(path: Path, img_size: int | None, random: bool, args: dict[str, A
     if path.name == checkpoints.MODEL and ((path.parent / _CONFIG).is_file() or checkpoints.is_checkpoint(path.parent)):
         path = path.parent  # which says more than the weights alone
     if (path / _CONFIG).is_file():
-        read_config(path / _CONFIG)
+        config = read_config(path / _CONFIG)
         weights = path / checkpoints.MODEL
         if os.path.lexists(weights) and not weights.is_file():
             raise UserError(f"{weights} is no file: export or copy the weights again.")
         if not random and weights.is_file():
-            check_described(path / _CONFIG, weights, str(path))
+            check_described(config, weights, str(path))
         return _create(f"{_FOLDER}{path}", img_size, not random, args), _folder_name(path)
     if path.is_file():
         return _detected(path, _file_name(path), img_size, random, args)

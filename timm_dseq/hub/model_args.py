@@ -10,8 +10,15 @@ from ..errors import UserError
 _ELSEWHERE = ("name", "model_name", "img_size", "num_classes", "random", "seed")
 _NOT_THE_MODELS = ("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir")
 # Whole numbers from 1 on. Beyond these, making the model takes all memory, or never ends.
-_MOST = {"depth": 1000, "num_heads": 1000, "embed_dim": 65_536, "patch_size": 16_384, "in_chans": 1000}
-_MOST |= {"img_size": 65_536, "reg_tokens": 65_536}
+_MOST = {
+    "depth": 1000,
+    "num_heads": 1000,
+    "embed_dim": 65_536,
+    "patch_size": 16_384,
+    "in_chans": 1000,
+    "img_size": 65_536,
+    "reg_tokens": 65_536,
+}
 
 
 def check_args(args: dict[str, Any], setting: str) -> None:

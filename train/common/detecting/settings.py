@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -16,7 +15,7 @@ from ..dense.settings import Optim
 from ..run.length import check_max_steps, check_warmup
 from ..run.resume import Checkpoint
 from ..system import machine
-from ..system.command_line import Parser, Plain, flagged
+from ..system.command_line import Parser, Plain, flagged, shortened
 from ..system.computing import System
 from ..system.numbers import Count, CountOrNone, Positive, Seed, Share, Side, Width, Workers
 
@@ -126,8 +125,7 @@ def parser() -> Parser:
 def parse(arguments: Sequence[str] | None = None) -> tuple[Detecting, str]:
     """The settings of a command line, and the same as YAML."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    arguments = [re.sub(r"^--data(?=$|=)", "--data.path", word) for word in flagged(arguments)]
-    config, text = parser().settings(Detecting, arguments)
+    config, text = parser().settings(Detecting, shortened(flagged(arguments)))
     config.workers = machine.workers(config.workers)
     check(config)
     return config, text

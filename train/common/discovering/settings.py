@@ -10,9 +10,9 @@ from typing import TypeVar
 from timm_dseq.hub.model_args import check_args
 
 from ..boxes import Convention
-from ..labels.settings import Labels, shortened
+from ..labels.settings import Labels
 from ..system import machine
-from ..system.command_line import Parser, Plain
+from ..system.command_line import Parser, Plain, shortened
 from ..system.numbers import BelowOne, Count, CountOrNone, Few, Seed, Side, Workers
 
 

@@ -1,7 +1,5 @@
 """Which labelled images a program learns from, and which it is tested on."""
 
-import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..system.numbers import Count
@@ -32,8 +30,3 @@ class Labels:
     classes: Count | None = None
     subset: str | None = None
     scenes: str | None = None
-
-
-def shortened(arguments: Sequence[str]) -> list[str]:
-    """`--data NAME` on a command line is short for `--data.path NAME`."""
-    return [re.sub(r"^--data(?=$|=)", "--data.path", word) for word in arguments]

@@ -68,7 +68,8 @@ def length_in_minutes(
     """
     length, why = Length.of(config.optim, images, accelerator.num_processes), "as the run began"
     if "steps" not in progress.chosen:
-        for resident in dict.fromkeys([False, config.data.resident and source is not None and config.data.resident]):
+        wanted = False if source is None else config.data.resident
+        for resident in dict.fromkeys((False, wanted)):
             trial = replace(config, data=replace(config.data, resident=resident), max_steps=None)
             own = Progress(chosen=dict(progress.chosen))
             training = Training(build(trial), trial, precision, accelerator)

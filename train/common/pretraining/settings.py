@@ -5,7 +5,6 @@ Without a file of settings, configs/demo.yaml is taken, which a laptop runs in m
 
 from __future__ import annotations
 
-import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -19,7 +18,7 @@ from ..data.settings import Data
 from ..run.length import check_max_steps
 from ..run.resume import Checkpoint
 from ..system import machine
-from ..system.command_line import Parser, Plain, flagged
+from ..system.command_line import Parser, Plain, flagged, shortened
 from ..system.numbers import BelowOne, Count, CountOrNone, Few, NotNegative, Positive, Seed, Share, Side, Width
 
 # Settings that may differ when a run is resumed, since none of them changes what is computed.
@@ -36,8 +35,6 @@ ADDED = {
     "minutes": None,
 }
 AUTOMATIC = ("system.precision", "data.resident")  # `auto` is resolved when a run begins, and stays
-_LONG = {"--data": "--data.path", "--model": "--model.name", "--init": "--model.init"}
-_SHORT = re.compile(rf"^({'|'.join(_LONG)})(?==|$)")
 DEMO = Path(__file__).parents[2] / "configs" / "demo.yaml"
 
 
@@ -242,7 +239,7 @@ def parser() -> Parser:
 def parse(arguments: Sequence[str] | None = None) -> tuple[Config, str]:
     """The settings of a command line, and the same as YAML. --data, --model and --init are short for what they mean."""
     arguments = flagged(sys.argv[1:] if arguments is None else arguments)
-    arguments = [_SHORT.sub(lambda word: _LONG[word[0]], word) for word in arguments]
+    arguments = shortened(arguments, model="model.name", init="model.init")
     if not any(a.split("=")[0] == "--config" for a in arguments):
         arguments = [f"--config={DEMO}", *arguments]
     config, text = parser().settings(Config, arguments)

@@ -10,10 +10,10 @@ from typing import Literal
 from timm_dseq import UserError
 from timm_dseq.hub.model_args import check_args
 
-from ..labels.settings import Labels, shortened
+from ..labels.settings import Labels
 from ..salient_crop import QueryName
 from ..system import machine
-from ..system.command_line import Parser, Plain
+from ..system.command_line import Parser, Plain, shortened
 from ..system.numbers import Count, Positive, Seed, Side, Workers
 
 CACHED = ("dseq-cached", "ijepa-cached", "dinov2-cached")

@@ -12,11 +12,10 @@ from timm_dseq import UserError
 from timm_dseq.hub.model_args import check_args
 
 from ..dense.settings import Optim
-from ..labels.settings import shortened
 from ..run.length import check_max_steps, check_warmup, fitted_warmup
 from ..run.resume import Checkpoint
 from ..system import machine
-from ..system.command_line import Parser, Plain, flagged
+from ..system.command_line import Parser, Plain, flagged, shortened
 from ..system.computing import System
 from ..system.numbers import Count, CountOrNone, Positive, Seed, Share, Side, Width, Workers
 

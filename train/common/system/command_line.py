@@ -186,6 +186,12 @@ def flagged(arguments: Sequence[str]) -> list[str]:
     ]
 
 
+def shortened(arguments: Sequence[str], **more: str) -> list[str]:
+    """`--data NAME` on a command line is short for `--data.path NAME`. more: what other short names mean."""
+    long = {"--data": "--data.path", **{f"--{short}": f"--{name}" for short, name in more.items()}}
+    return ["".join((long.get(option, option), *rest)) for option, *rest in (word.partition("=") for word in arguments)]
+
+
 def takes(kind: Any) -> str:
     """A type as words for a person."""
     origin, inner = get_origin(kind), get_args(kind)

@@ -10,14 +10,14 @@ from typing import ClassVar, Literal
 from timm_dseq import UserError
 from timm_dseq.hub.model_args import check_args
 
-from ..labels.settings import Labels, shortened
+from ..labels.settings import Labels
 from ..run.length import check_max_steps, check_warmup, fitted_warmup
 from ..run.resume import Checkpoint
 from ..run.schedules import warmup_cosine
 from ..salient_crop import QueryName
 from ..supervised import settings as supervised
 from ..system import machine
-from ..system.command_line import Parser, Plain, flagged
+from ..system.command_line import Parser, Plain, flagged, shortened
 from ..system.computing import System
 from ..system.numbers import BelowOne, Count, CountOrNone, NotNegative, Positive, Seed, Share, Side, Workers
 
